@@ -1,0 +1,196 @@
+"""Handwritten digits and their look-alikes, each as one tensor in memory.
+
+MNIST is 60,000 pictures of 28 x 28 bytes: 47 MB. It fits in memory whole, so there are no worker
+processes here: a batch is an index into a tensor that already lives on the device.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import sys
+import urllib.error
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion_book.errors import BookError, choose
+
+IMAGE_SIZE = 32  # what the networks see
+CROP_SIZE = 28  # what MNIST is, and what the reader sees
+PADDING = (IMAGE_SIZE - CROP_SIZE) // 2
+DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as failed
+
+TORCHVISION_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+NAMES = ("auto", *TORCHVISION_NAMES, "digits")
+LABELS = {
+    "fashion-mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split(),
+    "kmnist": "o ki su tsu na ha ma ya re wo".split(),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole data set in memory.
+
+    Attributes:
+        name: which one it is: "mnist", "fashion-mnist", "kmnist" or "digits" (never "auto").
+        images: uint8, (N, 1, 28, 28), 0 = background, 255 = ink.
+        labels: int64, (N,), 0 to 9.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on another device."""
+        return Dataset(self.name, self.images.to(device), self.labels.to(device))
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures at `index` as the networks want them: (B, 1, 32, 32) in [-1, 1], and labels."""
+        return normalise(self.images[index]), self.labels[index]
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each class is called, for captions."""
+        return LABELS.get(self.name, [str(digit) for digit in range(10)])
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes (B, 1, 28, 28) in 0..255 to floats (B, 1, 32, 32) in [-1, 1].
+
+    The border is filled with -1, which is the background of every picture. Reflecting the picture
+    at its edges instead would copy strokes that reach them.
+    """
+    images = images.float() / 127.5 - 1.0
+    return F.pad(images, [PADDING] * 4, value=-1.0)  # (B, 1, 28, 28) -> (B, 1, 32, 32)
+
+
+def crop(images: Tensor) -> Tensor:
+    """Cut the border off again: (B, C, 32, 32) -> (B, C, 28, 28)."""
+    return images[..., PADDING:-PADDING, PADDING:-PADDING]
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Floats in [-1, 1] to the bytes 0..255 that a picture file would hold."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def shuffled_batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one epoch in random order, in full batches; the incomplete last one is dropped."""
+    order = torch.randperm(size, generator=generator)
+    for start in range(0, size - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+def load(name: str = "auto", split: str = "train", *, root: str | Path | None = None) -> Dataset:
+    """Load a data set whole.
+
+    Args:
+        name: "mnist", "fashion-mnist", "kmnist", "digits" or "auto". "auto" is MNIST from `root`
+            or by download, and where neither can be had, "digits" with a notice on stderr.
+            "digits" comes with scikit-learn: 1,797 pictures of 8 x 8 pixels, resized.
+        split: "train" or "test".
+        root: a torchvision root, the folder that holds `MNIST/raw`. Default: the environment
+            variable DIFFUSION_BOOK_DATA, else `diffusion-book` in the user's cache folder.
+
+    Returns:
+        uint8 pictures (N, 1, 28, 28) and int64 labels (N,), on the CPU.
+
+    Raises:
+        BookError: the name or split is unknown, or the files are missing, damaged or cannot be
+            downloaded; the one line says which, and what to do.
+    """
+    choose("data set", name, dict.fromkeys(NAMES))
+    choose("split", split, dict.fromkeys(("train", "test")))
+    if name == "digits":
+        return _load_digits(split)
+    root = Path(root or os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data")
+    if name != "auto":
+        return _load_torchvision(name, split, root)
+    try:
+        return _load_torchvision("mnist", split, root)
+    except BookError as error:
+        print(
+            f"notice: no MNIST ({error}); using scikit-learn's 1,797 small digits instead",
+            file=sys.stderr,
+        )
+        return _load_digits(split)
+
+
+def cache_folder() -> Path:
+    """Where downloads and caches go: $XDG_CACHE_HOME/diffusion-book, else ~/.cache/diffusion-book."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-book"
+
+
+def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, TORCHVISION_NAMES[name])
+    folder = root / TORCHVISION_NAMES[name] / "raw"
+    remedy = (
+        f"delete {folder} and try again, put the four files there yourself, "
+        "or point DIFFUSION_BOOK_DATA at a folder that has them"
+    )
+    try:
+        files = kind(root, train=split == "train", download=False)
+    except ValueError as error:  # torchvision's word for a file whose length is not what it should be
+        raise BookError(f"{name} in {folder} is damaged ({_first_line(error)}): {remedy}") from None
+    except (RuntimeError, OSError):  # not there
+        files = _download(kind, name, split, root, folder, remedy)
+    images, labels = files.data, files.targets
+    if images.shape[1:] != (CROP_SIZE, CROP_SIZE) or len(images) != len(labels):
+        raise BookError(f"{name} in {folder} is damaged (its shapes do not match): {remedy}")
+    return Dataset(name, images.unsqueeze(1).contiguous(), labels.long())  # (N, 28, 28) -> (N, 1, 28, 28)
+
+
+def _download(kind: type, name: str, split: str, root: Path, folder: Path, remedy: str):
+    """torchvision's own download, with a time-out, and with one line for each way it can fail."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        return kind(root, train=split == "train", download=True)
+    except PermissionError:
+        raise BookError(
+            f"cannot write {name} to {root}: point DIFFUSION_BOOK_DATA at a folder that you may write"
+        ) from None
+    except TimeoutError:
+        raise BookError(
+            f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, or {remedy}"
+        ) from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
+        raise BookError(f"{name} cannot be downloaded ({_first_line(error)}): {remedy}") from None
+    except OSError as error:
+        raise BookError(f"{name} cannot be stored in {root} ({_first_line(error)}): {remedy}") from None
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise BookError(f"{name} came down damaged ({_first_line(error)}): {remedy}") from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _load_digits(split: str) -> Dataset:
+    """scikit-learn's digits: every sixth picture is for testing, the others for training."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # (1797, 1, 8, 8) in [0, 1]
+    # The strokes fill their 8 x 8 square; MNIST's fill 20 of 28 pixels. Resize to 20, then pad.
+    images = F.interpolate(images, size=(20, 20), mode="bicubic", align_corners=False)
+    images = F.pad((images.clamp(0, 1) * 255).round().to(torch.uint8), [4, 4, 4, 4])
+    labels = torch.from_numpy(bunch.target).long()
+    test = torch.arange(len(labels)) % 6 == 0
+    chosen = test if split == "test" else ~test
+    return Dataset("digits", images[chosen], labels[chosen])

@@ -1,0 +1,110 @@
+"""The figures on a model's card: how good a set of generated pictures is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
+from diffusion_book.evaluation.features import features, logits, reference_features
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured of a set of generated pictures, against the 10,000 test pictures of MNIST."""
+
+    num_samples: int
+    cfid: float
+    """Frechet distance of the classifier's features; lower is better"""
+    floor: float
+    """the same distance for as many real training pictures: what perfect samples would reach"""
+    ratio: float
+    """R = cfid / floor; 1 is perfect"""
+    kid: float
+    """kernel distance; 0 is perfect"""
+    precision: float
+    """share of generated pictures that lie among the real ones"""
+    recall: float
+    """share of real pictures that lie among the generated ones"""
+    precision_real: float
+    recall_real: float
+    """the same two for as many real training pictures: what perfect samples would reach"""
+    confident: float
+    """share of pictures that the second classifier is at least 90 % sure about"""
+    confident_real: float
+    """the same for the real pictures that the classifiers' features were taken from"""
+    nearest_train: float
+    """median distance in feature space to the nearest of the 60,000 training pictures"""
+    nearest_train_real: float
+    """the same for real test pictures; a model that has copied its training set lies far below"""
+    class_accuracy: float | None = None
+    """share of pictures that the second classifier takes for what was asked; only with labels"""
+    class_share: tuple[float, ...] = ()
+    """how often each digit was drawn, by the second classifier"""
+
+    def to_dict(self) -> dict:
+        """Plain values, for JSON."""
+        values = dataclasses.asdict(self)
+        values["class_share"] = [round(share, 4) for share in self.class_share]
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def real_subset(num_samples: int) -> Tensor:
+    """Features of `num_samples` training pictures, the same ones at every call: (num_samples, 64).
+
+    Raises:
+        BookError: fewer than 10, or more than the training set has.
+    """
+    train = reference_features()["train"]
+    if not 10 <= num_samples <= len(train):
+        raise BookError(f"{num_samples} samples: the measures need 10 to {len(train)}")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return train[order[:num_samples]]
+
+
+def floor(num_samples: int) -> float:
+    """cFID of that many real training pictures against the test set: no model of MNIST can be expected below it."""
+    return frechet_distance(real_subset(num_samples), reference_features()["test"])
+
+
+def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
+    """Measure generated pictures.
+
+    Args:
+        images: (N, 1, 28, 28) in [-1, 1]; N from 10 to 60,000. The usual N is 10,000.
+        labels: (N,), what was asked for; None for an unconditional model.
+
+    Raises:
+        BookError: too few or too many pictures, of another size, or not finite.
+    """
+    real = real_subset(len(images))
+    if not images.isfinite().all():
+        raise BookError("the pictures hold numbers that are not finite: look at the model that drew them")
+    seen, reference = features(images), reference_features()
+    test = reference["test"]
+    cfid, lowest = frechet_distance(seen, test), frechet_distance(real, test)
+    precision, recall = precision_recall(seen, test)
+    precision_real, recall_real = precision_recall(real, test)
+    certain = logits(images).softmax(dim=1)  # (N, 10)
+    taken_for = certain.argmax(dim=1)
+    return Measures(
+        num_samples=len(images),
+        cfid=cfid,
+        floor=lowest,
+        ratio=cfid / lowest,
+        kid=kernel_distance(seen, test),
+        precision=precision,
+        recall=recall,
+        precision_real=precision_real,
+        recall_real=recall_real,
+        confident=(certain.max(dim=1).values >= 0.9).double().mean().item(),
+        confident_real=reference["confident"].item(),
+        nearest_train=nearest(seen, reference["train"])[0].median().item(),
+        nearest_train_real=nearest(test, reference["train"])[0].median().item(),
+        class_accuracy=None if labels is None else (taken_for == labels.cpu()).double().mean().item(),
+        class_share=tuple((taken_for.bincount(minlength=10) / len(images)).tolist()),
+    )

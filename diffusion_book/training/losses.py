@@ -1,0 +1,69 @@
+"""What each kind of model is trained to make small."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_book.data import crop
+from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss
+from diffusion_book.schedules import SCHEDULES
+from diffusion_book.targets import TARGETS
+from diffusion_book.training.recipes import DiffusionConfig
+from diffusion_book.training.trainer import Loss
+
+
+def loss_of_diffusion(config: DiffusionConfig) -> Loss:
+    """The objective of an unconditional diffusion model, as the trainer wants it."""
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return diffusion_loss(
+            network,
+            images,
+            schedule=SCHEDULES[config.schedule],
+            target=TARGETS[config.target],
+            generator=generator,
+            time_sampling=TIME_SAMPLINGS[config.time_sampling],
+            timesteps=config.timesteps,
+            min_snr_gamma=config.min_snr_gamma or None,
+        )
+
+    return loss
+
+
+def loss_of_classifier(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Cross-entropy on 28 x 28 pictures, which are shifted, turned and sheared a little in training."""
+    images = crop(images)
+    if network.training:
+        images = random_affine(images, generator)
+    return F.cross_entropy(network(images), labels, label_smoothing=0.05 if network.training else 0.0, reduction="none")
+
+
+def random_affine(
+    images: Tensor,
+    generator: torch.Generator,
+    degrees: float = 10.0,
+    shift: float = 0.1,
+    scale: float = 0.12,
+    shear: float = 0.15,
+) -> Tensor:
+    """Turn, move, scale and shear each picture by its own random amount.
+
+    Args:
+        images: (B, 1, H, W) with -1 as background.
+        degrees: largest turn.
+        shift: largest move, as a share of half the width.
+        scale, shear: largest change of the matrix's entries.
+    """
+    draw = torch.rand(5, len(images), generator=generator, device=images.device) * 2 - 1  # each (B,) in [-1, 1]
+    angle = draw[0] * math.radians(degrees)
+    size = 1 + draw[1] * scale
+    cos, sin = angle.cos() * size, angle.sin() * size
+    rows = [cos, sin + draw[2] * shear, draw[3] * shift, -sin, cos, draw[4] * shift]
+    matrix = torch.stack(rows, dim=1).reshape(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    # Outside the picture grid_sample reads 0; shifted by 1, that is the background.
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1

@@ -1,0 +1,81 @@
+"""The weights that come with the book: NAME.safetensors, and NAME.json, its card.
+
+A card holds the recipe, what it was trained on and for how long, the hash of the weights, and what
+was measured with them, with the command that measures it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.files import write_text, write_whole
+
+FOLDER = Path(__file__).parent
+
+
+def shipped() -> list[str]:
+    """Names of all weights that are here."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def read_card(name: str, folder: Path = FOLDER) -> dict:
+    """The card of shipped weights.
+
+    Raises:
+        BookError: there is none.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped())}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
+    """The tensors of shipped weights, floats as float32, checked against the hash in the card.
+
+    Raises:
+        BookError: there are none, or the file is not the one that the card describes.
+    """
+    card = read_card(name, folder)
+    path = folder / f"{name}.safetensors"
+    found = hash_of(path) if path.is_file() else "no file"
+    if found != card["sha256"]:
+        raise BookError(
+            f"the weights {path} are damaged (hash {found[:12]}, the card says {card['sha256'][:12]}): install the book again"
+        )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise BookError(f"the weights {path} cannot be read ({error}): install the book again") from None
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path = FOLDER) -> Path:
+    """Store tensors, floats as float16, and the card with their hash. Both files are written whole."""
+    half = {key: _half(value) for key, value in tensors.items()}
+    path = write_whole(folder / f"{name}.safetensors", lambda temporary: save_file(half, temporary))
+    write_card(name, {**card, "sha256": hash_of(path)}, folder)
+    return path
+
+
+def write_card(name: str, card: dict, folder: Path = FOLDER) -> Path:
+    """Store a card."""
+    return write_text(folder / f"{name}.json", json.dumps(card, indent=2) + "\n")
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _half(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.to(torch.float16) if value.is_floating_point() else value
