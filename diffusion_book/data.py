@@ -29,8 +29,8 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as fa
 TORCHVISION_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *TORCHVISION_NAMES, "digits")
 LABELS = {
-    "fashion-mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split(),
-    "kmnist": "o ki su tsu na ha ma ya re wo".split(),
+    "fashion-mnist": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"],
+    "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
 }
 
 
@@ -141,44 +141,56 @@ def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
         f"delete {folder} and try again, put the four files there yourself, "
         "or point DIFFUSION_BOOK_DATA at a folder that has them"
     )
+    if not all(os.path.isfile(folder / Path(file).stem) for file, _ in kind.resources):
+        _download(kind, name, root, remedy)
     try:
-        files = kind(root, train=split == "train", download=False)
-    except ValueError as error:  # torchvision's word for a file whose length is not what it should be
-        raise BookError(f"{name} in {folder} is damaged ({_first_line(error)}): {remedy}") from None
-    except (RuntimeError, OSError):  # not there
-        files = _download(kind, name, split, root, folder, remedy)
+        files = kind(root, train=split == "train")
+    except Exception as error:  # whatever torchvision stumbles over here, a damaged file is in its way
+        raise BookError(f"{name} in {folder} is damaged ({_one_line(error)}): {remedy}") from None
     images, labels = files.data, files.targets
     if images.shape[1:] != (CROP_SIZE, CROP_SIZE) or len(images) != len(labels):
         raise BookError(f"{name} in {folder} is damaged (its shapes do not match): {remedy}")
     return Dataset(name, images.unsqueeze(1).contiguous(), labels.long())  # (N, 28, 28) -> (N, 1, 28, 28)
 
 
-def _download(kind: type, name: str, split: str, root: Path, folder: Path, remedy: str):
+def _download(kind: type, name: str, root: Path, remedy: str) -> None:
     """torchvision's own download, with a time-out, and with one line for each way it can fail."""
+    stood_still = f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, or {remedy}"
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        return kind(root, train=split == "train", download=True)
+        kind(root, download=True)
     except PermissionError:
         raise BookError(
             f"cannot write {name} to {root}: point DIFFUSION_BOOK_DATA at a folder that you may write"
         ) from None
     except TimeoutError:
-        raise BookError(
-            f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, or {remedy}"
-        ) from None
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
-        raise BookError(f"{name} cannot be downloaded ({_first_line(error)}): {remedy}") from None
+        raise BookError(stood_still) from None
+    except (
+        RuntimeError,
+        ValueError,
+        EOFError,
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ConnectionError,
+    ) as error:
+        reason = _one_line(error)  # torchvision's RuntimeError reports what each mirror said
+        if "timed out" in reason:
+            raise BookError(stood_still) from None
+        if "corrupted" in reason or isinstance(error, (ValueError, EOFError)):
+            raise BookError(f"{name} came down damaged ({reason}): {remedy}") from None
+        raise BookError(f"{name} cannot be downloaded ({reason}): {remedy}") from None
     except OSError as error:
-        raise BookError(f"{name} cannot be stored in {root} ({_first_line(error)}): {remedy}") from None
-    except (RuntimeError, ValueError, EOFError) as error:
-        raise BookError(f"{name} came down damaged ({_first_line(error)}): {remedy}") from None
+        raise BookError(f"{name} cannot be stored in {root} ({_one_line(error)}): {remedy}") from None
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def _one_line(error: Exception) -> str:
+    """What an error says, on one line; of a report about several mirrors, each reason once."""
+    lines = [line.strip(" .<>") for line in str(error).splitlines()]
+    reasons = [line for line in lines if line and not line.startswith(("Error downloading", "Tried "))]
+    return "; ".join(dict.fromkeys(reasons)) or type(error).__name__
 
 
 def _load_digits(split: str) -> Dataset:
