@@ -163,7 +163,7 @@ class Pipeline:
 
 def list_models() -> list[str]:
     """Names of the models that come with trained weights."""
-    return [name for name in weights.shipped() if RECIPES[name].diffusion is not None] if weights.shipped() else []
+    return [name for name in weights.shipped() if name in RECIPES and RECIPES[name].diffusion is not None]
 
 
 def load(name: str | Path, *, device: str | torch.device = "auto", precision: str = "auto") -> Pipeline:
@@ -182,7 +182,7 @@ def load(name: str | Path, *, device: str | torch.device = "auto", precision: st
         >>> pipe.sample(4, steps=2).shape
         torch.Size([4, 1, 28, 28])
     """
-    if str(name) in RECIPES or not str(name).endswith(".pt"):
+    if not str(name).endswith(".pt"):
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
         recipe, tensors = recipe_from_dict(card["recipe"]), weights.read_weights(str(name))
@@ -211,7 +211,9 @@ def build(
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
-        raise BookError(f"these weights do not fit the network of '{recipe.model}': use those that belong to it") from None
+        raise BookError(
+            f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
+        ) from None
     where = resolve_device(device)
     network = place(network.eval().requires_grad_(False), where)
     return Pipeline(recipe, network, where, resolve_precision(precision, where), card or {})

@@ -21,7 +21,9 @@ from diffusion_book.targets import Prediction
 Step = Callable[..., Tensor]
 
 
-def ddpm(prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule: Schedule, noise: Tensor, **_) -> Tensor:
+def ddpm(
+    prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule: Schedule, noise: Tensor, **_
+) -> Tensor:
     """Draw x_s from q(x_s | x_t, x0), with the predicted picture in the place of x0.
 
     Source: Ho et al. 2020, algorithm 2, with the variance of equation 7.
@@ -65,8 +67,10 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
 
 
 def check_eta(eta: float) -> None:
-    """Raises:
-    BookError: eta is not in [0, 1].
+    """Refuse an eta outside [0, 1].
+
+    Raises:
+        BookError: it is outside.
     """
     if not 0.0 <= eta <= 1.0:
         raise BookError(f"eta is {eta}: it must be between 0 (no fresh noise, DDIM) and 1 (as much as DDPM)")
