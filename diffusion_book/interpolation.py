@@ -1,0 +1,42 @@
+"""The way between two noises."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.schedules import expand
+
+
+def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
+    """Spherical interpolation: walk from a (weight 0) to b (weight 1) along the great circle through both.
+
+    Noise of many dimensions lies close to a sphere; the straight line between two draws cuts through
+    its inside, where no draw ever falls. Each sample counts as one long vector. Where two of them are
+    parallel there is no circle to walk on, and the straight line is taken.
+
+    Args:
+        a, b: (B, ...), of one shape.
+        weight: one number, or (B,): one for each sample. Usually in [0, 1].
+
+    Returns:
+        (B, ...).
+
+    Raises:
+        BookError: the shapes differ.
+
+    Source: Shoemake 1985; used for noise in Song et al. 2020 (DDIM), section 5.3.
+    """
+    if a.shape != b.shape:
+        raise BookError(f"noises of shapes {tuple(a.shape)} and {tuple(b.shape)}: interpolation needs two of one shape")
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()  # (B, ...) -> (B, D)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)  # (B,)
+    angle = cosine.acos()
+    weight = torch.as_tensor(weight, dtype=torch.float64, device=a.device).expand(len(a))
+    sine = angle.sin()
+    parallel = sine < 1e-6
+    sine = sine.masked_fill(parallel, 1.0)
+    from_a = torch.where(parallel, 1 - weight, ((1 - weight) * angle).sin() / sine)
+    from_b = torch.where(parallel, weight, (weight * angle).sin() / sine)
+    return expand(from_a, a) * a + expand(from_b, b) * b
