@@ -48,7 +48,8 @@ def cosine(t: Tensor, offset: float = 0.008) -> tuple[Tensor, Tensor]:
     floor = math.sqrt(1e-3) * before_last
     alpha = (angle(t).cos() / math.cos(start)).clamp(min=floor)
     # sqrt(1 - alpha^2) loses all its digits near t = 0; this form of it does not.
-    variance = (angle(t) - start).sin() * (angle(t) + start).sin() / math.cos(start) ** 2
+    from_start = t / (1 + offset) * (math.pi / 2)  # angle(t) - start
+    variance = from_start.sin() * (angle(t) + start).sin() / math.cos(start) ** 2
     return alpha, variance.clamp(min=0.0, max=1.0 - floor**2).sqrt()
 
 
