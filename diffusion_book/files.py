@@ -37,7 +37,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise BookError(f"cannot write {path} ({error.strerror or error}): free some space or choose another folder") from None
+        raise BookError(
+            f"cannot write {path} ({error.strerror or error}): free some space or choose another folder"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -117,7 +117,8 @@ class Pipeline:
                 if callback is not None and number > 0:
                     done += 1
                     callback(done, steps * len(batches))
-            pictures.append(self.to_images(state.x))
+                x = state.x
+            pictures.append(self.to_images(x))
         if not pictures:
             raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
         return torch.cat(pictures)

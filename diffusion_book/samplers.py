@@ -7,6 +7,7 @@ less noisy time s. It draws nothing and remembers nothing: the noise it may use 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -136,7 +137,7 @@ def sample(
     """
     yield State(float(times[0]), x, None)
     draws = step is not ddim or eta > 0
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         predicted = denoiser(x, t, **condition)
         fresh = draws and float(s) > 0  # the last step ends at the picture itself
         noise = randn(x.shape, generator).to(x) if fresh else torch.zeros_like(x)

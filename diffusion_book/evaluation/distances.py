@@ -86,6 +86,8 @@ def nearest(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise BookError(f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: both must be (N >= 2, D) with one D")
+        raise BookError(
+            f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: both must be (N >= 2, D) with one D"
+        )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise BookError("the features hold numbers that are not finite: look at the pictures they were taken from")

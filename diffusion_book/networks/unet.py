@@ -102,7 +102,6 @@ class UNet(nn.Module):
         fold = config.patch_size**2
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         embedding_dim = 4 * config.base_channels
-        levels = range(len(widths))
         self.time = nn.Sequential(
             nn.Linear(config.base_channels * 2, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
         )
@@ -143,9 +142,7 @@ class UNet(nn.Module):
         self.norm_out = group_norm(channels)
         self.conv_out = zero_init(nn.Conv2d(channels, config.in_channels * fold, 3, padding=1))
 
-    def forward(
-        self, x: Tensor, t: Tensor, *, concat: Tensor | None = None, context: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *, concat: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """One output for every pixel.
 
         Args:

@@ -89,7 +89,9 @@ class Trainer:
         max_minutes: float | None = None,
     ) -> None:
         if len(dataset) < config.batch_size:
-            raise BookError(f"a batch of {config.batch_size} is more than the data set's {len(dataset)}: lower --batch_size")
+            raise BookError(
+                f"a batch of {config.batch_size} is more than the data set's {len(dataset)}: lower --batch_size"
+            )
         if max_minutes is not None and not max_minutes > 0:
             raise BookError(f"max_minutes is {max_minutes}: it must be above 0")
         self.device = resolve_device(device)
