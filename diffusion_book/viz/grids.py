@@ -1,0 +1,117 @@
+"""Many pictures as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from diffusion_book.data import quantise
+from diffusion_book.errors import BookError
+from diffusion_book.files import write_whole
+from diffusion_book.viz.style import DPI, new_figure
+
+GAP = 64  # the grey between pictures, 0 to 255: neither ink nor background
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pictures as bytes: floats in [-1, 1] become 0 to 255 (what lies outside is clipped); bytes stay."""
+    return images.cpu() if images.dtype == torch.uint8 else quantise(images.detach().cpu())
+
+
+def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
+    """Lay pictures out in rows.
+
+    Args:
+        images: (N, 1, H, W), floats in [-1, 1] or bytes.
+        columns: pictures a row, at most.
+        padding: pixels between pictures and around them.
+
+    Returns:
+        One picture, uint8, (height, width), with grey between the pictures.
+
+    Raises:
+        BookError: not a batch of pictures with one channel.
+    """
+    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
+        raise BookError(f"a grid needs pictures of shape (N, 1, H, W), not {tuple(images.shape)}")
+    images = to_bytes(images)
+    if len(images) == 1:  # make_grid puts no border around a single picture
+        return F.pad(images[0, 0], [padding] * 4, value=GAP)
+    return make_grid(images, nrow=columns, padding=padding, pad_value=GAP)[0]  # (3, height, width) -> (height, width)
+
+
+def show_grid(images: Tensor, columns: int = 8, title: str | None = None, scale: float = 2.0) -> Figure:
+    """A figure of pictures in rows.
+
+    Args:
+        images: (N, 1, H, W), floats in [-1, 1] or bytes.
+        columns: pictures a row, at most.
+        title: written above.
+        scale: screen pixels a pixel.
+    """
+    picture = grid(images, columns)
+    height, width = (scale * size / DPI for size in picture.shape)
+    figure, axes = new_figure(width, height + (0.35 if title else 0.0))
+    axes.imshow(picture.numpy(), vmin=0, vmax=255)
+    axes.axis("off")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 2.0) -> Figure:
+    """A figure of labelled rows of pictures, for comparing.
+
+    Args:
+        rows: label -> pictures (N, 1, H, W), floats in [-1, 1] or bytes; N and the size may differ.
+        title: written above.
+        scale: screen pixels a pixel.
+
+    Raises:
+        BookError: there are no rows.
+    """
+    if not rows:
+        raise BookError("show_rows needs at least one row of pictures")
+    pictures = [grid(images, columns=len(images)) for images in rows.values()]
+    widest = max(picture.shape[1] for picture in pictures)
+    margin = 0.085 * max(len(line) for label in rows for line in label.split("\n")) + 0.25  # inches for the labels
+    heights = [picture.shape[0] for picture in pictures]
+    figure, axes = new_figure(
+        margin + scale * widest / DPI,
+        scale * sum(heights) / DPI + 0.04 * len(rows) + (0.35 if title else 0.0),
+        len(rows),
+        squeeze=False,
+        height_ratios=heights,
+    )
+    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.02, hspace=0.0, wspace=0.0)
+    for row, label, picture in zip(axes[:, 0], rows, pictures, strict=True):
+        row.imshow(picture.numpy(), vmin=0, vmax=255)
+        row.set_xlim(-0.5, widest - 0.5)  # shorter rows start at the left too
+        row.set(xticks=[], yticks=[], frame_on=False)
+        row.set_ylabel(label, rotation=0, ha="right", va="center")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int = 8) -> Path:
+    """Write pictures in rows to one image file, whole or not at all.
+
+    Args:
+        images: (N, 1, H, W), floats in [-1, 1] or bytes.
+        path: its ending names the format: .png, .webp, .pdf ...
+        columns: pictures a row, at most.
+
+    Raises:
+        BookError: the file cannot be written, or its ending is unknown.
+    """
+    picture = Image.fromarray(grid(images, columns).numpy())
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise BookError(f"cannot write a picture to {path}: let its name end in .png")
+    return write_whole(path, picture.save)

@@ -1,0 +1,54 @@
+"""Self-contained pieces of HTML that a notebook shows and a static page keeps."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.viz.grids import to_bytes
+
+
+@dataclass(frozen=True)
+class Html:
+    """HTML as the value of a cell.
+
+    Attributes:
+        text: the HTML.
+        summary: what a reader sees where HTML cannot be shown.
+    """
+
+    text: str
+    summary: str
+
+    def _repr_html_(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return self.summary
+
+
+def to_frames(frames: Tensor) -> Tensor:
+    """Frames as bytes (T, H, W), from (T, 1, H, W) or (T, H, W), floats in [-1, 1] or bytes.
+
+    Raises:
+        BookError: another shape.
+    """
+    frames = torch.as_tensor(frames)
+    if frames.ndim == 4 and frames.shape[1] == 1:
+        frames = frames[:, 0]
+    if frames.ndim != 3 or frames.numel() == 0:
+        raise BookError(f"frames must be (T, 1, H, W) or (T, H, W), not {tuple(frames.shape)}")
+    return to_bytes(frames)
+
+
+def data_uri(image: Image.Image, **options) -> str:
+    """A picture as a WebP `data:` address, which needs no file beside the page."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", method=6, **options)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,71 @@
+"""The way from noise to picture as a row of stills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.samplers import State
+from diffusion_book.viz.grids import grid
+from diffusion_book.viz.style import DPI, new_figure
+
+
+def denoising_strip(states: Iterable[State], pipe, frames: int = 10, what: str = "x") -> tuple[list[float], Tensor]:
+    """Pick evenly spaced stills out of a sampler's states, the first and the last among them.
+
+    Args:
+        states: of `Pipeline.states`, as they come or collected in a list.
+        pipe: the Pipeline that made them; turns states into pictures.
+        frames: how many stills; fewer where there are fewer states.
+        what: "x" for the noisy x_t, "x0" for the picture predicted at each step (the noise that the
+            sampler starts from has none, so this one starts a step later).
+
+    Returns:
+        The times, and the pictures (B, frames, 1, 28, 28) in [-1, 1].
+
+    Raises:
+        BookError: no states, fewer than one frame, or another `what`.
+    """
+    if what not in ("x", "x0"):
+        raise BookError(f"unknown kind of still '{what}': choose one of x, x0")
+    if what == "x":
+        pairs = [(state.t, state.x) for state in states]
+    else:
+        pairs = [(state.t, state.prediction.x0) for state in states if state.prediction is not None]
+    if not pairs or frames < 1:
+        raise BookError(f"{frames} stills of {len(pairs)} states: both must be at least 1")
+    frames = min(frames, len(pairs))
+    chosen = torch.linspace(0, len(pairs) - 1, frames).round().long().tolist()
+    pictures = torch.stack([pipe.to_images(pairs[index][1]) for index in chosen], dim=1)  # (B, frames, 1, 28, 28)
+    return [pairs[index][0] for index in chosen], pictures
+
+
+def show_strip(times: list[float], pictures: Tensor, title: str | None = None, scale: float = 2.0) -> Figure:
+    """A figure with one row a sample and one column a time, as `denoising_strip` gives them.
+
+    Args:
+        times: of the columns, in [0, 1].
+        pictures: (B, frames, 1, H, W), floats in [-1, 1].
+        title: written above.
+        scale: screen pixels a pixel.
+    """
+    padding = 2
+    columns, width = pictures.shape[1], pictures.shape[-1] + padding
+    picture = grid(pictures.flatten(0, 1), columns=columns, padding=padding)
+    figure, axes = new_figure(scale * picture.shape[1] / DPI, scale * picture.shape[0] / DPI + (0.65 if title else 0.3))
+    axes.imshow(picture.numpy(), vmin=0, vmax=255)
+    axes.set(yticks=[], frame_on=False)
+    digits = 2 if max(times, default=0) > 0 and all(abs(time * 100 - round(time * 100)) < 0.05 for time in times) else 3
+    axes.set_xticks(
+        [padding / 2 + width * (column + 0.5) - 0.5 for column in range(columns)],
+        [f"{time:.{digits}f}" for time in times],
+    )
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.grid(False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure

@@ -1,0 +1,75 @@
+"""One look for every figure of the book."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# One colour a model, the same on every page. Eight are from Okabe & Ito's palette or lie close to
+# it, so they stay apart for colour-blind readers; the ninth, the data, is nearly black.
+COLOURS: dict[str, str] = {
+    "ddpm": "#0072B2",
+    "ddim": "#D55E00",
+    "vae": "#CC79A7",
+    "ldm": "#009E73",
+    "ldm-concat": "#E69F00",
+    "ldm-cross-attention": "#56B4E9",
+    "rf": "#5D3A9B",
+    "latent-rf": "#8C564B",
+    "data": "#333333",
+}
+
+# From few steps (or much noise) to many steps (or none): light to dark, also in grey print.
+SEQUENCE: list[str] = ["#E8C547", "#C9A257", "#A08A70", "#757478", "#475F7C", "#1F4B7F", "#00275C"]
+
+PAPER = "#F7F7F5"  # an opaque, nearly white card: dark text on it is legible on light and on dark pages
+
+DPI = 100
+
+_STYLE = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "legend.fontsize": 10,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDA",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "lines.linewidth": 2.0,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "diffusion_book",  # the same figure gives the same file
+}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the look of the book: at most 100 dpi, legible on light and dark pages."""
+    plt.rcParams.update(_STYLE)
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:
+    """A figure in the book's style and its axes, which pyplot does not show by itself.
+
+    Args:
+        width, height: inches.
+        rows, columns: of axes.
+        options: for `plt.subplots`.
+
+    Returns:
+        The figure, and what `plt.subplots` gives: one Axes, or an array of them.
+    """
+    use_style()
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+    plt.close(figure)  # else a notebook shows it twice: as the cell's value and as an open figure
+    return figure, axes

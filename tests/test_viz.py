@@ -1,0 +1,265 @@
+"""What the pictures, strips, animations and scrubbers of the book hold, pixel by pixel."""
+
+import base64
+import html
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_book.errors import BookError
+from diffusion_book.samplers import State
+from diffusion_book.schedules import SCHEDULES
+from diffusion_book.targets import Prediction
+from diffusion_book.viz import plots
+from diffusion_book.viz.animation import animate, save_animation
+from diffusion_book.viz.grids import GAP, grid, save_grid, show_grid, show_rows
+from diffusion_book.viz.scrubber import scrubber, sprite_sheet
+from diffusion_book.viz.strips import denoising_strip, show_strip
+from diffusion_book.viz.style import COLOURS, DPI, PAPER, SEQUENCE, new_figure, use_style
+
+
+def flat(values, size=4):
+    """One picture a value, (N, 1, size, size), all of whose pixels have it."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None].expand(-1, 1, size, size)
+
+
+def pixels(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return np.array(Image.open(buffer))[..., :3]
+
+
+class TestGrid:
+    def test_lays_pictures_out_row_by_row_with_grey_between(self):
+        picture = grid(flat([-1.0, 0.0, 1.0]), columns=2, padding=2)
+        assert picture.shape == (2 * 4 + 3 * 2, 2 * 4 + 3 * 2)
+        assert picture.dtype == torch.uint8
+        first, second, third, gap = picture[3, 3], picture[3, 9], picture[9, 3], picture[0, 0]
+        assert [int(value) for value in (first, second, third, gap)] == [0, 128, 255, GAP]
+
+    def test_clips_noise_and_keeps_bytes(self):
+        assert int(grid(flat([7.0]))[3, 3]) == 255
+        assert int(grid(torch.full((1, 1, 4, 4), 77, dtype=torch.uint8))[3, 3]) == 77
+
+    def test_a_single_picture_has_its_border_too(self):
+        picture = grid(flat([1.0]), padding=2)
+        assert picture.shape == (8, 8)
+        assert [int(picture[0, 0]), int(picture[2, 2])] == [GAP, 255]
+
+    @pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4, 4), (0, 1, 4, 4)])
+    def test_other_shapes_are_refused_in_one_line(self, shape):
+        with pytest.raises(BookError, match=r"\(N, 1, H, W\)"):
+            grid(torch.zeros(shape))
+
+    def test_saved_grid_is_the_grid(self, tmp_path):
+        images = torch.rand(5, 1, 28, 28) * 2 - 1
+        path = save_grid(images, tmp_path / "new" / "grid.png", columns=3)
+        assert torch.equal(torch.from_numpy(np.array(Image.open(path))), grid(images, columns=3))
+        assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
+
+    def test_saving_under_an_unknown_ending_is_refused(self, tmp_path):
+        with pytest.raises(BookError, match="png"):
+            save_grid(flat([0.0]), tmp_path / "grid.digits")
+
+
+class TestFigures:
+    def test_grid_is_shown_at_its_scale(self):
+        shown = pixels(show_grid(flat([-1.0, 1.0], size=28), columns=2, scale=2))
+        assert shown.shape[:2] == (2 * 32, 2 * 62)
+        assert shown.min() < 10
+        assert shown.max() > 245
+
+    def test_rows_of_different_lengths_start_at_the_left(self):
+        shown = pixels(show_rows({"long": flat([1.0] * 4, 28), "short": flat([1.0], 28)}))
+        white = (shown == 255).all(axis=2)
+        upper, lower = np.split(white, 2)
+        assert abs(int(upper.any(axis=0).argmax()) - int(lower.any(axis=0).argmax())) <= 1
+        assert upper.sum() == pytest.approx(4 * lower.sum(), rel=0.1)
+
+    def test_no_rows_is_refused(self):
+        with pytest.raises(BookError, match="row"):
+            show_rows({})
+
+    def test_pyplot_keeps_no_figure_open(self):
+        import matplotlib.pyplot as plt
+
+        before = plt.get_fignums()
+        show_grid(flat([0.0]))
+        plots.plot_loss(range(3), [3.0, 2.0, 1.0])
+        assert plt.get_fignums() == before
+
+    def test_style(self):
+        use_style()
+        figure, _ = new_figure(2, 1)
+        assert figure.dpi == DPI <= 100
+        assert tuple(pixels(figure)[0, 0]) == tuple(int(PAPER[i : i + 2], 16) for i in (1, 3, 5))
+
+    def test_every_model_has_a_colour_of_its_own(self):
+        assert set(COLOURS) == {
+            "ddpm", "ddim", "vae", "ldm", "ldm-concat", "ldm-cross-attention", "rf", "latent-rf", "data"
+        }  # fmt: skip
+        assert len(set(COLOURS.values())) == len(COLOURS)
+
+    def test_sequence_gets_darker(self):
+        grey = [sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in SEQUENCE]
+        assert grey == sorted(grey, reverse=True)
+
+
+class TestStrip:
+    class Pipe:
+        @staticmethod
+        def to_images(x):
+            return x
+
+    def states(self, steps):
+        for number in range(steps + 1):
+            t = 1 - number / steps
+            x0 = None if number == 0 else Prediction(flat([-t, t]), flat([0.0, 0.0]))
+            yield State(t, flat([t, -t]), x0)
+
+    def test_stills_are_evenly_spaced_from_the_noise_to_the_picture(self):
+        times, stills = denoising_strip(self.states(100), self.Pipe, frames=5)
+        assert times == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+        assert stills.shape == (2, 5, 1, 4, 4)
+        assert stills[0, :, 0, 0, 0].tolist() == pytest.approx(times)
+        assert stills[1, :, 0, 0, 0].tolist() == pytest.approx([-time for time in times])
+
+    def test_predicted_pictures_start_a_step_later(self):
+        times, stills = denoising_strip(self.states(4), self.Pipe, frames=4, what="x0")
+        assert times == pytest.approx([0.75, 0.5, 0.25, 0])
+        assert stills[1, :, 0, 0, 0].tolist() == pytest.approx(times)
+
+    def test_never_more_stills_than_states(self):
+        assert denoising_strip(self.states(2), self.Pipe, frames=10)[1].shape[1] == 3
+
+    @pytest.mark.parametrize("options", [{"frames": 0}, {"what": "eps"}])
+    def test_bad_requests_are_refused(self, options):
+        with pytest.raises(BookError):
+            denoising_strip(self.states(2), self.Pipe, **options)
+
+    def test_shown_with_a_time_over_each_column(self):
+        times, stills = denoising_strip(self.states(4), self.Pipe)
+        axes = show_strip(times, stills).axes[0]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1.00", "0.75", "0.50", "0.25", "0.00"]
+
+
+def decode(source):
+    kind, encoded = source.split(",", 1)
+    assert kind == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(encoded)))
+
+
+def smooth_frames(count, height=16, width=24):
+    """Frames that lossy compression leaves nearly as they are, each of another brightness: (T, H, W) bytes."""
+    ramp = torch.linspace(0, 60, width).expand(height, width)
+    return torch.stack([(ramp + 190 * number / count) for number in range(count)]).round().to(torch.uint8)
+
+
+class TestAnimation:
+    def test_frames_come_back_in_order_and_loop(self):
+        frames = smooth_frames(7)
+        movie = decode(re.search(r'src="([^"]+)"', animate(frames).text).group(1))
+        assert movie.n_frames == 7
+        assert movie.info["loop"] == 0
+        for number, frame in enumerate(frames):
+            movie.seek(number)
+            shown = torch.from_numpy(np.array(movie.convert("L"))).float()
+            assert (shown - frame.float()).abs().mean() < 8
+
+    def test_alt_text_is_escaped_and_nothing_is_fetched(self):
+        text = animate(smooth_frames(2), alt='a "quoted" <digit>').text
+        assert 'alt="a &quot;quoted&quot; &lt;digit&gt;"' in text
+        assert "http" not in text
+
+    @pytest.mark.parametrize("ending", ["gif", "webp"])
+    def test_saved_animation_has_all_frames(self, tmp_path, ending):
+        path = save_animation(smooth_frames(5)[:, None], tmp_path / f"movie.{ending}")
+        assert Image.open(path).n_frames == 5
+
+    def test_another_ending_is_refused(self, tmp_path):
+        with pytest.raises(BookError, match="gif"):
+            save_animation(smooth_frames(2), tmp_path / "movie.mp4")
+
+    def test_frames_of_another_shape_are_refused(self):
+        with pytest.raises(BookError, match="frames"):
+            animate(torch.zeros(2, 3, 4, 4))
+
+
+class TestScrubber:
+    @pytest.mark.parametrize("count", [1, 2, 7, 50])
+    def test_sprite_sheet_holds_every_frame_where_the_handler_looks(self, count):
+        frames = torch.randint(0, 256, (count, 5, 9), dtype=torch.uint8)
+        sheet, columns = sprite_sheet(frames)
+        for number, frame in enumerate(frames):
+            row, column = number // columns, number % columns
+            assert torch.equal(sheet[row * 5 : row * 5 + 5, column * 9 : column * 9 + 9], frame)
+
+    def test_embedded_sheet_decodes_to_the_frames(self):
+        frames = smooth_frames(10)
+        sheet, _ = sprite_sheet(frames)
+        image = decode(re.search(r'<img src="([^"]+)"', scrubber(frames).text).group(1))
+        assert (torch.from_numpy(np.array(image.convert("L"))).float() - sheet.float()).abs().mean() < 8
+
+    def test_captions_survive_quotes_and_show_the_first_frame(self):
+        captions = ['t = "1"', "<b>", "η & σ"]
+        text = scrubber(smooth_frames(3), captions, start=1).text
+        stored = html.unescape(re.search(r'data-captions="([^"]*)"', text).group(1))
+        assert json.loads(stored) == captions
+        assert re.search(r"<output[^>]*>&lt;b&gt;</output>", text)
+        assert 'value="1"' in text
+
+    def test_several_on_a_page_cannot_collide_and_nothing_is_fetched(self):
+        text = scrubber(smooth_frames(3)).text
+        assert not re.search(r'\bid="', text)
+        assert "getElementById" not in text
+        assert "http" not in text
+        assert 'type="range"' in text
+
+    def test_wrong_number_of_captions_or_start_is_refused(self):
+        with pytest.raises(BookError, match="captions"):
+            scrubber(smooth_frames(3), ["one"])
+        with pytest.raises(BookError, match="frame 3"):
+            scrubber(smooth_frames(3), start=3)
+
+
+class TestPlots:
+    def test_loss_mean_is_the_mean(self):
+        lines = plots.plot_loss(range(1, 5), [1.0, 2.0, 3.0, 4.0], smooth=2).axes[0].lines
+        assert lines[1].get_xdata().tolist() == [2, 3, 4]
+        assert lines[1].get_ydata().tolist() == [1.5, 2.5, 3.5]
+
+    def test_quality_sorts_by_work_and_colours_by_model(self):
+        axes = plots.plot_quality({"ddim": [(50, 1.0), (10, 2.0)], "other": [(10, 3.0)]}, floor=0.5).axes[0]
+        assert axes.lines[0].get_xdata().tolist() == [10, 50]
+        assert axes.lines[0].get_color() == COLOURS["ddim"]
+        assert axes.lines[2].get_ydata()[0] == 0.5
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "50"]
+
+    def test_schedule_shows_both_factors_of_each(self):
+        axes = plots.plot_schedule(SCHEDULES).axes[0]
+        assert len(axes.lines) == 2 * len(SCHEDULES)
+        alpha, sigma = axes.lines[0].get_ydata(), axes.lines[1].get_ydata()
+        assert np.allclose(alpha**2 + sigma**2, 1)
+
+    def test_bins_stay_inside_their_edges(self):
+        axes = plots.plot_bins([0, 0.5, 1], {"a": [1, 2], "b": [3, 4]}, "t", "loss").axes[0]
+        spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+        assert all(0 <= left < right <= 0.5 or 0.5 <= left < right <= 1 for left, right in spans)
+        assert [bar.get_height() for bar in axes.patches] == [1, 2, 3, 4]
+
+    def test_curves_histograms_and_paths_draw_what_they_are_given(self):
+        assert len(plots.plot_curves([0, 1], {"ddpm": [0, 1], "mine": [1, 0]}, "x", "y").axes[0].lines) == 2
+        colours = {
+            line.get_color() for line in plots.plot_curves([0, 1], {"ddpm": [0, 1], "b": [1, 0]}, "", "").axes[0].lines
+        }
+        assert len(colours) == 2
+        histogram = plots.plot_line_histograms({"here": torch.full((10,), 2.0)}).axes[0]
+        tallest = max(histogram.patches, key=lambda bar: bar.get_height())
+        assert tallest.get_x() <= 2.0 <= tallest.get_x() + tallest.get_width()
+        paths = plots.plot_paths(torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 0.0], [1.0, -1.0]])).axes[0]
+        assert len({line.get_color() for line in paths.lines}) == 2
