@@ -1,0 +1,50 @@
+"""How Sphinx builds the site: `make book`.
+
+The pages load nothing from outside, so that they can be read from a folder with no network.
+"""
+
+from importlib.metadata import files
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+
+project = "The Diffusion Book"
+author = "The Diffusion Book authors"
+copyright = f"2026, {author}"
+
+extensions = ["myst_nb", "sphinx_external_toc"]
+external_toc_path = str(ROOT / "_toc.yml")
+external_toc_exclude_missing = True
+
+nb_execution_mode = "off"  # the Makefile has executed the chapters
+nb_ipywidgets_js = {}  # the chapters' controls are plain HTML
+nb_merge_streams = True
+myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist", "html_image"]
+myst_heading_anchors = 3
+
+# The equations: MathJax as one file, taken from the installed package into _static. Its SVG output
+# needs no fonts, which some browsers refuse to load for a page that is opened from a folder.
+mathjax = next(file for file in files("sphinx-mathjax-offline") if file.name == "tex-svg-full.js")
+mathjax_path = mathjax.name
+mathjax3_config = {
+    "options": {"enableMenu": False},  # the menu would fetch further files
+    "svg": {"fontCache": "local"},
+}
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_logo = "docs/_static/logo.svg"
+html_favicon = "docs/_static/logo.svg"
+html_static_path = ["docs/_static", str(mathjax.locate())]
+html_css_files = ["book.css"]
+html_show_sphinx = False
+html_theme_options = {
+    "show_toc_level": 2,
+    "show_navbar_depth": 1,
+    "use_download_button": True,
+    "use_fullscreen_button": False,
+    "home_page_in_toc": True,
+    "logo": {"text": project},
+    "navbar_persistent": [],  # the search field stands in the side bar
+}
+exclude_patterns = ["_static"]

@@ -1,0 +1,56 @@
+"""Draw the README's picture and the logo from the shipped DDPM weights: `make pictures`."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import diffusion_book
+from diffusion_book.data import crop
+
+HERE = Path(__file__).parent
+ROWS, COLUMNS, ZOOM = 6, 20, 3  # of the picture: digits down and across, screen pixels for each of theirs
+NOISY, STEPS = 13, 50  # the last columns are finished; steps of the sampler
+LOGO_SAMPLE, LOGO_SEED = 2, 0
+
+
+def banner(pipe: diffusion_book.Pipeline) -> Image.Image:
+    """Every cell is another digit; from left to right they are further on the way from noise to picture."""
+    states = [pipe.to_images(state.x) for state in pipe.states(range(ROWS * COLUMNS), steps=STEPS)]
+    canvas = torch.full((ROWS * 30, COLUMNS * 30), -1.0)
+    for row in range(ROWS):
+        for column in range(COLUMNS):
+            step = STEPS * min(column / (NOISY - 1), 1.0)
+            digit = states[round(step)][row * COLUMNS + column, 0]  # (28, 28)
+            canvas[row * 30 + 1 : row * 30 + 29, column * 30 + 1 : column * 30 + 29] = digit
+    pixels = ((canvas + 1) * 127.5).round().to(torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    return image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
+
+
+def logo(pipe: diffusion_book.Pipeline) -> str:
+    """One digit as 14 x 14 dots, noise in one corner and clean in the other, as SVG."""
+    *_, last = pipe.states([LOGO_SAMPLE], steps=STEPS, seed=LOGO_SEED)
+    x0 = torch.nn.functional.avg_pool2d(crop(last.x).float().cpu(), 2)[0, 0]  # (14, 14)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    ramp = torch.arange(14) / 13
+    alpha, sigma = pipe.schedule((0.8 - 1.4 * (ramp[:, None] + ramp[None]) / 2).clamp(0, 1))
+    radius = ((alpha * x0 + sigma * eps + 1) / 2).clamp(0, 1).sqrt() * 0.5
+    dots = "".join(
+        f'<circle cx="{x + 1.5}" cy="{y + 1.5}" r="{radius[y, x]:.2f}"/>'
+        for y in range(14)
+        for x in range(14)
+        if radius[y, x] > 0.1
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" role="img" aria-label="A digit made of dots">'
+        f'<rect width="16" height="16" rx="3" fill="#14304f"/><g fill="#ffd98a">{dots}</g></svg>\n'
+    )
+
+
+if __name__ == "__main__":
+    pipe = diffusion_book.load("ddpm", device="cpu", precision="fp32")
+    for path in (HERE / "samples.png", HERE / "_static" / "logo.svg"):
+        print(path.relative_to(HERE.parent))
+    banner(pipe).save(HERE / "samples.png", optimize=True)
+    (HERE / "_static" / "logo.svg").write_text(logo(pipe))
