@@ -128,7 +128,9 @@ def _tuples(values: dict) -> dict:
 
 
 RECIPES: dict[str, Recipe] = {
-    "ddpm": Recipe("ddpm", TrainingConfig(), UNetConfig(), DiffusionConfig()),
+    "ddpm": Recipe(
+        "ddpm", TrainingConfig(batch_size=64), UNetConfig(base_channels=16, layers_per_block=1), DiffusionConfig()
+    ),
     "classifier": Recipe("classifier", TrainingConfig(dataset="mnist", epochs=8, lr=2e-3, sample_every=8)),
     "classifier-check": Recipe("classifier-check", TrainingConfig(dataset="mnist", epochs=5, lr=2e-3, sample_every=5)),
 }
