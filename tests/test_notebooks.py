@@ -1,0 +1,141 @@
+"""The chapters: the two halves of each agree, it is executed and whole, and the site shows it with nothing from outside."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+CHAPTERS = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.py"))
+CHECK = "NBVAL_CHECK_OUTPUT"
+
+every_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
+
+
+def executed(chapter: str):
+    return nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", as_version=4)
+
+
+def code_cells(chapter: str) -> list:
+    return [cell for cell in executed(chapter).cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def outputs(chapter: str, kind: str) -> list:
+    return [output for cell in code_cells(chapter) for output in cell.outputs if kind in output.get("data", {})]
+
+
+@every_chapter
+def test_pair_agrees(chapter):
+    script, notebook = jupytext.read(NOTEBOOKS / f"{chapter}.py"), executed(chapter)
+    for number, (ours, theirs) in enumerate(zip(script.cells, notebook.cells, strict=True)):
+        assert (ours.cell_type, ours.source) == (theirs.cell_type, theirs.source), f"cell {number}: make notebooks"
+        assert ours.metadata.get("tags") == theirs.metadata.get("tags"), f"cell {number}: make notebooks"
+
+
+@every_chapter
+def test_is_executed_in_order_without_errors_or_warnings(chapter):
+    cells = code_cells(chapter)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            if output.output_type == "stream" and output.name == "stderr":
+                assert "Warning" not in output.text, cell.source
+
+
+@every_chapter
+def test_is_small_and_names_its_kernel(chapter):
+    assert (NOTEBOOKS / f"{chapter}.ipynb").stat().st_size < 2_000_000
+    assert executed(chapter).metadata.kernelspec.name == "python3"
+    assert jupytext.read(NOTEBOOKS / f"{chapter}.py").metadata.kernelspec.name == "python3"
+
+
+@every_chapter
+def test_shows_figures_and_compares_numbers(chapter):
+    assert len(outputs(chapter, "image/png")) + len(outputs(chapter, "text/html")) >= 3
+    compared = [cell for cell in code_cells(chapter) if CHECK in cell.source]
+    assert compared, "no cell's output is compared"
+    for cell in compared:
+        assert cell.outputs, f"this cell has no output to compare: {cell.source}"
+        assert not any("image/png" in output.get("data", {}) for output in cell.outputs), "a figure cannot be compared"
+
+
+@every_chapter
+def test_begins_with_its_title(chapter):
+    first = executed(chapter).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    assert [file.removeprefix("notebooks/") for file in listed if file.startswith("notebooks/")] == CHAPTERS
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert re.findall(r"\(notebooks/(\w+)\.ipynb\)", index) == CHAPTERS
+
+
+class Addresses(HTMLParser):
+    """What a page loads by itself (scripts, styles, pictures, frames), and what it links to."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.linked = [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        address = attributes.get("src") or attributes.get("href") or attributes.get("data")
+        if address and tag in {"script", "img", "iframe", "source", "video", "audio", "object", "link"}:
+            self.loaded.append(address)
+        elif address and tag == "a":
+            self.linked.append(address)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site of the committed chapters, built as `make book` does it; any warning fails it."""
+    build = tmp_path_factory.mktemp("site")
+    command = ["make", "--silent", "-o", f"{sys.prefix}/.ready", "site", f"BUILD={build}", f"VENV={sys.prefix}"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-1] == str(build / "html" / "index.html")
+    return build / "html"
+
+
+def test_site_has_every_page_and_needs_nothing_from_outside(site):
+    pages = [site / "index.html", *(site / "notebooks" / f"{chapter}.html" for chapter in CHAPTERS)]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        addresses = Addresses()
+        addresses.feed(text)
+        for address in addresses.loaded + addresses.linked:
+            parts = urlsplit(address)
+            if address in addresses.loaded:
+                assert parts.scheme in ("", "data"), f"{page.name} loads {address[:80]}"
+                assert not parts.netloc, f"{page.name} loads {address[:80]}"
+            if not parts.scheme and parts.path:
+                target = page.parent / unquote(parts.path)
+                assert target.exists(), f"{page.name} links to {address}, which is not there"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
+    assert (site / "_static" / "tex-svg-full.js").is_file()
+
+
+def test_site_fails_where_a_chapter_is_missing(tmp_path):
+    """A build without one of its chapters must not pass for a book."""
+    (tmp_path / "notebooks").mkdir()
+    for chapter in CHAPTERS[1:]:
+        (tmp_path / "notebooks" / f"{chapter}.ipynb").symlink_to(NOTEBOOKS / f"{chapter}.ipynb")
+    command = ["make", "--silent", "-o", f"{sys.prefix}/.ready", "site", f"NOTEBOOKS={tmp_path / 'notebooks'}"]
+    command += [f"BUILD={tmp_path / 'build'}", f"VENV={sys.prefix}"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert CHAPTERS[0] in ran.stdout + ran.stderr
