@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.plots import CYCLE
+from diffusion_book.viz.style import COLOURS, PAPER, new_figure
 
 
 def show_line_paths(
@@ -39,18 +42,17 @@ def show_plane_paths(panels: dict[str, Tensor], background: Tensor, limit: float
     """Points in the plane as they move, one panel a way of moving them.
 
     Args:
-        panels: title -> the points at each step, (S, N, 2); a ring marks each start and a dot each end.
+        panels: title -> the points at each step, (S, N, 2), each in its colour; a ring marks each start, a dot each end.
         background: (M, 2), drawn in grey behind them: where the data lies.
         limit: of both axes, on both sides of zero.
     """
-    figure, axes = new_figure(3.7 * len(panels), 3.9, 1, len(panels), sharey=True, squeeze=False)
+    figure, axes = new_figure(3.2 * len(panels), 3.5, 1, len(panels), sharey=True, squeeze=False)
     for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
         axis.scatter(*background.T, s=4, color="#BBBBB8", linewidths=0)
-        for number in range(points.shape[1]):
-            track = points[:, number]
-            axis.plot(*track.T, color=COLOURS["ddim"], linewidth=0.8, alpha=0.75)
-        axis.scatter(*points[0].T, s=28, facecolors="none", edgecolors=COLOURS["data"], label="start", zorder=3)
-        axis.scatter(*points[-1].T, s=28, color=COLOURS["ddpm"], label="end", zorder=3)
+        for colour, track in zip(itertools.cycle(CYCLE), points.unbind(1), strict=False):
+            axis.plot(*track.T, color=colour, linewidth=0.6 if len(track) > 100 else 1.2, alpha=0.8)
+        axis.scatter(*points[0].T, s=36, facecolors=PAPER, edgecolors=COLOURS["data"], label="start", zorder=3)
+        axis.scatter(*points[-1].T, s=30, color=COLOURS["data"], label="end", zorder=3)
         axis.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axes[0, -1].legend(loc="lower right", framealpha=0.8, frameon=True)
     return figure

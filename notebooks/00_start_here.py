@@ -1,0 +1,187 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# *Runs in about twenty seconds on two CPU cores.*
+#
+# This book teaches how diffusion models draw pictures, by building them: on handwritten digits, in plain PyTorch,
+# with nothing hidden in a library of somebody else. Digits are small enough that a laptop trains every model of
+# the book, and hard enough that everything you learn holds for large models too.
+#
+# Before any words, here is what the first model draws. Its weights come with the book. None of these digits was
+# ever written by a hand.
+
+# %%
+import torch
+
+import diffusion_book
+from diffusion_book import data, devices, schedules, weights
+from diffusion_book.viz import grids, plots, scrubber
+
+pipe = diffusion_book.load("ddpm")
+grids.show_grid(pipe.sample(40, steps=50, seed=0), columns=10)
+
+# %% [markdown]
+# Now watch eight of them form. Pull the slider, or click it and use the arrow keys. On the far left is pure
+# noise. Every stop is one call of the network, which takes a little noise away. The walk to the right is all that
+# a diffusion model does; how to learn it is what the book is about.
+
+# %%
+states = list(pipe.states(range(8), steps=50, seed=1))
+chosen = states[::2]
+frames = torch.stack([grids.grid(pipe.to_images(state.x), columns=4) for state in chosen])
+captions = [f"t = {state.t:.2f}" for state in chosen]
+scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from noise")
+
+# %% [markdown]
+# ## What is in the book
+#
+# | chapter | what you build | |
+# |---|---|---|
+# | 0 | this page | here |
+# | [1 · DDPM](01_ddpm.ipynb) | the first diffusion model that drew good pictures: derived, trained, sampled | here |
+# | [2 · DDIM](02_ddim.ipynb) | the same weights in 50 steps instead of 1,000; encoding and interpolation | here |
+# | 3 · Variational autoencoder | pictures squeezed into a few numbers, and back | to come |
+# | 4 · Latent diffusion | diffusion on those numbers | to come |
+# | 5 · Guidance by concatenation | "draw a seven": classes, and classifier-free guidance | to come |
+# | 6 · Cross-attention | the same, as text-to-image models do it | to come |
+# | 7 · Rectified flow | straight paths from noise to picture | to come |
+# | 8 · Scoreboard | all models measured on one scale | to come |
+# | 9 · Clinic | models broken on purpose, and how to tell what ails them | to come |
+#
+# Read chapters 1 and 2 in order. You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule.
+#
+# A chapter states what it is after and shows it at once. It starts with a toy on a line or in the plane, where
+# everything can be drawn. It then goes from equation to code to check, a few lines at a time: after each equation
+# stands the code that says the same, and after the code a cell that proves it. At the end the few lines are
+# compared with the library, where the same algorithm fits on one screen. Exercises have their solutions folded up
+# beneath them.
+#
+# ## Four ways to read it
+#
+# | you want to | do this |
+# |---|---|
+# | run and change things | `make lab` opens the chapters in JupyterLab |
+# | only read | `make book` builds these pages as a site; every slider works without Python |
+# | train and draw from the shell | `diffusion-book --help`, and below |
+# | use the models in your own code | `import diffusion_book`, as in the first cell |
+#
+# The commands do what the chapters do:
+#
+# ```bash
+# diffusion-book generate ddpm --mode ddim --ddim_steps 50 --num_samples 64
+# diffusion-book train ddpm --max-minutes 5
+# diffusion-book evaluate ddpm
+# diffusion-book doctor
+# ```
+
+# %% [markdown]
+# ## Does everything work here?
+#
+# The next cell says where the arithmetic will run. `bf16` numbers have fewer digits and are faster where the
+# hardware multiplies them natively; elsewhere the book uses `fp32`. In a shell, `diffusion-book doctor` checks
+# more.
+
+# %%
+device = devices.resolve_device("auto")
+precision = devices.resolve_precision("auto", device)
+print(f"diffusion_book {diffusion_book.__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+print(f"device: {device}, precision: {str(precision).removeprefix('torch.')}")
+print(f"models with trained weights: {', '.join(diffusion_book.list_models())}")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("ddpm is here:", "ddpm" in weights.shipped())
+print("a sample:", tuple(pipe.sample(2, steps=2).shape), "in [-1, 1]")
+
+# %% [markdown]
+# ## The data, with and without a network
+#
+# `data.load("auto")` looks for MNIST, 60,000 handwritten digits of 28 x 28 pixels, in this order:
+#
+# 1. the folder in the environment variable `DIFFUSION_BOOK_DATA`, if it is set, else your cache folder;
+# 2. the internet, once; the files stay in that folder;
+# 3. if neither works, scikit-learn's 1,797 digits of 8 x 8 pixels, resized. A notice says so.
+#
+# The third way keeps every chapter running offline. The shipped weights and the figures of quality do not depend
+# on it: they come from real MNIST, and travel with the book.
+
+# %%
+train = data.load("auto", "train")
+print(f"found: {train.name}, {len(train):,} pictures")
+grids.show_grid(train.images[:20], columns=10, title=f"Real ones, from '{train.name}'")
+
+# %% [markdown]
+# All data sets come in one shape, so that nothing else has to change when you change them: bytes of 28 x 28 for
+# the reader, and for the networks numbers from -1 (background) to 1 (ink), padded to 32 x 32.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for name in ("auto", "digits"):
+    pictures, labels = data.load(name, "test").batch(torch.arange(4))
+    print(tuple(pictures.shape), pictures.dtype, f"from {pictures.min():.0f}, labels of shape {tuple(labels.shape)}")
+
+# %% [markdown]
+# To use another one, change the name: `data.load("fashion-mnist")` for clothes, `"kmnist"` for Japanese letters,
+# `"digits"` for the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it. Asking for a
+# data set by its name never falls back to another. It raises one line that says what is missing and what to do.
+
+# %% [markdown]
+# ## One notation
+#
+# The papers of this field agree on the ideas and on hardly a letter. The book uses one notation throughout.
+# **Time $t$ runs from 0, the data, to 1, pure noise.** A noisy picture is
+#
+# $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I),$$
+#
+# with $x_0$ the clean picture, $\epsilon$ the noise, and a *schedule* that says how much there is of each. Here
+# are the two schedules of the first chapters.
+
+# %%
+plots.plot_schedule(schedules.SCHEDULES)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+for name, schedule in schedules.SCHEDULES.items():
+    alpha, sigma = schedule(t)
+    print(f"{name:>6}: alpha", " ".join(f"{value:.3f}" for value in alpha), end=", ")
+    print("alpha^2 + sigma^2 = 1:", bool(torch.allclose(alpha**2 + sigma**2, torch.ones_like(t))))
+
+# %% [markdown]
+# A network is asked for some mixture of $x_0$ and $\epsilon$. Whatever it was, its answer is turned into the pair
+# $(\hat x_0, \hat\epsilon)$ at once, and samplers see only the pair.
+#
+# When you read a paper, translate:
+#
+# | paper | its letters | ours |
+# |---|---|---|
+# | Ho et al. 2020 (DDPM) | step $t = 1 \dots T$ | time $t / T$, with $T = 1000$ |
+# | | $\bar\alpha_t$ and $1 - \bar\alpha_t$ | $\alpha_t^2$ and $\sigma_t^2$ |
+# | | $\alpha_t = 1 - \beta_t$ | $\alpha_t^2 / \alpha_s^2$, where $s$ is the step before |
+# | | $\sigma_t^2$, the variance of a step back | the variance in `schedules.posterior` |
+# | Song et al. 2020 (DDIM) | $\alpha_t$ | $\alpha_t^2$ (beware) |
+# | Kingma et al. 2021 (VDM) | $\alpha_t,\ \sigma_t$ | the same |
+# | Salimans & Ho 2022 | $v = \alpha_t \epsilon - \sigma_t x$ | the target `v` |
+# | Ho & Salimans 2022 (guidance) | $\lambda$, the log SNR | $\log(\alpha_t^2 / \sigma_t^2)$ |
+# | Karras et al. 2022 (EDM) | noise level $\sigma$, picture not shrunk | $\sigma_t / \alpha_t$, and $x_t / \alpha_t$ |
+# | Liu et al. 2022 (rectified flow) | $X_t = t X_1 + (1 - t) X_0$, from noise to data | time runs backwards: our $t$ is $1 - t$ |
+#
+# The last row is checked where it matters, in the chapter on rectified flow.
+#
+# ## Where to go next
+#
+# [Chapter 1](01_ddpm.ipynb) builds and trains the model whose digits stand at the top of this page. If you know
+# DDPM already, begin with [chapter 2](02_ddim.ipynb), which makes it fast.
