@@ -1,0 +1,147 @@
+"""`diffusion-book evaluate MODEL`: draw samples, measure them, and compare with the model's card."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_book.cli.generate import ModelOptions, load_pipeline
+from diffusion_book.cli.main import choose_model, parse
+from diffusion_book.errors import choose
+from diffusion_book.evaluation.measures import measure, real_subset
+from diffusion_book.files import make_folder, write_text
+from diffusion_book.pipelines import Pipeline
+from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
+from diffusion_book.training.experiment import timestamped_folder
+from diffusion_book.viz.grids import save_grid
+
+AGREE = 0.05  # two machines round differently: a cFID this close to the card's counts as the same
+
+ROWS = (
+    ("cFID", "cfid", "floor", "Frechet distance of a classifier's features to the test set; lower is better"),
+    ("R", "ratio", None, "cFID over its floor, the value of as many real pictures; 1 is perfect"),
+    ("KID", "kid", None, "kernel distance of the same features; 0 is perfect"),
+    ("precision", "precision", "precision_real", "share of the samples that lie among real pictures"),
+    ("recall", "recall", "recall_real", "share of real pictures that lie among the samples"),
+    ("confident", "confident", "confident_real", "share that a second classifier is 90 % sure about"),
+    ("nearest", "nearest_train", "nearest_train_real", "median distance to the nearest training picture"),
+)
+"""name, key of the measure, key of the same for real pictures, what it says"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the samples are drawn."""
+
+    sampler: str = "ddim"
+    """ddpm or ddim"""
+    steps: int = 50
+    """network evaluations a sample, 1 to the training's timesteps"""
+    eta: float = 0.0
+    """share of fresh noise in ddim, 0 to 1"""
+    seed: int = 0
+    """of the noise"""
+    num_samples: int = 10_000
+    """samples, 10 to 60,000"""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Options of `evaluate`."""
+
+    setting: Setting = field(default_factory=Setting)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    output_dir: Path = Path("evaluations")
+    """folder for the folder of results"""
+
+
+MODELS = {"ddpm": Evaluate}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    model, kind, rest = choose_model(arguments, "evaluate", MODELS)
+    if kind is None:
+        return 0
+    description = f"Draw samples of '{model}', measure them, and compare with the card of the shipped weights."
+    options = parse(kind, rest, f"evaluate {model}", description, kind())
+    pipe = load_pipeline(model, options.model)
+    check(pipe, options.setting)
+    make_folder(options.output_dir)
+    images, entry = evaluate(pipe, options.setting, options.model.batch_size)
+    print(table(entry))
+    print(comparison(entry, pipe.card))
+    folder = timestamped_folder(options.output_dir, model)
+    write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
+    save_grid(images[:100], folder / "grid.png", columns=10)
+    print(folder)
+    return 0
+
+
+def check(pipe: Pipeline, setting: Setting) -> None:
+    """Refuse a setting that cannot be drawn or measured, before the long work begins.
+
+    Raises:
+        BookError: it cannot.
+    """
+    choose("sampler", setting.sampler, SAMPLERS)
+    time_grid(setting.steps, pipe.recipe.diffusion.timesteps)
+    check_eta(setting.eta)
+    sample_generators(setting.seed, range(1))
+    real_subset(setting.num_samples)
+
+
+def evaluate(pipe: Pipeline, setting: Setting, batch_size: int) -> tuple[Tensor, dict]:
+    """Draw samples with a progress bar and measure them.
+
+    Returns:
+        The samples (N, 1, 28, 28), and an entry for the list "metrics" of a card: the setting, the
+        measures, and the speed.
+    """
+    began = time.perf_counter()
+    with progress_bar(f"{setting.sampler}, {setting.steps} steps") as bar:
+        images = pipe.sample(**asdict(setting), batch_size=batch_size, callback=bar.advance)
+    seconds = time.perf_counter() - began
+    measures = measure(images).to_dict()
+    return images, {**asdict(setting), **measures, "images_per_second": round(len(images) / seconds, 2)}
+
+
+class progress_bar(tqdm):
+    """A bar that a sampler's callback moves; silent where stderr is no terminal."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(desc=description, unit="step", disable=None, dynamic_ncols=True)
+
+    def advance(self, done: int, total: int) -> None:
+        """`done` of `total` steps are done."""
+        self.total = total
+        self.update(done - self.n)
+
+
+def table(entry: dict) -> str:
+    """The measures, one a line, beside those of real pictures."""
+    head = f"{entry['num_samples']:,} samples, {entry['sampler']}, {entry['steps']} steps"
+    head += f", eta {entry['eta']:g}" if entry["sampler"] == "ddim" else ""
+    lines = [f"{head}, {entry['images_per_second']:g} images/s", f"{'':11}{'samples':>10}{'real':>10}"]
+    for name, key, real, meaning in ROWS:
+        beside = f"{entry[real]:.4f}" if real else ""
+        lines.append(f"{name:11}{entry[key]:10.4f}{beside:>10}  {meaning}")
+    shares = " ".join(f"{share:.3f}" for share in entry["class_share"])
+    return "\n".join([*lines, f"{'digits 0-9':11}{shares}"])
+
+
+def comparison(entry: dict, card: dict) -> str:
+    """What the card says of the same setting, and whether it agrees."""
+    keys = ("sampler", "steps", "eta", "seed", "num_samples")
+    for listed in card.get("metrics", []):
+        if all(listed[key] == entry[key] for key in keys):
+            same = abs(entry["cfid"] - listed["cfid"]) <= AGREE * listed["cfid"]
+            verdict = "agrees" if same else "does NOT agree"
+            return f"the card says cFID {listed['cfid']:.4f}, R {listed['ratio']:.3f}: it {verdict} within {AGREE:.0%}"
+    return "no card has figures for this setting" if card else "a checkpoint of your own has no card to compare with"

@@ -1,0 +1,154 @@
+"""`diffusion-book generate MODEL`: pictures, and the way that each took from the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_book import pipelines
+from diffusion_book.cli.main import choose_model, parse
+from diffusion_book.errors import BookError, choose
+from diffusion_book.files import make_folder, write_whole
+from diffusion_book.pipelines import Pipeline
+from diffusion_book.samplers import check_eta, sample_generators, time_grid
+from diffusion_book.training.checkpoint import load_checkpoint
+from diffusion_book.training.experiment import find_checkpoint, timestamped_folder
+from diffusion_book.training.recipes import recipe_from_dict
+from diffusion_book.viz.grids import grid, save_grid
+from diffusion_book.viz.strips import denoising_strip
+
+FRAMES = 11  # stills on the way from noise to picture
+SCALE = 8  # a pixel becomes one 8 x 8 block of the JPEG that a PDF holds, which keeps it exact
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which weights, and where they run."""
+
+    checkpoint: Path | None = None
+    """.pt file or experiment folder; without one, the weights that come with the book"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1"""
+    precision: str = "auto"
+    """auto, fp32 or bf16"""
+    batch_size: int = pipelines.BATCH_SIZE
+    """samples drawn at once"""
+
+
+@dataclass(frozen=True)
+class GenerateDiffusion:
+    """Options of `generate` for a model without classes."""
+
+    mode: str = "ddim"
+    """ddpm (random, one step for each timestep of the training) or ddim (few steps)"""
+    ddim_steps: int = 50
+    """steps of ddim, 1 to the training's timesteps"""
+    eta: float = 0.0
+    """share of fresh noise in ddim, 0 to 1"""
+    num_samples: int = 16
+    """pictures"""
+    nrow: int = 4
+    """pictures a row of the grid"""
+    seed: int = 0
+    """of the noise; the same seed draws the same pictures"""
+    output_dir: Path = Path("generated_samples")
+    """folder for the folder of pictures"""
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+
+MODELS = {"ddpm": GenerateDiffusion}
+MODES = ("ddpm", "ddim")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    model, kind, rest = choose_model(arguments, "generate", MODELS)
+    if kind is None:
+        return 0
+    description = f"Draw pictures with '{model}': a grid, and for each picture a folder with its way from the noise."
+    options = parse(kind, rest, f"generate {model}", description, kind())
+    choose("mode", options.mode, dict.fromkeys(MODES))
+    for name in ("num_samples", "nrow"):
+        if getattr(options, name) < 1:
+            raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
+    pipe = load_pipeline(model, options.model)
+    steps = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
+    time_grid(steps, pipe.recipe.diffusion.timesteps)
+    check_eta(options.eta)
+    sample_generators(options.seed, range(1))
+    make_folder(options.output_dir)  # refuse what cannot be done before the long work begins
+    times, stills = draw(pipe, options, steps)
+    folder = timestamped_folder(options.output_dir, model)
+    write_samples(folder, times, stills, options.nrow)
+    print(folder)
+    return 0
+
+
+def load_pipeline(model: str, options: ModelOptions) -> Pipeline:
+    """The model with its shipped weights, or with those of a checkpoint.
+
+    Raises:
+        BookError: the checkpoint is missing, damaged or another model's; no such device.
+    """
+    if options.batch_size < 1:
+        raise BookError(f"--batch_size is {options.batch_size}: it must be at least 1")
+    if options.checkpoint is None:
+        return pipelines.load(model, device=options.device, precision=options.precision)
+    checkpoint = load_checkpoint(find_checkpoint(options.checkpoint), model)
+    recipe = recipe_from_dict(checkpoint["recipe"])
+    return pipelines.build(recipe, checkpoint["ema"], device=options.device, precision=options.precision)
+
+
+def draw(pipe: Pipeline, options: GenerateDiffusion, steps: int) -> tuple[list[float], Tensor]:
+    """Sample, and keep some stills of the way.
+
+    Returns:
+        Their times, from 1 to 0, and the stills (num_samples, frames, 1, 28, 28) in [-1, 1].
+    """
+    kept = set(torch.linspace(0, steps, min(FRAMES, steps + 1)).round().long().tolist())
+    starts = range(0, options.num_samples, options.model.batch_size)
+    parts = []
+    with tqdm(
+        total=steps * len(starts), desc=f"{options.mode}, {steps} steps", unit="step", disable=None, dynamic_ncols=True
+    ) as bar:
+        for start in starts:
+            states = pipe.states(
+                range(start, min(start + options.model.batch_size, options.num_samples)),
+                sampler=options.mode,
+                steps=steps,
+                eta=options.eta,
+                seed=options.seed,
+            )
+            chosen = []
+            for number, state in enumerate(states):
+                bar.update(number > 0)
+                if number in kept:
+                    chosen.append(state)
+            times, stills = denoising_strip(chosen, pipe, frames=len(chosen))
+            parts.append(stills)
+    return times, torch.cat(parts)
+
+
+def write_samples(folder: Path, times: list[float], stills: Tensor, nrow: int) -> None:
+    """The grid, and a folder for each sample with its picture, its strip and its single stills."""
+    save_grid(stills[:, -1], folder / "grid.png", columns=nrow)
+    save_pdf(stills[:, -1], folder / "grid.pdf", columns=nrow)
+    for number, row in enumerate(tqdm(stills, desc="writing", unit="sample", disable=None, dynamic_ncols=True)):
+        sample = folder / f"sample_{number:03d}"
+        save_pdf(row[-1:], sample / "final.pdf")
+        save_pdf(row, sample / "denoising_strip.pdf", columns=len(row))
+        for step, (t, still) in enumerate(zip(times, row, strict=True)):
+            save_pdf(still[None], sample / "denoising_steps" / f"step_{step:02d}_t{t:.3f}.pdf")
+
+
+def save_pdf(images: Tensor, path: Path, columns: int = 8) -> Path:
+    """Write pictures (N, 1, H, W) in [-1, 1] in rows to one PDF page, whole or not at all."""
+    picture = Image.fromarray(grid(images, columns).numpy())
+    picture = picture.resize((SCALE * picture.width, SCALE * picture.height), Image.Resampling.NEAREST)
+    return write_whole(path, lambda temporary: picture.save(temporary, "PDF", quality=95))

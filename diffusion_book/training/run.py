@@ -1,0 +1,295 @@
+"""One training from its recipe to its finished experiment folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from diffusion_book import data
+from diffusion_book.errors import choose
+from diffusion_book.files import write_text, write_whole
+from diffusion_book.networks.classifier import build_classifier
+from diffusion_book.networks.unet import UNet
+from diffusion_book.pipelines import Pipeline
+from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_book.training.experiment import (
+    Experiment,
+    environment,
+    find_checkpoint,
+    log_line,
+    peak_memory,
+    summary_text,
+    timestamped_folder,
+)
+from diffusion_book.training.losses import loss_of_classifier, loss_of_diffusion
+from diffusion_book.training.recipes import Recipe
+from diffusion_book.training.trainer import Loss, NonFiniteLoss, Report, Trainer
+from diffusion_book.viz.grids import save_grid
+from diffusion_book.viz.strips import denoising_strip, show_strip
+
+SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
+GRID_SAMPLES = 64
+SAMPLE_STEPS = 50  # of DDIM, for the samples drawn in and after the training
+STRIP_SAMPLES = 8
+STRIP_FRAMES = 11
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how long a training runs; nothing here changes what is trained."""
+
+    output_dir: Path = Path("experiments")
+    """folder for the experiment folders"""
+    resume: Path | None = None
+    """experiment folder or .pt file to continue"""
+    max_minutes: float | None = None
+    """end after so many minutes of training (resumed parts count), even if epochs are left"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1"""
+    precision: str = "auto"
+    """auto, fp32 or bf16"""
+    compile: bool = False
+    """run the network through torch.compile"""
+
+
+class Stopped(Exception):
+    """A signal ended the training early, after its checkpoint was saved in `folder`."""
+
+    def __init__(self, signal_number: int, folder: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}, which is saved")
+        self.signal_number = signal_number
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Model:
+    """What training a model needs beyond its recipe."""
+
+    build: Callable[[Recipe], nn.Module]
+    loss: Callable[[Recipe], Loss]
+
+
+_DIFFUSION = Model(lambda recipe: UNet(recipe.network), lambda recipe: loss_of_diffusion(recipe.diffusion))
+_CLASSIFIER = Model(lambda recipe: build_classifier(recipe.model), lambda recipe: loss_of_classifier)
+
+MODELS: dict[str, Model] = {"ddpm": _DIFFUSION, "classifier": _CLASSIFIER, "classifier-check": _CLASSIFIER}
+
+
+def run_training(recipe: Recipe, options: RunOptions) -> Path:
+    """Train a model, or continue training it, and fill its experiment folder.
+
+    Args:
+        recipe: what to train; to continue, the checkpoint's own but for the number of epochs.
+        options: where, and for how long. Without max_minutes, a continued training keeps its own.
+
+    Returns:
+        The experiment folder; its `checkpoints/final.pt` holds the trained model.
+
+    Raises:
+        BookError: the recipe or an option cannot be followed, or the loss is not finite any more.
+        Stopped: by SIGINT or SIGTERM.
+    """
+    model = choose("model", recipe.model, MODELS)
+    path = find_checkpoint(options.resume) if options.resume is not None else None
+    checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
+    dataset = data.load(recipe.training.dataset)
+    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
+    torch.manual_seed(recipe.training.seed)
+    trainer = Trainer(
+        model.build(recipe),
+        model.loss(recipe),
+        dataset,
+        recipe.training,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+        max_minutes=options.max_minutes if options.max_minutes is not None else checkpoint.get("max_minutes"),
+    )
+    if path is not None and path.parent.name == "checkpoints":
+        folder = path.parent.parent
+    else:
+        folder = timestamped_folder(options.output_dir, recipe.model)
+    run = _Run(recipe, trainer, Experiment(folder), data.load(dataset.name, "test"))
+    if checkpoint:
+        run.load_state_dict(checkpoint)
+    with stop_signals() as stopping:
+        run.train(stopping)
+        run.finish()
+    return folder
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """While inside, the first SIGINT or SIGTERM only appends its number to the list; a second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread can handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame) -> None:
+        received.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+class _Run:
+    """A training in progress: the trainer, its folder, and the epoch so far."""
+
+    def __init__(self, recipe: Recipe, trainer: Trainer, experiment: Experiment, test: data.Dataset) -> None:
+        self.recipe = recipe
+        self.trainer = trainer
+        self.experiment = experiment
+        self.test = test
+        self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
+        self.last_good: Path | None = None
+
+    def load_state_dict(self, checkpoint: dict) -> None:
+        """Continue from a checkpoint of `save`."""
+        self.trainer.load_state_dict(checkpoint)
+        self.loss_sum, self.loss_count, self.epoch_began = checkpoint["epoch_so_far"]
+        self.experiment.records = checkpoint["records"]
+        for leftover in self.experiment.checkpoints.glob(".*.pt"):  # of a save that was cut off
+            leftover.unlink()
+
+    def save(self, *names: str) -> None:
+        """Write the checkpoint under these names, unless a weight is not a number."""
+        trainer = self.trainer
+        if not all(value.isfinite().all() for value in trainer.network.state_dict().values()):
+            raise NonFiniteLoss(f"the weights are not finite after step {trainer.step}: try a lower --lr")
+        checkpoint = {
+            "recipe": self.recipe.to_dict(),
+            **trainer.state_dict(),
+            "max_minutes": trainer.max_seconds / 60,
+            "epoch_so_far": [self.loss_sum, self.loss_count, self.epoch_began],
+            "records": self.experiment.records,
+        }
+        for name in names:
+            self.last_good = save_checkpoint(self.experiment.checkpoints / name, checkpoint)
+
+    def train(self, stopping: list[int]) -> None:
+        """Train to the end, or to a signal."""
+        trainer = self.trainer
+        self.experiment.add(
+            {
+                "event": "resume" if self.experiment.records else "start",
+                "step": trainer.step,
+                "recipe": self.recipe.to_dict(),
+                "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+                **environment(trainer.device, trainer.dtype),
+            }
+        )
+        saved = time.monotonic()
+        bar = tqdm(initial=trainer.step, desc=self.recipe.model, unit="step", disable=None, dynamic_ncols=True)
+        try:
+            for report in trainer.steps():
+                self.loss_sum += report.loss
+                self.loss_count += 1
+                self.show(bar, report)
+                if report.step % trainer.steps_per_epoch == 0 or trainer.progress >= 1:
+                    bar.write(log_line(self.end_epoch(report)))
+                    saved = time.monotonic()
+                elif stopping or time.monotonic() - saved > SAVE_EVERY:
+                    self.save("last.pt")
+                    saved = time.monotonic()
+                if stopping:
+                    raise Stopped(stopping[0], self.experiment.folder, report.step)
+        except NonFiniteLoss as error:
+            good = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
+            raise NonFiniteLoss(f"{error}; {good}") from None
+        finally:
+            bar.close()
+
+    def show(self, bar: tqdm, report: Report) -> None:
+        """Move the progress bar."""
+        bar.total = max(report.step, round(report.step / self.trainer.progress))  # the time may be up before the epochs
+        rate = self.loss_count * self.recipe.training.batch_size / (report.seconds - self.epoch_began)
+        bar.set_postfix_str(f"loss {self.loss_sum / self.loss_count:.4f}, {rate:.0f} images/s", refresh=False)
+        bar.update()
+
+    def end_epoch(self, report: Report) -> dict:
+        """Measure, record and draw what an epoch made, and save."""
+        trainer, config = self.trainer, self.recipe.training
+        seconds = trainer.seconds - self.epoch_began
+        record = {
+            "event": "epoch",
+            "epoch": report.epoch,
+            "step": report.step,
+            "train_loss": self.loss_sum / self.loss_count,
+            "eval_loss": trainer.evaluate(self.test),
+            **({} if self.recipe.diffusion else {"test_accuracy": accuracy(trainer.ema.network, self.test)}),
+            "lr": report.lr,
+            "gradient_norm": report.gradient_norm,
+            "images_per_second": self.loss_count * config.batch_size / seconds,
+            "epoch_seconds": seconds,
+            "seconds": trainer.seconds,
+            "memory_mb": peak_memory(trainer.device),
+        }
+        self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, trainer.seconds
+        self.experiment.add(record)
+        keep = report.epoch % config.sample_every == 0
+        if self.recipe.diffusion and (keep or trainer.progress >= 1):
+            images = self.pipeline.sample(GRID_SAMPLES, steps=self.sample_steps)  # from the same noise every time
+            save_grid(images, self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png")
+        # Saved last: whatever interrupts an epoch's end, a resumed training does all of it again.
+        self.save("last.pt", *([f"epoch_{report.epoch:04d}.pt"] if keep else []))
+        return record
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Draws with the averaged weights as they are now."""
+        return Pipeline(self.recipe, self.trainer.ema.network, self.trainer.device, self.trainer.dtype, {})
+
+    @property
+    def sample_steps(self) -> int:
+        """DDIM steps of the samples drawn here."""
+        return min(SAMPLE_STEPS, self.recipe.diffusion.timesteps)
+
+    def finish(self) -> None:
+        """Write what a finished training leaves: the final checkpoint, the summary, samples."""
+        folder = self.experiment.folder
+        self.save("last.pt", "final.pt")
+        write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
+        if self.recipe.diffusion is None:
+            return
+        images = self.pipeline.sample(GRID_SAMPLES, steps=self.sample_steps, seed=1)
+        save_grid(images, folder / "final_samples" / "grid.png")
+        for number, image in enumerate(images):
+            save_grid(image[None], folder / "final_samples" / f"sample_{number:03d}.png")
+        states = self.pipeline.states(range(STRIP_SAMPLES), steps=self.sample_steps, seed=1)
+        times, stills = denoising_strip(states, self.pipeline, STRIP_FRAMES)
+        figure = show_strip(times, stills, title="From noise to digits, by time t")
+        write_whole(folder / "denoising_steps" / "denoising.png", figure.savefig)
+        for number, (t, column) in enumerate(zip(times, stills.unbind(1), strict=True)):
+            save_grid(column, folder / "denoising_steps" / f"step_{number:02d}_t{t:.3f}.png")
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, dataset: data.Dataset) -> float:
+    """Share of a data set that a classifier gets right."""
+    device = next(network.parameters()).device
+    dataset, right = dataset.to(device), 0
+    for index in torch.arange(len(dataset), device=device).split(500):
+        images, labels = dataset.batch(index)
+        right += (network(data.crop(images)).argmax(dim=1) == labels).sum().item()
+    return right / len(dataset)
