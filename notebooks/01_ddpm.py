@@ -1,0 +1,753 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # DDPM: from noise to digits, one small step at a time
+#
+# *Runs in about a minute on two CPU cores, without a network connection. A third of that is a live training.*
+#
+# It is easy to ruin a picture: add noise to it, a little at a time, until nothing is left. A *denoising diffusion
+# probabilistic model* learns to run this film backwards. It starts from pure noise, takes away a little at a time,
+# and ends at a picture that nobody has drawn before.
+#
+# You need to know PyTorch, Gaussians and Bayes' rule. In this chapter you will
+#
+# - play the whole story through on a line, where every quantity is known exactly;
+# - derive the forward process, its closed form and its posterior, and check each against the library;
+# - see why three different training targets are one and the same, and where two of them explode;
+# - find out how a bound on a likelihood shrinks to a mean squared error;
+# - train a small network for twenty seconds, then sample with one that was trained for longer;
+# - break the sampler on purpose.
+#
+# The source is Ho, Jain & Abbeel, *Denoising Diffusion Probabilistic Models* (2020), with the improvements of
+# Nichol & Dhariwal (2021) and Salimans & Ho (2022).
+
+# %% [markdown]
+# ## Set-up, and what we are after
+
+# %%
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+
+import diffusion_book
+from diffusion_book import data, objective, pipelines, samplers, schedules, targets, weights
+from diffusion_book.networks.unet import UNet
+from diffusion_book.targets import Prediction
+from diffusion_book.training.losses import loss_of_diffusion
+from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.training.trainer import Trainer
+from diffusion_book.viz import animation, grids, plots, scrubber, strips, style
+
+style.use_style()
+pipe = diffusion_book.load("ddpm")
+grids.show_grid(
+    pipe.sample(24, sampler="ddpm", steps=100, seed=1), columns=12, title="Drawn by the model of this chapter"
+)
+
+# %% [markdown]
+# No one has written these digits. Each began as an array of independent Gaussian numbers. By the end of the chapter
+# every line of what just happened will have been taken apart.
+#
+# ## 1. The data
+#
+# `data.load("auto")` finds MNIST, or downloads it. Where neither works it takes the 1,797 small digits that come
+# with scikit-learn. Everything below holds for both.
+
+# %%
+train, test = data.load("auto"), data.load("auto", "test")
+print(f"{train.name}: {len(train):,} pictures to learn from, {len(test):,} to check with")
+grids.show_grid(train.images[:24], columns=12)
+
+# %% [markdown]
+# A network wants floats, and sizes that can be halved a few times. So `batch` scales bytes to $[-1, 1]$ and puts a
+# black border of two pixels around the picture.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+x0, labels = train.batch(torch.arange(16))
+print(tuple(x0.shape), f"from {x0.min():.0f} to {x0.max():.0f}")
+
+# %% [markdown]
+# ## 2. The whole story on a line
+#
+# Let us first shrink the problem until nothing is hidden. A "picture" is one number, and there are two pictures in
+# the world, $x_0 = -1$ and $x_0 = +1$, equally likely. To blur the difference we mix a picture with noise:
+#
+# $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal N(0, 1).$$
+#
+# Time $t$ runs from 0, where $\alpha = 1$ and $\sigma = 0$, to 1, where it is the other way round. A function
+# $t \mapsto (\alpha_t, \sigma_t)$ is called a *schedule*. We shall use the library's `cosine`, and look into it later.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+points = torch.randint(0, 2, (20_000, 1), generator=generator).double() * 2 - 1
+eps = torch.randn(points.shape, generator=generator, dtype=torch.float64)
+rows = {}
+for t in torch.tensor([0.1, 0.3, 0.5, 0.7, 1.0], dtype=torch.float64):
+    rows[f"t = {t:.1f}"] = schedules.add_noise(schedules.cosine, points, eps, t)
+plots.plot_line_histograms(rows)
+
+# %% [markdown]
+# Two spikes melt into one bell. At $t = 1$ no trace of the data is left, and *that* distribution we can draw from
+# without any data.
+#
+# To go back, ask a modest question: given $x_t$, what was $x_0$ *on average*? Bayes' rule answers it exactly here.
+# The odds of $+1$ against $-1$ are the ratio of two Gaussian densities, $e^{2\alpha x_t / \sigma^2}$, and therefore
+#
+# $$\hat x_0(x_t, t) = \mathbb E[x_0 \mid x_t] = \tanh\!\left(\frac{\alpha_t\, x_t}{\sigma_t^2}\right).$$
+#
+# This is an ideal *denoiser*. From $\hat x_0$ follows what it takes for noise, $\hat\epsilon = (x_t - \alpha_t \hat
+# x_0)/\sigma_t$. In this book a denoiser always returns the two together.
+
+
+# %%
+def toy_denoiser(x_t, t):
+    alpha, sigma = schedules.cosine(t)
+    x0 = torch.tanh(alpha * x_t / sigma**2)
+    return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+
+line = torch.linspace(-3, 3, 301, dtype=torch.float64)
+times = torch.tensor([0.2, 0.4, 0.6, 0.8, 0.95], dtype=torch.float64)
+curves = {f"t = {t:.2f}": toy_denoiser(line, t).x0 for t in times}
+plots.plot_curves(line, curves, "noisy number", "expected clean number")
+
+# %% [markdown]
+# With little noise the denoiser decides; with much noise it hedges, and says something near 0, the average of all
+# pictures. Hedging is right. It is also why one step from noise to picture can only give a blur.
+#
+# Is the formula true? Draw a million pairs, keep those with $x_t$ near 0.3, and average their $x_0$.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+x = torch.randint(0, 2, (1_000_000,), generator=generator).double() * 2 - 1
+half = torch.tensor(0.5, dtype=torch.float64)
+x_t = schedules.add_noise(schedules.cosine, x, torch.randn(x.shape, generator=generator, dtype=torch.float64), half)
+near = (x_t - 0.3).abs() < 0.02
+error = x[near].std() / near.sum().sqrt()  # standard error of the mean
+print(f"counted {x[near].mean():.2f} ± {error:.2f}, tanh says {toy_denoiser(torch.tensor(0.3), half).x0:.2f}")
+
+# %% [markdown]
+# Now backwards. We start 2,000 points as pure noise and take 1,000 small steps. Each step asks the denoiser, moves a
+# little towards its answer and adds a little fresh noise. How much of each is the subject of this chapter, so for
+# now the library's `ddpm` step may stay a black box.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+start = torch.randn(2000, 1, generator=generator, dtype=torch.float64)
+grid_of_times = samplers.time_grid(1000)
+walk = samplers.sample(
+    toy_denoiser,
+    start,
+    grid_of_times,
+    samplers.ddpm,
+    schedule=schedules.cosine,
+    generator=torch.Generator().manual_seed(1),
+)
+path = torch.stack([state.x for state in walk]).squeeze(-1)  # (1001, 2000)
+arrived = ((path[-1].abs() - 1).abs() < 0.01).double().mean()
+print(f"{arrived:.0%} of the points end at -1 or +1, {(path[-1] > 0).double().mean():.0%} at +1")
+
+# %%
+plots.plot_paths(grid_of_times, path[:, :60])
+
+# %% [markdown]
+# Read it from left to right. The points wander, waver, and at last each falls to one side. Nothing told a point
+# where to go; the average $\hat x_0$ was enough. Digits will differ in one respect only: there are 1,024 numbers
+# instead of one, nobody knows the formula for $\hat x_0$, and so a network learns it.
+#
+# ## 3. Ruining digits
+#
+# The same mixing, done to pictures. Each row keeps its noise $\epsilon$ fixed, and time grows to the right.
+
+# %%
+times = torch.linspace(0, 1, 11)
+eps = torch.randn(x0[:4].shape, generator=generator)
+noisy = torch.stack([schedules.add_noise(schedules.cosine, x0[:4], eps, t) for t in times], dim=1)  # (4, 11, 1, 32, 32)
+strips.show_strip(times.tolist(), noisy, title="The forward process")
+
+# %% [markdown]
+# Find the last column in which you can still read the digit. Up to there the network has to clean; beyond it, it has
+# to make something up.
+#
+# ## 4. One step of noise
+#
+# DDPM defines the forward process step by step. There are $T = 1000$ steps, counted by $k$, and $t = k/T$. Step $k$
+# shrinks the picture a little and adds a little noise, with variance $\beta_k$:
+#
+# $$q(x_k \mid x_{k-1}) = \mathcal N\!\left(\sqrt{1 - \beta_k}\; x_{k-1},\ \beta_k I\right). \tag{1}$$
+#
+# Shrinking by $\sqrt{1-\beta_k}$ keeps the total variance at 1, if it was 1 before. Call the share of the first
+# picture's variance that is still there $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$. One can choose the
+# $\beta_k$ and get $\bar\alpha_k$, or the other way round. The cosine schedule chooses $\bar\alpha$:
+#
+# $$\bar\alpha_k = \frac{f(k)}{f(0)}, \quad f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right),
+# \qquad \beta_k = \min\!\left(1 - \frac{\bar\alpha_k}{\bar\alpha_{k-1}},\ 0.999\right).$$
+#
+# (The paper abbreviates $1-\beta_k$ as $\alpha_k$. We do not: in this book $\alpha_t$ is $\sqrt{\bar\alpha_k}$, the
+# factor of the picture itself.) We give the tensors a 0th entry, so that the indices are those of the formulas.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+T = 1000
+k = torch.arange(T + 1, dtype=torch.float64)
+f = ((k / T + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+beta = F.pad((1 - f[1:] / f[:-1]).clamp(max=0.999), (1, 0))  # beta[0] = 0: before the first step nothing happens
+alpha_bar = (1 - beta).cumprod(0)
+
+torch.testing.assert_close(beta[1:], schedules.betas(schedules.cosine), rtol=1e-9, atol=1e-12)
+print(f"beta: {beta[1]:.6f} at the first step, {beta[500]:.6f} in the middle, {beta[1000]:.3f} at the last")
+print(f"alpha-bar at the last step: {alpha_bar[1000]:.1e}")
+
+# %% [markdown]
+# ## 5. All steps at once
+#
+# To train on step 700 we do not want to take 700 steps. We need not: a Gaussian of a Gaussian is a Gaussian. Each
+# step multiplies the mean by $\sqrt{1-\beta_k}$. The variance $s$ becomes $(1-\beta_k)s + \beta_k$, so what is
+# *missing* to 1 is multiplied by $1-\beta_k$ too. It starts at 1. Hence
+#
+# $$q(x_k \mid x_0) = \mathcal N\!\left(\sqrt{\bar\alpha_k}\; x_0,\ (1 - \bar\alpha_k) I\right). \tag{2}$$
+#
+# This is the mixing of section 2, with $\alpha_t = \sqrt{\bar\alpha_k}$ and $\sigma_t = \sqrt{1 - \bar\alpha_k}$.
+# Let us walk 400 steps with 20,000 copies of one grey pixel, and compare. Then exactly, for every $k$: the variance
+# step by step, against the library's schedule and its `add_noise`.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+walker = torch.full((20_000,), 0.5)
+for i in range(1, 401):
+    noise = torch.randn(walker.shape, generator=generator)
+    walker = (1 - beta[i]).sqrt() * walker + beta[i].sqrt() * noise
+mean, std = 0.5 * alpha_bar[400].sqrt(), (1 - alpha_bar[400]).sqrt()
+print(f"400 steps: mean {walker.mean():.2f}, standard deviation {walker.std():.2f}")
+print(f"one jump:  mean {mean:.2f}, standard deviation {std:.2f}")
+
+missing = torch.ones(T + 1, dtype=torch.float64)
+for i in range(1, T + 1):
+    missing[i] = 1 - ((1 - beta[i]) * (1 - missing[i - 1]) + beta[i])
+alpha, sigma = schedules.cosine(k / T)
+torch.testing.assert_close(1 - missing, sigma.square(), rtol=1e-9, atol=1e-12)
+torch.testing.assert_close(alpha_bar.sqrt(), alpha, rtol=1e-9, atol=1e-12)
+
+jump = alpha_bar[400].sqrt() * x0[:4] + (1 - alpha_bar[400]).sqrt() * eps
+torch.testing.assert_close(schedules.add_noise(schedules.cosine, x0[:4], eps, k[400] / T), jump.float())
+print("equation (2) holds at all", T, "steps")
+
+# %% [markdown]
+# The paper itself used betas in equal steps from 0.0001 to 0.02, the *linear* schedule. The right half of the next
+# figure shows the signal-to-noise ratio, $\mathrm{SNR} = \alpha_t^2 / \sigma_t^2$, of both.
+
+# %%
+plots.plot_schedule(schedules.SCHEDULES)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+t = k[1:] / T
+for name, schedule in schedules.SCHEDULES.items():
+    snr = schedules.signal_to_noise(schedule, t)
+    print(
+        f"{name:>6}: {(snr > 1).sum():3} steps with more picture than noise, {(snr < 0.01).sum():3} with SNR below 0.01"
+    )
+
+# %% [markdown]
+# The linear schedule spends a third of its steps where a hundredth of the signal, or less, is left. Small
+# pictures are ruined early, and those steps have little to teach. The cosine spreads its effort evenly.
+#
+# ## 6. One step back
+#
+# Now the heart of the matter. Suppose the clean $x_0$ were known. From where did $x_k$ come? Bayes' rule for
+# the chain says
+#
+# $$q(x_{k-1} \mid x_k, x_0) \propto q(x_k \mid x_{k-1})\; q(x_{k-1} \mid x_0).$$
+#
+# Both factors are Gaussians in $x_{k-1}$: (1) looks back from $x_k$, (2) looks forward from $x_0$. When Gaussian
+# densities are multiplied their precisions, the inverse variances, add up:
+#
+# $$\frac{1}{\tilde\beta_k} = \frac{1-\beta_k}{\beta_k} + \frac{1}{1-\bar\alpha_{k-1}}
+# = \frac{1 - \bar\alpha_k}{\beta_k\,(1 - \bar\alpha_{k-1})},$$
+#
+# and the mean is the precision-weighted mixture of what the two have to say:
+#
+# $$\begin{aligned}
+# \tilde\mu_k(x_k, x_0) &= \frac{\sqrt{1-\beta_k}\,(1-\bar\alpha_{k-1})}{1-\bar\alpha_k}\, x_k
+# + \frac{\sqrt{\bar\alpha_{k-1}}\,\beta_k}{1-\bar\alpha_k}\, x_0, \\
+# \tilde\beta_k &= \frac{1-\bar\alpha_{k-1}}{1-\bar\alpha_k}\,\beta_k.
+# \end{aligned} \tag{3}$$
+
+# %%
+# NBVAL_CHECK_OUTPUT
+now, before = slice(1, None), slice(None, -1)  # entries k and k - 1, for k = 1 ... T
+from_x_k = (1 - beta[now]).sqrt() * (1 - alpha_bar[before]) / (1 - alpha_bar[now])
+from_x_0 = alpha_bar[before].sqrt() * beta[now] / (1 - alpha_bar[now])
+beta_tilde = (1 - alpha_bar[before]) / (1 - alpha_bar[now]) * beta[now]
+
+library = schedules.posterior(schedules.cosine, k[now] / T, k[before] / T)
+for mine, theirs in zip((from_x_k, from_x_0, beta_tilde), library, strict=True):
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+print(f"step 1000 to 999: {from_x_k[-1]:.4f} x_k + {from_x_0[-1]:.4f} x_0, variance {beta_tilde[-1]:.4f}")
+print(f"step    1 to   0: {from_x_k[0]:.4f} x_k + {from_x_0[0]:.4f} x_0, variance {beta_tilde[0]:.4f}")
+
+# %% [markdown]
+# At the last step back the variance is 0 and $x_k$ no longer counts: the answer is $x_0$ itself.
+#
+# Nothing in the derivation needs the two times to be neighbours. `schedules.posterior` takes any $s < t$, and that is
+# how we could sample with 100 steps above. We check a long stride, from $t = 0.6$ to $s = 0.3$, by experiment: go
+# forward many times, then fit $x_s$ by a straight line in $x_t$.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
+draw = torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
+x_s = schedules.add_noise(schedules.cosine, torch.full_like(draw[0], 0.5), draw[0], s)
+factor, variance = schedules.transition(schedules.cosine, t, s)
+x_t = factor * x_s + variance.sqrt() * draw[1]
+covariance = torch.cov(torch.stack([x_t, x_s]))
+slope = covariance[0, 1] / covariance[0, 0]
+a, b, left = schedules.posterior(schedules.cosine, t, s)
+print(
+    f"fitted:       slope {slope:.2f}, offset {x_s.mean() - slope * x_t.mean():.2f}, variance left {(x_s - slope * x_t).var():.2f}"
+)
+print(f"equation (3): slope {a:.2f}, offset {b * 0.5:.2f}, variance left {left:.2f}")
+
+# %% [markdown]
+# ## 7. What should the network say?
+#
+# We do not know $x_0$ when we sample, so a network has to guess it from $x_k$. It may guess $x_0$ directly. It may
+# guess $\epsilon$ instead, for then $x_0 = (x_t - \sigma_t\epsilon)/\alpha_t$. Or a mixture of both, such as
+#
+# $$v = \alpha_t\,\epsilon - \sigma_t\,x_0.$$
+#
+# Every such target is a pair of numbers, $y = a\,x_0 + b\,\epsilon$. Together with $x_t = \alpha_t x_0 + \sigma_t
+# \epsilon$ that makes two equations with two unknowns, and with $d = \alpha_t b - \sigma_t a$ they have the solution
+#
+# $$x_0 = \frac{b\,x_t - \sigma_t\,y}{d}, \qquad \epsilon = \frac{\alpha_t\,y - a\,x_t}{d}. \tag{4}$$
+#
+# So one function serves all targets, in training as in sampling:
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def solve(a, b, y, x_t, alpha, sigma):
+    d = alpha * b - sigma * a
+    return Prediction((b * x_t - sigma * y) / d, (alpha * y - a * x_t) / d)
+
+
+picture, noise = torch.randn(2, 8, 1, 32, 32, generator=generator, dtype=torch.float64)
+alpha, sigma = (value.reshape(8, 1, 1, 1) for value in schedules.cosine(torch.linspace(0.05, 0.95, 8).double()))
+x_t = alpha * picture + sigma * noise
+for name, target in targets.TARGETS.items():
+    a, b = target(alpha, sigma)
+    mine = solve(a, b, a * picture + b * noise, x_t, alpha, sigma)
+    theirs = targets.prediction(target, a * picture + b * noise, x_t, alpha.flatten(), sigma.flatten())
+    torch.testing.assert_close(mine, theirs)
+    print(
+        f"{name:>5}: picture and noise come back: {torch.allclose(mine.x0, picture) and torch.allclose(mine.eps, noise)}"
+    )
+
+# %% [markdown]
+# If the network is right, all targets agree. It never is quite right. By (4) an error of 1 in $y$ becomes an error
+# of $\sigma_t/|d|$ in $x_0$ and of $\alpha_t/|d|$ in $\epsilon$. How large are these?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("an error of 1 in the output becomes ...    (in x0 / in eps)")
+for step in (1, 500, 900, 990, 1000):
+    alpha, sigma = schedules.cosine(k[step] / T)
+    cells = []
+    for name, target in targets.TARGETS.items():
+        a, b = target(alpha, sigma)
+        d = (alpha * b - sigma * a).abs()
+        cells.append(f"{name} {sigma / d:9.2f} / {alpha / d:6.2f}")
+    print(f"k = {step:4}:  " + "    ".join(cells))
+
+# %% [markdown]
+# Predicting the noise makes $x_0$ explode at the start of sampling, twenty thousand times at $k = 1000$: from almost
+# pure noise, the picture is a tiny remainder. Predicting the image makes $\epsilon$ explode at the end. For $v$ we
+# have $d = \alpha_t^2 + \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
+#
+# ## 8. The loss
+#
+# A generative model should give the data a high likelihood. The likelihood of a chain of 1,000 steps cannot be
+# computed, but there is a bound on it, the one that variational autoencoders use:
+#
+# $$-\log p(x_0) \le \underbrace{D(q(x_T|x_0)\,\|\,p(x_T))}_{\text{nothing to learn}}
+# + \sum_{k=2}^{T} \mathbb E\, \underbrace{D(q(x_{k-1}|x_k,x_0)\,\|\,p(x_{k-1}|x_k))}_{\text{one for each step}}
+# - \mathbb E \log p(x_0|x_1).$$
+#
+# $D$ is the Kullback-Leibler divergence. The first term compares $x_T$ with pure noise, and has no weights in it. In
+# each middle term the target is the Gaussian of (3). So we let the model be that same Gaussian with a guess $\hat
+# x_0$ in the place of $x_0$. Then both have the same variance, and their divergence is the squared distance of their
+# means over twice that variance:
+#
+# $$D_k = \frac{\|\tilde\mu_k(x_k, x_0) - \tilde\mu_k(x_k, \hat x_0)\|^2}{2\tilde\beta_k}
+# = \tfrac12\left(\mathrm{SNR}_{k-1} - \mathrm{SNR}_k\right) \|x_0 - \hat x_0\|^2. \tag{5}$$
+#
+# The likelihood of a whole chain has become a squared error, with a weight for each step. Check the weight:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+snr = alpha_bar[now] / (1 - alpha_bar[now])  # k = 1 ... T
+weight = from_x_0**2 / (2 * beta_tilde)  # from equation (3); infinite at k = 1, which has a term of its own
+torch.testing.assert_close(weight[1:], (snr[:-1] - snr[1:]) / 2, rtol=1e-6, atol=1e-12)
+print(", ".join(f"k = {step}: {weight[step - 1]:.2g}" for step in (2, 10, 100, 500, 1000)))
+
+# %% [markdown]
+# The weights fall by nearly ten orders of magnitude. Taken literally, the bound spends nearly all its care on the last
+# traces of noise, which no eye can see. DDPM's decisive finding is to **ignore the weights**: let the network
+# predict the noise, and count $\|\epsilon - \hat\epsilon\|^2$ the same at all steps.
+#
+# Why is that allowed? Each term alone is smallest when the prediction is the conditional mean, the ideal denoiser of
+# section 2, whatever its weight. Weights only say where a network of limited size should be most careful. And by (4)
+# each choice of target *is* a choice of weights: with $e = \|x_0 - \hat x_0\|^2$,
+#
+# $$\|\epsilon - \hat\epsilon\|^2 = \mathrm{SNR} \cdot e, \qquad \|v - \hat v\|^2 = (\mathrm{SNR} + 1) \cdot e.$$
+#
+# Where noise is weak both ask for the same. Where it is strong the noise target hardly cares for the picture any
+# more; $v$ always counts an error in $x_0$ at least once. Now the loss is short: draw a time, add noise, ask,
+# compare.
+
+
+# %%
+def my_loss(network, x0, generator):
+    t = objective.on_grid(objective.uniform(len(x0), generator), T)  # (B,), one in each slice of (0, 1]
+    eps = torch.randn(x0.shape, generator=generator)
+    alpha, sigma = (schedules.expand(value, x0) for value in schedules.cosine(t))  # (B, 1, 1, 1)
+    v = alpha * eps - sigma * x0
+    error = network(alpha * x0 + sigma * eps, t.float()) - v
+    return error.square().mean(dim=(1, 2, 3))  # (B, 1, 32, 32) -> (B,)
+
+
+torch.manual_seed(0)
+for name, network in {"untrained": UNet(pipe.recipe.network), "shipped": copy.deepcopy(pipe.network).cpu()}.items():
+    with torch.no_grad():
+        mine = my_loss(network, x0, torch.Generator().manual_seed(3))
+        theirs = objective.diffusion_loss(
+            network,
+            x0,
+            schedule=schedules.cosine,
+            target=targets.v,
+            timesteps=T,
+            generator=torch.Generator().manual_seed(3),
+        )
+    torch.testing.assert_close(mine, theirs)
+    print(f"{name:>9}: loss {mine.mean():.3f}")
+
+# %% [markdown]
+# ## 9. Sampling
+#
+# Start with noise. At each step ask the network, put its $\hat x_0$ into (3), and draw. The paper writes the same
+# with $\hat\epsilon$. Replace $x_0$ in (3) by $(x_k - \sqrt{1-\bar\alpha_k}\,\hat\epsilon)/\sqrt{\bar\alpha_k}$,
+# collect terms, and there it is, algorithm 2 of the paper:
+#
+# $$x_{k-1} = \frac{1}{\sqrt{1-\beta_k}}\left(x_k - \frac{\beta_k}{\sqrt{1-\bar\alpha_k}}\,\hat\epsilon\right)
+# + \sqrt{\tilde\beta_k}\; z, \qquad z \sim \mathcal N(0, I). \tag{6}$$
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def ddpm_step(x_k, eps, k, z):
+    mean = (x_k - beta[k] / (1 - alpha_bar[k]).sqrt() * eps) / (1 - beta[k]).sqrt()
+    return mean + beta_tilde[k - 1].sqrt() * z
+
+
+for step in (1000, 999, 500, 2, 1):
+    t, s = k[step] / T, k[step - 1] / T
+    x_t = schedules.add_noise(schedules.cosine, picture, noise, t)
+    z = torch.randn(x_t.shape, generator=generator, dtype=torch.float64)
+    theirs = samplers.ddpm(Prediction(picture, noise), x_t, t, s, schedule=schedules.cosine, noise=z)
+    torch.testing.assert_close(ddpm_step(x_t, noise, step, z), theirs, rtol=1e-6, atol=1e-6)
+print("equation (6) is samplers.ddpm")
+
+# %% [markdown]
+# The loop around it has five lines. We open the black box of section 2, with the same start and the same random
+# numbers.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+x, same = start, torch.Generator().manual_seed(1)
+for i in range(T, 0, -1):
+    eps = toy_denoiser(x, k[i] / T).eps
+    z = torch.randn(x.shape, generator=same).double() if i > 1 else torch.zeros_like(x)
+    x = ddpm_step(x, eps, i, z)
+print(f"farther than 0.0001 from the library's samples: {((x[:, 0] - path[-1]).abs() > 1e-4).sum()} of {len(x)}")
+
+# %% [markdown]
+# That is all of DDPM: equation (2) to train, equation (6) to sample, and a network in between.
+#
+# ## 10. A live training
+#
+# The library's `Trainer` is a generator. It trains one step, reports, and hands control back, so logging and
+# stopping are up to you. We train the very network of the shipped weights, from scratch, with a budget of twenty
+# seconds. Samples come from a running average of the weights (EMA), which is steadier than the weights themselves.
+
+# %%
+settings = TrainingConfig(epochs=1000, batch_size=64, lr=3e-3, warmup_steps=20, ema_decay=0.98)
+torch.manual_seed(0)
+network = UNet(pipe.recipe.network)
+untrained = copy.deepcopy(network.state_dict())
+trainer = Trainer(network, loss_of_diffusion(DiffusionConfig()), train, settings, max_minutes=1 / 3)
+reports = list(trainer.steps())
+print(f"{len(reports)} steps, {len(reports) * settings.batch_size / reports[-1].seconds:.0f} pictures a second")
+plots.plot_loss([report.step for report in reports], [report.loss for report in reports])
+
+# %%
+stages = {"before": untrained, "after 20 s": trainer.ema.network.state_dict()}
+for stage, tensors in stages.items():
+    small = pipelines.build(Recipe("ddpm", settings, pipe.recipe.network, DiffusionConfig()), tensors)
+    stages[stage] = small.sample(12, sampler="ddpm", steps=50, seed=0)
+grids.show_rows(stages)
+
+# %% [markdown]
+# Before, noise stays noise. After twenty seconds there is a dark ground with bright strokes in the middle, about as
+# thick as a pen. Digits they are not yet. Learning *where ink may be* is quick; learning which strokes belong
+# together takes the many passes that the shipped weights have seen.
+#
+# ## 11. The shipped weights
+#
+# A card lies beside the weights and says how they were made. With them we draw four digits in all 1,000 steps.
+# `states` yields every state on the way. For each digit the upper row shows $x_t$, and the lower row $\hat x_0$, what
+# the network took for the picture a step before.
+
+# %%
+card = weights.read_card("ddpm")
+print(
+    f"{sum(p.numel() for p in pipe.network.parameters()) / 1e6:.1f} million parameters; {card['recipe']['diffusion']}"
+)
+
+states = list(pipe.states(range(4), sampler="ddpm", steps=T, seed=6))
+times, seen = strips.denoising_strip(states[1:], pipe, frames=11)
+_, guessed = strips.denoising_strip(states, pipe, frames=11, what="x0")
+strips.show_strip(times, torch.stack([seen, guessed], dim=1).flatten(0, 1))  # (4, 2, 11, ...) -> (8, 11, 1, 28, 28)
+
+# %% [markdown]
+# At the start $\hat x_0$ is a grey cloud, the average of all digits, as on the line. Then it commits: first to a
+# blurred kind of digit, then to a shape, last to the edges of the pen. The large decisions fall early, in noise in
+# which *you* see nothing. The same as a film:
+
+# %%
+_, film = strips.denoising_strip(states, pipe, frames=40)  # (4, 40, 1, 28, 28)
+animation.animate(
+    torch.stack([grids.grid(frame, columns=4) for frame in film.transpose(0, 1)]),
+    alt="Four arrays of noise turn into four digits",
+)
+
+# %% [markdown]
+# And under your own hand: state above, prediction below. It is a row of stored pictures, and works without a kernel.
+
+# %%
+times, seen = strips.denoising_strip(states[1:], pipe, frames=30)
+_, guessed = strips.denoising_strip(states, pipe, frames=30, what="x0")
+pairs = torch.cat([seen, guessed]).transpose(0, 1)  # (30, 8, 1, 28, 28)
+scrubber.scrubber(
+    torch.stack([grids.grid(frame, columns=4) for frame in pairs]),
+    captions=[f"t = {time:.2f}" for time in times],
+    label="denoise",
+    alt="Above: the noisy state at each time. Below: the picture that the network predicts from it.",
+    start=12,
+)
+
+# %% [markdown]
+# ## 12. Where is it hard?
+#
+# One average loss hides where a model works. So we measure by time: the error of the predicted picture, on 128
+# test pictures the network has not seen, at eight times.
+
+# %%
+centres = (torch.arange(8) + 0.5) / 8
+x_test, _ = test.batch(torch.arange(128))
+errors = []
+for t in centres:
+    noise = torch.randn(x_test.shape, generator=generator)
+    with torch.no_grad():
+        predicted = pipe.denoiser(
+            schedules.add_noise(schedules.cosine, x_test, noise, t).to(pipe.device), t.expand(128)
+        )
+    errors.append((predicted.x0.cpu() - x_test).square().mean().item())
+plots.plot_bins(torch.linspace(0, 1, 9), {"shipped": errors}, "time t", "mean squared error of x0")
+
+# %% [markdown]
+# The error grows with the noise, and must: at the right end even the ideal denoiser knows only the average digit, and
+# its error is the variance of the data. A large error there is no defect. It is hedging.
+#
+# ## 13. Breaking it on purpose
+#
+# Pictures live in $[-1, 1]$. So it seems tidy to clamp the state to $[-1, 1]$ after each step. It is one of the most
+# common mistakes. A second one is to leave out the fresh noise $z$. All three rows share their start.
+
+
+# %%
+def clamped(*arguments, **options):
+    return samplers.ddpm(*arguments, **options).clamp(-1, 1)
+
+
+def without_noise(*arguments, noise, **options):
+    return samplers.ddpm(*arguments, noise=torch.zeros_like(noise), **options)
+
+
+rows = {}
+for name, step in {"correct": samplers.ddpm, "state clamped": clamped, "no fresh noise": without_noise}.items():
+    walk = samplers.sample(
+        pipe.denoiser, pipe.noise(10, seed=5).to(pipe.device), samplers.time_grid(50), step,
+        schedule=pipe.schedule, generator=samplers.sample_generators(5, range(10)),
+    )  # fmt: skip
+    rows[name] = pipe.to_images(list(walk)[-1].x)
+    print(f"{name:>14}: {(rows[name] > 0).double().mean():.1%} of the pixels are ink")
+grids.show_rows(rows)
+
+# %% [markdown]
+# The network was trained on states whose noise reaches to 3 and beyond. Clamped noise is weaker noise, of a kind that
+# it never met; it takes the remains for picture. What may be clamped is $\hat x_0$, and `pipe.denoiser` does so.
+# Without fresh noise the state always sits at the mean of where it should be spread. It carries less noise than the
+# network is told, and details are lost.
+#
+# ## 14. New, or remembered?
+#
+# A model that had stored its training set would draw perfect digits. So look for the nearest training picture, pixel
+# by pixel, of each sample.
+
+# %%
+samples = rows["correct"]
+known = train.images.flatten(1).float() / 127.5 - 1  # (N, 784)
+nearest = torch.cdist(samples.flatten(1), known).argmin(dim=1)
+grids.show_rows({"sample": samples, "nearest": data.crop(train.batch(nearest)[0])})
+
+# %% [markdown]
+# Near, but not the same: slant, thickness and the ends of the strokes differ. The digits are like those of the
+# training set, and are not among them. (Without MNIST you see the nearest of scikit-learn's digits, on which the
+# weights were not trained: the neighbours are then farther away, and prove less.)
+#
+# ## The scoreboard
+#
+# The eye is easily pleased. The card holds measurements on thousands of samples. *cFID* is a Fréchet distance between
+# features of generated and real digits; its *floor* is what as many real training digits reach. Chapter 8 sets these
+# figures beside those of the other models.
+
+# %%
+for row in card["metrics"]:
+    if row["sampler"] == "ddpm":
+        print(
+            f"DDPM | {row['steps']:4} evaluations | cFID {row['cfid']:.3f} | {row['ratio']:.1f} times the floor"
+            f" | {row['num_samples']:,} samples"
+        )
+
+# %% [markdown]
+# ## What differs from the paper
+#
+# - **Target.** The paper predicts $\epsilon$; we predict $v$ (section 7).
+# - **Schedule.** The paper's is linear; ours is the cosine of Nichol & Dhariwal.
+# - **Variance.** The paper tries $\beta_k$ and $\tilde\beta_k$ for the reverse step and finds them alike. We take
+#   $\tilde\beta_k$, which (3) gives, throughout.
+# - **Clipping.** $\hat x_0$ is clipped to the range of pictures. The paper's released code does so as well; its
+#   algorithm 2 does not mention it.
+# - **Network.** Ours folds patches of 2 x 2 pixels into channels and works at 16 x 16, which saves three quarters of
+#   the arithmetic. The time scales and shifts the features instead of being added to them.
+# - **Average of the weights.** The paper's decay is 0.9999 from the start. Ours warms up, so that a short training
+#   does not sample from its random first weights.
+# - **Times.** One in each of $B$ equal slices instead of $B$ independent draws: the same expectation, less noise.
+#
+# ## Pitfalls
+#
+# - **Clamping $x_t$** instead of $\hat x_0$ (section 13).
+# - **Noise in the last step.** $\tilde\beta_1 = 0$. Code that adds $\sqrt{\beta_1}\,z$ there returns grain.
+# - **$\alpha$, $\bar\alpha$ and $\sqrt{\bar\alpha}$.** Three papers, three meanings of one letter. Code that confuses
+#   them runs, and draws mud.
+# - **Indices off by one.** $k = 1000$ must be asked for as $t = 1$, in training as in sampling.
+# - **Noise prediction at the end of the cosine schedule.** $1/\alpha_T$ is 20,000 (section 7). Cap $\beta$, clip $\hat
+#   x_0$, or predict $v$.
+# - **Judging by the loss.** Its floor is the hedging of section 12. Two models with nearly the same loss can draw very
+#   different digits.
+#
+# ## Exercises
+#
+# **1. The other variance.** Replace $\tilde\beta_k$ by $\beta_k$ in `ddpm_step` and run the toy again, with 1,000
+# steps and with 20. What changes, and why only with few steps?
+#
+# <details><summary>Solution</summary>
+#
+# The ratio $\tilde\beta_k / \beta_k = (1-\bar\alpha_{k-1})/(1-\bar\alpha_k)$ is near 1 except for the first few $k$,
+# if steps are short. With 20 steps $\bar\alpha$ changes much in one step, the ratio is far below 1, and the larger
+# variance leaves noise that the remaining steps do not take away. The exact variance lies between the two: $\beta_k$
+# is right for data that are themselves standard normal, $\tilde\beta_k$ for data that are a single point.
+#
+# </details>
+#
+# **2. Three points.** Give the toy the pictures $-1$, $0$ and $+1$ with probabilities 0.25, 0.5 and 0.25. What is the
+# ideal denoiser now?
+#
+# <details><summary>Solution</summary>
+#
+# For any finite set of pictures $\mathbb E[x_0 | x_t] = \sum_i w_i\, x^{(i)}$ with weights $w_i \propto p_i\,
+# e^{-(x_t - \alpha x^{(i)})^2 / 2\sigma^2}$: a softmax over the pictures.
+#
+# ```python
+# points, shares = torch.tensor([-1.0, 0.0, 1.0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
+#
+# def denoiser(x_t, t):
+#     alpha, sigma = schedules.cosine(t)
+#     logits = shares.log() - (x_t - alpha * points).square() / (2 * sigma**2)  # (N, 1) and (3,) -> (N, 3)
+#     x0 = (logits.softmax(dim=1) * points).sum(dim=1, keepdim=True)
+#     return Prediction(x0, (x_t - alpha * x0) / sigma)
+# ```
+#
+# Put the whole training set in the place of the three points, and you have the ideal denoiser of MNIST. It can only
+# return training pictures. That the network does *not* reach it is why it draws new ones.
+#
+# </details>
+#
+# **3. Train on noise.** Set `DiffusionConfig(target="noise")` in section 10 and train again. Why are the two losses
+# not comparable? Which row of samples looks better after twenty seconds?
+#
+# <details><summary>Solution</summary>
+#
+# By section 8 the losses weigh the same error by $\mathrm{SNR}$ and by $\mathrm{SNR}+1$, and each has its own floor.
+# To compare, turn both into an error of $x_0$ by `targets.prediction` and bin it by time, as in section 12. At large
+# $t$ the noise target is the worse one: nearly all of $x_t$ is noise, so repeating the input already gives a small
+# loss.
+#
+# </details>
+#
+# **4. How many steps?** Sample with 1,000, 250, 50, 20 and 10 steps of `ddpm`, from the same seed. Which digits
+# suffer first?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# rows = {f"{n} steps": pipe.sample(8, sampler="ddpm", steps=n, seed=0) for n in (250, 50, 20, 10)}
+# grids.show_rows(rows)
+# ```
+#
+# Long strides use (3) with a guess $\hat x_0$ that is still an average, and add much noise at a time. Thin strokes
+# break up first. The next chapter gets by with a tenth of the steps, by adding no noise at all.
+#
+# </details>
+#
+# ## Summary
+#
+# - Noise is added by (1), at any time at once by (2), and taken away by (3), which needs $x_0$.
+# - A network stands in for $x_0$. It may predict $x_0$, $\epsilon$ or $v$: by (4) they are one, up to how errors
+#   are weighted.
+# - The bound on the likelihood is a weighted squared error (5). Training drops its weights.
+# - Sampling is (6), repeated. Clip $\hat x_0$, never $x_t$.
+# - The network only ever learns an average. The randomness of the walk turns averages into samples.
+#
+# ## References
+#
+# - Sohl-Dickstein, Weiss, Maheswaranathan & Ganguli (2015), *Deep Unsupervised Learning using Nonequilibrium
+#   Thermodynamics*. ICML.
+# - Ho, Jain & Abbeel (2020), *Denoising Diffusion Probabilistic Models*. NeurIPS. arXiv:2006.11239.
+# - Nichol & Dhariwal (2021), *Improved Denoising Diffusion Probabilistic Models*. ICML. arXiv:2102.09672.
+# - Kingma, Salimans, Poole & Ho (2021), *Variational Diffusion Models*. NeurIPS. arXiv:2107.00630.
+# - Salimans & Ho (2022), *Progressive Distillation for Fast Sampling of Diffusion Models*. ICLR. arXiv:2202.00512.
