@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[book,dev]'; \
 	else \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,dev]'; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[book,dev]'; \
 	fi
 	@touch $@
 
