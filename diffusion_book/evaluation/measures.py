@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +67,21 @@ def real_subset(num_samples: int) -> Tensor:
     return train[order[:num_samples]]
 
 
+@functools.cache
 def floor(num_samples: int) -> float:
     """cFID of that many real training pictures against the test set: no model of MNIST can be expected below it."""
     return frechet_distance(real_subset(num_samples), reference_features()["test"])
+
+
+@functools.cache
+def _precision_recall_of_real(num_samples: int) -> tuple[float, float]:
+    return precision_recall(real_subset(num_samples), reference_features()["test"])
+
+
+@functools.cache
+def _nearest_of_real() -> float:
+    reference = reference_features()
+    return nearest(reference["test"], reference["train"])[0].median().item()
 
 
 def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
@@ -81,14 +94,14 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
     Raises:
         BookError: too few or too many pictures, of another size, or not finite.
     """
-    real = real_subset(len(images))
+    lowest = floor(len(images))
     if not images.isfinite().all():
         raise BookError("the pictures hold numbers that are not finite: look at the model that drew them")
     seen, reference = features(images), reference_features()
     test = reference["test"]
-    cfid, lowest = frechet_distance(seen, test), frechet_distance(real, test)
+    cfid = frechet_distance(seen, test)
     precision, recall = precision_recall(seen, test)
-    precision_real, recall_real = precision_recall(real, test)
+    precision_real, recall_real = _precision_recall_of_real(len(images))
     certain = logits(images).softmax(dim=1)  # (N, 10)
     taken_for = certain.argmax(dim=1)
     return Measures(
@@ -104,7 +117,7 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
         confident=(certain.max(dim=1).values >= 0.9).double().mean().item(),
         confident_real=reference["confident"].item(),
         nearest_train=nearest(seen, reference["train"])[0].median().item(),
-        nearest_train_real=nearest(test, reference["train"])[0].median().item(),
+        nearest_train_real=_nearest_of_real(),
         class_accuracy=None if labels is None else (taken_for == labels.cpu()).double().mean().item(),
         class_share=tuple((taken_for.bincount(minlength=10) / len(images)).tolist()),
     )
