@@ -96,8 +96,8 @@ generator = torch.Generator().manual_seed(0)
 points = torch.randint(0, 2, (20_000, 1), generator=generator).double() * 2 - 1
 eps = torch.randn(points.shape, generator=generator, dtype=torch.float64)
 rows = {}
-for t in torch.tensor([0.1, 0.3, 0.5, 0.7, 1.0], dtype=torch.float64):
-    rows[f"t = {t:.1f}"] = schedules.add_noise(schedules.cosine, points, eps, t)
+for t in torch.tensor([0.05, 0.2, 0.35, 0.6, 1.0], dtype=torch.float64):
+    rows[f"t = {t:.2f}"] = schedules.add_noise(schedules.cosine, points, eps, t)
 plots.plot_line_histograms(rows)
 
 # %% [markdown]
@@ -162,7 +162,7 @@ arrived = ((path[-1].abs() - 1).abs() < 0.01).double().mean()
 print(f"{arrived:.0%} of the points end at -1 or +1, {(path[-1] > 0).double().mean():.0%} at +1")
 
 # %%
-plots.plot_paths(grid_of_times, path[:, :60])
+plots.plot_paths(grid_of_times[::5], path[::5, :40])
 
 # %% [markdown]
 # Read it from left to right. The points wander, waver, and at last each falls to one side. Nothing told a point

@@ -142,6 +142,10 @@ class TestStrip:
         with pytest.raises(BookError):
             denoising_strip(self.states(2), self.Pipe, **options)
 
+    def test_neighbouring_times_are_told_apart(self):
+        labels = show_strip([0.002, 0.001, 0.0], torch.zeros(1, 3, 1, 4, 4)).axes[0].get_xticklabels()
+        assert [label.get_text() for label in labels] == ["0.002", "0.001", "0.000"]
+
     def test_shown_with_a_time_over_each_column(self):
         times, stills = denoising_strip(self.states(4), self.Pipe)
         axes = show_strip(times, stills).axes[0]
@@ -229,9 +233,9 @@ class TestScrubber:
 
 class TestPlots:
     def test_loss_mean_is_the_mean(self):
-        lines = plots.plot_loss(range(1, 5), [1.0, 2.0, 3.0, 4.0], smooth=2).axes[0].lines
-        assert lines[1].get_xdata().tolist() == [2, 3, 4]
-        assert lines[1].get_ydata().tolist() == [1.5, 2.5, 3.5]
+        lines = plots.plot_loss(range(1, 6), [1.0, 2.0, 3.0, 4.0, 5.0], smooth=3).axes[0].lines
+        assert list(lines[1].get_xdata()) == [2, 3, 4]
+        assert lines[1].get_ydata().tolist() == pytest.approx([2, 3, 4])
 
     def test_quality_sorts_by_work_and_colours_by_model(self):
         axes = plots.plot_quality({"ddim": [(50, 1.0), (10, 2.0)], "other": [(10, 3.0)]}, floor=0.5).axes[0]

@@ -51,7 +51,8 @@ def plot_loss(steps: Sequence[int], losses: Sequence[float] | dict[str, Sequence
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         window = min(smooth, len(values))
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], mean, color=colour, label=f"{name}, mean of {window} steps")
+        first = (window - 1) // 2  # each mean stands in the middle of its steps, or it would lag behind
+        axes.plot(steps[first : first + len(mean)], mean, color=colour, label=f"{name}, mean of {window} steps")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")

@@ -59,7 +59,7 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
     figure, axes = new_figure(scale * picture.shape[1] / DPI, scale * picture.shape[0] / DPI + (0.65 if title else 0.3))
     axes.imshow(picture.numpy(), vmin=0, vmax=255)
     axes.set(yticks=[], frame_on=False)
-    digits = 2 if max(times, default=0) > 0 and all(abs(time * 100 - round(time * 100)) < 0.05 for time in times) else 3
+    digits = 2 if len({f"{time:.2f}" for time in times}) == len(times) else 3
     axes.set_xticks(
         [padding / 2 + width * (column + 0.5) - 0.5 for column in range(columns)],
         [f"{time:.{digits}f}" for time in times],
