@@ -5,8 +5,21 @@
 >>> images = pipe.sample(16, seed=0)
 """
 
+from typing import TYPE_CHECKING
+
 from diffusion_book.errors import BookError
-from diffusion_book.pipelines import Pipeline, list_models, load
+
+if TYPE_CHECKING:
+    from diffusion_book.pipelines import Pipeline, list_models, load
 
 __version__ = "0.1.0"
 __all__ = ["BookError", "Pipeline", "list_models", "load"]
+
+
+def __getattr__(name: str):
+    # Loaded when first used: importing torch takes seconds, and `diffusion-book --help` needs none of it.
+    if name in ("Pipeline", "list_models", "load"):
+        from diffusion_book import pipelines
+
+        return getattr(pipelines, name)
+    raise AttributeError(f"module 'diffusion_book' has no attribute '{name}'")

@@ -16,7 +16,7 @@ from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import choose
 from diffusion_book.evaluation.measures import measure, real_subset
 from diffusion_book.files import make_folder, write_text
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
 from diffusion_book.training.experiment import timestamped_folder
 from diffusion_book.viz.grids import save_grid
@@ -97,7 +97,7 @@ def check(pipe: Pipeline, setting: Setting) -> None:
     real_subset(setting.num_samples)
 
 
-def evaluate(pipe: Pipeline, setting: Setting, batch_size: int) -> tuple[Tensor, dict]:
+def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict]:
     """Draw samples with a progress bar and measure them.
 
     Returns:
@@ -136,12 +136,18 @@ def table(entry: dict) -> str:
     return "\n".join([*lines, f"{'digits 0-9':11}{shares}"])
 
 
+def find_entry(card: dict, entry: dict) -> dict | None:
+    """What a card says of the same setting as `entry`'s; None where it is silent."""
+    keys = ("sampler", "steps", "eta", "seed", "num_samples")
+    return next((each for each in card.get("metrics", []) if all(each[key] == entry[key] for key in keys)), None)
+
+
 def comparison(entry: dict, card: dict) -> str:
     """What the card says of the same setting, and whether it agrees."""
-    keys = ("sampler", "steps", "eta", "seed", "num_samples")
-    for listed in card.get("metrics", []):
-        if all(listed[key] == entry[key] for key in keys):
-            same = abs(entry["cfid"] - listed["cfid"]) <= AGREE * listed["cfid"]
-            verdict = "agrees" if same else "does NOT agree"
-            return f"the card says cFID {listed['cfid']:.4f}, R {listed['ratio']:.3f}: it {verdict} within {AGREE:.0%}"
-    return "no card has figures for this setting" if card else "a checkpoint of your own has no card to compare with"
+    if not card:
+        return "a checkpoint of your own has no card to compare with"
+    listed = find_entry(card, entry)
+    if listed is None:
+        return "the card has no figures for this setting"
+    verdict = "agrees" if abs(entry["cfid"] - listed["cfid"]) <= AGREE * listed["cfid"] else "does NOT agree"
+    return f"the card says cFID {listed['cfid']:.4f}, R {listed['ratio']:.3f}: it {verdict} within {AGREE:.0%}"

@@ -149,6 +149,6 @@ def write_samples(folder: Path, times: list[float], stills: Tensor, nrow: int) -
 
 def save_pdf(images: Tensor, path: Path, columns: int = 8) -> Path:
     """Write pictures (N, 1, H, W) in [-1, 1] in rows to one PDF page, whole or not at all."""
-    picture = Image.fromarray(grid(images, columns).numpy())
+    picture = Image.fromarray(grid(images, columns, padding=2 if len(images) > 1 else 0).numpy())
     picture = picture.resize((SCALE * picture.width, SCALE * picture.height), Image.Resampling.NEAREST)
     return write_whole(path, lambda temporary: picture.save(temporary, "PDF", quality=95))

@@ -100,6 +100,11 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
             if isinstance(cause, BookError):
                 raise BookError(str(cause)) from None
             cause = cause.__context__
-        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", said.getvalue())  # without colours and boxes
-        text = " ".join(text.split()).removeprefix("Parsing error ")
-        raise BookError(f"{text} (diffusion-book {command} --help: its options)") from None
+        raise BookError(f"{first_line(said.getvalue())} (diffusion-book {command} --help: its options)") from None
+
+
+def first_line(box: str) -> str:
+    """What tyro's box of several lines says, in one: without its frame, its title, its colours and its hints."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    text = " ".join(" ".join(line.strip("│─ ") for line in lines if line[:1] not in "╭╰").split())
+    return re.split(r" (?:Argument helptext|For full helptext|─)", text)[0]

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from torch import nn
 
-from diffusion_book import data, weights
+from diffusion_book import data, pipelines, weights
+from diffusion_book.cli.evaluate import Setting, evaluate, find_entry
 from diffusion_book.cli.main import parse
+from diffusion_book.cli.train import report_stop
 from diffusion_book.errors import BookError, choose
-from diffusion_book.networks.classifier import build_classifier
+from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
 from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import find_checkpoint, open_experiment
-from diffusion_book.training.recipes import RECIPES, recipe_from_dict, recipe_of
+from diffusion_book.training.experiment import ENVIRONMENT, find_checkpoint, read_records
+from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.training.run import RunOptions, Stopped, accuracy, run_training
 
-NAMES = ("classifier", "classifier-check", "reference", *(name for name in RECIPES if "classifier" not in name))
-"""everything that is shipped, each after what it needs"""
+REFERENCE = "reference"
+NAMES = (*CLASSIFIERS, REFERENCE, *(name for name in RECIPES if name not in CLASSIFIERS))
+"""all that is shipped, each after what it needs"""
+
+# Frechet distances depend on the number of samples. All of DDPM's thousand steps are affordable for
+# 2,000 samples only, so the others are measured with as many too.
+SETTINGS = (
+    Setting("ddim", 50, num_samples=2000),
+    Setting("ddim", 20, num_samples=2000),
+    Setting("ddim", 10, num_samples=2000),
+    Setting("ddpm", 1000, num_samples=2000),
+    Setting("ddim", 50, num_samples=10_000),
+)
+"""what the card of a diffusion model tells"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pretrain:
     """Options of `pretrain`."""
 
@@ -34,99 +50,137 @@ class Pretrain:
     all: bool = False
     """make everything that is shipped"""
     from_checkpoint: Path | None = None
-    """do not train: take this experiment folder's or .pt file's weights"""
+    """do not train: take the weights of this experiment folder or .pt file"""
     measure: bool = True
-    """draw samples with the new weights and put their measures on the card"""
+    """measure the new weights and put the figures on their card"""
     weights_dir: Path = weights.FOLDER
     """folder for the weights and cards"""
-    run: RunOptions = dataclasses.field(default_factory=RunOptions)
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    description = f"Train, measure and store the shipped weights again. Names: {', '.join(NAMES)}."
+    description = f"Train the weights that come with the book by their recipes, measure and store them. Names: {', '.join(NAMES)}."
     options = parse(Pretrain, arguments, "pretrain", description, Pretrain())
     names = NAMES if options.all else options.names
-    for name in names:
-        choose("name", name, dict.fromkeys(NAMES))
     if not names:
         raise BookError(f"nothing to make: name one of {', '.join(NAMES)}, or give --all")
     if len(names) > 1 and (options.from_checkpoint or options.run.resume):
-        raise BookError("--from-checkpoint and --resume belong to one name: give only that name")
+        raise BookError("--from-checkpoint and --resume belong to one name: give that name alone")
+    for name in names:
+        choose("name", name, dict.fromkeys(NAMES))
     for name in names:
         try:
-            path = make_reference(options.weights_dir) if name == "reference" else make(name, options)
+            print(make_reference(options.weights_dir) if name == REFERENCE else make(name, options))
         except Stopped as stop:
-            print(stop, file=sys.stderr)
-            return 128 + stop.signal_number
-        print(path)
+            return report_stop(f"pretrain {name}", stop)
+        except KeyboardInterrupt:
+            print("interrupted; what was finished is stored", file=sys.stderr)
+            return 130
     return 0
 
 
 def make(name: str, options: Pretrain) -> Path:
-    """Train one model by its recipe, export its averaged weights, and write their card."""
-    folder = options.from_checkpoint or run_training(recipe_of(name), options.run)
-    path = find_checkpoint(folder)
+    """Train one model, store its averaged weights and their card, and measure them."""
+    source = options.from_checkpoint or run_training(recipe_for(name, options.run), options.run)
+    path = find_checkpoint(source)
     checkpoint = load_checkpoint(path, name)
-    recipe, records = recipe_from_dict(checkpoint["recipe"]), open_experiment(path.parent.parent)
-    start = records.records[0]
-    card = {
-        "model": name,
-        "recipe": recipe.to_dict(),
-        "data_set": start["data_set"],
-        "minutes": round(checkpoint["seconds"] / 60, 1),
-        "steps": checkpoint["step"],
-        **{key: start[key] for key in ("parameters", "machine", "device", "threads", "precision", "torch", "date")},
-        "command": f"diffusion-book pretrain {name}",
-        "learning_curve": [
-            {key: record[key] for key in ("epoch", "train_loss", "eval_loss", "test_accuracy") if key in record}
-            for record in records.epochs
-            if record["step"] <= checkpoint["step"]
-        ],
-    }
+    card = card_of(checkpoint, read_records(path.parent.parent, checkpoint["step"]), options.run.max_minutes)
+    before = weights.read_card(name, options.weights_dir) if (options.weights_dir / f"{name}.json").is_file() else {}
     written = weights.write_weights(name, checkpoint["ema"], card, options.weights_dir)
     if options.measure:
-        weights.write_card(
-            name, {**weights.read_card(name, options.weights_dir), **measures(name, options)}, options.weights_dir
-        )
+        measure(name, before, options)
     return written
 
 
-def measures(name: str, options: Pretrain) -> dict:
-    """What the card says of the stored weights' quality."""
-    tensors = weights.read_weights(name, options.weights_dir)
-    if recipe_of(name).diffusion is None:
-        network = build_classifier(name)
-        network.load_state_dict(tensors)
-        return {"test_accuracy": accuracy(network.eval(), data.load("mnist", "test"))}
-    return {}
+def recipe_for(name: str, options: RunOptions) -> Recipe:
+    """The recipe of shipped weights, always with the real data; to continue, the checkpoint's."""
+    if options.resume is not None:
+        return recipe_from_dict(load_checkpoint(find_checkpoint(options.resume), name)["recipe"])
+    recipe = recipe_of(name)
+    if recipe.training.dataset != "auto":
+        return recipe
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset="mnist"))
 
 
-@torch.no_grad()
+def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) -> dict:
+    """What is known of a checkpoint: recipe, data, time, machine, learning curve, command."""
+    recipe = checkpoint["recipe"]
+    limit = max_minutes or checkpoint.get("max_minutes", math.inf)
+    start = records[0] if records else {}
+    curve = ("epoch", "step", "train_loss", "eval_loss", "test_accuracy")
+    return {
+        "model": recipe["model"],
+        "recipe": recipe,
+        "data_set": recipe["training"]["dataset"],
+        "minutes": round(checkpoint["seconds"] / 60, 1),
+        "steps": checkpoint["step"],
+        **{key: start[key] for key in ("parameters", *ENVIRONMENT) if key in start},
+        "command": f"diffusion-book pretrain {recipe['model']}"
+        + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
+        "learning_curve": [
+            {key: record[key] for key in curve if key in record} for record in records if record["event"] == "epoch"
+        ],
+    }
+
+
+def measure(name: str, before: dict, options: Pretrain) -> None:
+    """Measure stored weights, and put each figure on their card as soon as it is known.
+
+    Args:
+        name: of the weights.
+        before: the card that was there; what it tells of the very same weights is kept.
+        options: where the weights are, and the device.
+    """
+    folder = options.weights_dir
+    card, tensors = weights.read_card(name, folder), weights.read_weights(name, folder)
+    if name in CLASSIFIERS:
+        test = data.load(card["data_set"], "test")
+        weights.write_card(name, {**card, "test_accuracy": accuracy(load_classifier(name, folder), test)}, folder)
+        return
+    pipe = pipelines.build(
+        recipe_from_dict(card["recipe"]), tensors, device=options.run.device, precision=options.run.precision
+    )
+    card["metrics"] = before.get("metrics", []) if before.get("sha256") == card["sha256"] else []
+    for setting in SETTINGS:
+        if find_entry(card, dataclasses.asdict(setting)) is None:
+            _, entry = evaluate(pipe, setting)
+            card["metrics"].append(entry)
+            weights.write_card(name, card, folder)
+            print(
+                f"{setting.sampler} {setting.steps} x {setting.num_samples}: cFID {entry['cfid']}, R {entry['ratio']}"
+            )
+
+
+def load_classifier(name: str, folder: Path) -> nn.Module:
+    """A classifier with the weights in `folder`."""
+    network = build_classifier(name)
+    network.load_state_dict(weights.read_weights(name, folder))
+    return network.eval().requires_grad_(False)
+
+
 def make_reference(folder: Path) -> Path:
-    """Store what the two classifiers see in real MNIST, for the measures."""
-    networks = {}
-    for name in ("classifier", "classifier-check"):
-        networks[name] = build_classifier(name)
-        networks[name].load_state_dict(weights.read_weights(name, folder))
-        networks[name].eval()
+    """Store what the two classifiers in `folder` see in real MNIST: all that the measures need of it."""
+    plain, check = (load_classifier(name, folder) for name in CLASSIFIERS)
+    images = {split: data.load("mnist", split).images for split in ("train", "test")}
 
+    @torch.no_grad()
     def look(function, split: str) -> torch.Tensor:
-        images = data.load("mnist", split).images
-        return torch.cat([function(part.float() / 127.5 - 1) for part in images.split(500)])
+        return torch.cat([function(part.float() / 127.5 - 1) for part in images[split].split(500)])
 
-    sure = look(networks["classifier-check"], "test").softmax(dim=1).max(dim=1).values >= 0.9
+    sure = look(check, "test").softmax(dim=1).max(dim=1).values >= 0.9
     tensors = {
-        "train": look(networks["classifier"].features, "train"),
-        "test": look(networks["classifier"].features, "test"),
+        "train": look(plain.features, "train"),
+        "test": look(plain.features, "test"),
         "confident": sure.float().mean(),
     }
     card = {
-        "model": "reference",
-        "about": "features of MNIST: train (60000, 64), test (10000, 64); confident: share of test pictures "
-        "that classifier-check is at least 90 % sure about",
+        "model": REFERENCE,
+        "about": "features that the classifier sees in MNIST, train (60000, 64) and test (10000, 64); "
+        "confident: share of the test pictures that classifier-check is at least 90 % sure about",
         "data_set": "mnist",
-        "classifiers": {name: weights.read_card(name, folder)["sha256"] for name in networks},
-        "command": "diffusion-book pretrain reference",
+        "classifiers": {name: weights.read_card(name, folder)["sha256"] for name in CLASSIFIERS},
+        "torch": torch.__version__,
+        "command": f"diffusion-book pretrain {REFERENCE}",
     }
-    return weights.write_weights("reference", tensors, card, folder)
+    return weights.write_weights(REFERENCE, tensors, card, folder)

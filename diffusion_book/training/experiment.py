@@ -22,8 +22,8 @@ class Experiment:
 
     Attributes:
         folder: where it is.
-        records: one "start", one "epoch" for each epoch, and one "resume" wherever the training went on.
-            They are in every checkpoint too, so a resumed training knows exactly what went before it.
+        records: the lines of `metrics.jsonl`: one "start", one "epoch" for each epoch, and one "resume"
+            wherever the training was continued.
     """
 
     folder: Path
@@ -64,6 +64,20 @@ class Experiment:
         axes.yaxis.set_minor_formatter("{x:.3g}")
         axes.legend()
         write_whole(self.folder / "loss_curves.png", figure.savefig)
+
+
+def read_records(folder: Path, step: int) -> list[dict]:
+    """What an experiment folder's `metrics.jsonl` tells up to a step; nothing where there is none.
+
+    Raises:
+        BookError: the file is damaged.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return [record for record in records if record["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BookError(f"{path} is damaged ({error}): delete it to go on without what it tells") from None
 
 
 def log_line(record: dict) -> str:

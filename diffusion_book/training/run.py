@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from diffusion_book import data
+from diffusion_book.data import crop, quantise
 from diffusion_book.errors import choose
 from diffusion_book.files import write_text, write_whole
 from diffusion_book.networks.classifier import build_classifier
@@ -28,6 +30,7 @@ from diffusion_book.training.experiment import (
     find_checkpoint,
     log_line,
     peak_memory,
+    read_records,
     summary_text,
     timestamped_folder,
 )
@@ -168,7 +171,8 @@ class _Run:
         """Continue from a checkpoint of `save`."""
         self.trainer.load_state_dict(checkpoint)
         self.loss_sum, self.loss_count, self.epoch_began = checkpoint["epoch_so_far"]
-        self.experiment.records = checkpoint["records"]
+        # What came after the checkpoint is about to happen again.
+        self.experiment.records = read_records(self.experiment.folder, checkpoint["step"])
         for leftover in self.experiment.checkpoints.glob(".*.pt"):  # of a save that was cut off
             leftover.unlink()
 
@@ -182,7 +186,6 @@ class _Run:
             **trainer.state_dict(),
             "max_minutes": trainer.max_seconds / 60,
             "epoch_so_far": [self.loss_sum, self.loss_count, self.epoch_began],
-            "records": self.experiment.records,
         }
         for name in names:
             self.last_good = save_checkpoint(self.experiment.checkpoints / name, checkpoint)
@@ -269,13 +272,15 @@ class _Run:
         """Write what a finished training leaves: the final checkpoint, the summary, samples."""
         folder = self.experiment.folder
         self.save("last.pt", "final.pt")
-        write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
+        if self.experiment.epochs:  # none where a finished checkpoint from elsewhere was "continued"
+            write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
         if self.recipe.diffusion is None:
             return
         images = self.pipeline.sample(GRID_SAMPLES, steps=self.sample_steps, seed=1)
         save_grid(images, folder / "final_samples" / "grid.png")
         for number, image in enumerate(images):
-            save_grid(image[None], folder / "final_samples" / f"sample_{number:03d}.png")
+            single = Image.fromarray(quantise(image[0]).numpy())
+            write_whole(folder / "final_samples" / f"sample_{number:03d}.png", single.save)
         states = self.pipeline.states(range(STRIP_SAMPLES), steps=self.sample_steps, seed=1)
         times, stills = denoising_strip(states, self.pipeline, STRIP_FRAMES)
         figure = show_strip(times, stills, title="From noise to digits, by time t")
@@ -291,5 +296,5 @@ def accuracy(network: nn.Module, dataset: data.Dataset) -> float:
     dataset, right = dataset.to(device), 0
     for index in torch.arange(len(dataset), device=device).split(500):
         images, labels = dataset.batch(index)
-        right += (network(data.crop(images)).argmax(dim=1) == labels).sum().item()
+        right += (network(crop(images)).argmax(dim=1) == labels).sum().item()
     return right / len(dataset)

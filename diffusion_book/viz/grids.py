@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from diffusion_book.data import quantise
 from diffusion_book.errors import BookError
@@ -43,6 +42,8 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
     images = to_bytes(images)
     if len(images) == 1:  # make_grid puts no border around a single picture
         return F.pad(images[0, 0], [padding] * 4, value=GAP)
+    from torchvision.utils import make_grid  # torchvision takes seconds to import: not before a grid is drawn
+
     return make_grid(images, nrow=columns, padding=padding, pad_value=GAP)[0]  # (3, height, width) -> (height, width)
 
 
