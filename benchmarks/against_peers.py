@@ -1,0 +1,526 @@
+"""How fast, and how good after the same minutes, is our network beside diffusers' UNet2DModel on a CPU?
+
+    python benchmarks/against_peers.py --train-minutes 5 --write
+
+Three contenders share one run on the same threads and take turns, so that whatever else the machine
+is doing meets all of them alike:
+
+- ours: the shipped recipe, by our Trainer and Pipeline;
+- diffusers (a): a UNet2DModel as its users run it on 32 x 32 pixels, of like parameters, with noise
+  prediction and linear betas, and the settings of diffusers' own training example;
+- diffusers (b): a UNet2DModel that is fed the same folded input as ours, at the same widths and
+  depth, with our target, schedule, learning rate and average.
+
+Each peer runs in the memory layout and precision that a trial finds fastest for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion_book import data
+from diffusion_book.devices import autocast, resolve_precision
+from diffusion_book.evaluation.distances import frechet_distance
+from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.measures import floor
+from diffusion_book.files import write_text
+from diffusion_book.networks.unet import UNet
+from diffusion_book.pipelines import build
+from diffusion_book.training.losses import loss_of_diffusion
+from diffusion_book.training.recipes import Recipe, recipe_of
+from diffusion_book.training.trainer import Trainer, learning_rate
+
+DOCS = Path(__file__).parents[1] / "docs"
+CPU = torch.device("cpu")
+TURN = 10.0  # seconds a contender trains before the next one does
+BEFORE = 3  # steps a contender may warm up with before it is timed
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how long."""
+
+    rounds: int = 5
+    batch_size: int = 128
+    sample_batch: int = 100
+    sample_steps: int = 50
+    train_minutes: float = 0.0
+    num_samples: int = 1000
+    threads: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Contender:
+    """A network with its training and its sampling.
+
+    Attributes:
+        settings: layout and precision, in words.
+        train_step: trains one batch, given the share of the training that is done.
+        draw: draws so many pictures with the averaged weights: (N, 1, 28, 28) in [-1, 1].
+        forward_flops, training_flops: an image, counted.
+        seconds, steps: of training so far.
+    """
+
+    name: str
+    settings: str
+    parameters: int
+    train_step: Callable[[float], object]
+    draw: Callable[[int], Tensor]
+    forward_flops: float
+    training_flops: float
+    seconds: float = 0.0
+    steps: int = 0
+
+    def turn(self, seconds: float, budget: float) -> None:
+        """Train for so many seconds, or until the budget is spent."""
+        stop = min(self.seconds + seconds, budget)
+        while self.seconds < stop:
+            started = time.perf_counter()
+            self.train_step(self.seconds / budget)
+            self.seconds += time.perf_counter() - started
+            self.steps += 1
+
+
+# --- The contenders ------------------------------------------------------------------------------
+
+
+def ours(dataset: data.Dataset, options: Options) -> Contender:
+    """The shipped recipe, by our own Trainer and Pipeline."""
+    shipped = recipe_of("ddpm")
+    training = {**asdict(shipped.training), "batch_size": options.batch_size, "epochs": 10**6, "seed": options.seed}
+    recipe = Recipe(shipped.model, type(shipped.training)(**training), shipped.network, shipped.diffusion)
+    torch.manual_seed(options.seed)
+    network = UNet(recipe.network)
+    minutes = options.train_minutes or None
+    trainer = Trainer(
+        network, loss_of_diffusion(recipe.diffusion), dataset, recipe.training, device=CPU, max_minutes=minutes
+    )
+    steps = trainer.steps()
+
+    def draw(number: int) -> Tensor:
+        pipe = build(recipe, trainer.ema.network.state_dict(), device=CPU)
+        return pipe.sample(number, sampler="ddim", steps=options.sample_steps, seed=options.seed)
+
+    x, t = torch.zeros(2, 1, 32, 32), torch.zeros(2)
+    return Contender(
+        "ours",
+        f"channels last, {_words(trainer.dtype)}",
+        sum(parameter.numel() for parameter in network.parameters()),
+        lambda _: next(steps, None),
+        draw,
+        *_flops(network, x, t),
+    )
+
+
+def diffusers_as_usual(dataset: data.Dataset, options: Options) -> Contender:
+    """Contender (a): 32 x 32 pixels, noise prediction, linear betas, the training example's settings.
+
+    Blocks as in the DDPM that diffusers publishes for 32 x 32 (attention at 16 x 16), with widths that
+    come closest to our number of parameters.
+    """
+    target = sum(parameter.numel() for parameter in UNet(recipe_of("ddpm").network).parameters())
+
+    def config(width: int, multipliers: tuple[int, ...]) -> dict:
+        attention = [level == 1 for level in range(len(multipliers))]
+        return _unet_options(32, 1, [width * multiplier for multiplier in multipliers], attention, layers=2)
+
+    def size(candidate: dict) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in diffusers.UNet2DModel(**candidate).parameters())
+
+    shapes = ((1, 2, 2, 2), (1, 2, 4), (1, 2, 2))
+    candidates = [config(width, shape) for width in range(16, 129, 8) for shape in shapes]
+    chosen = min(candidates, key=lambda candidate: abs(math.log(size(candidate) / target)))
+    if abs(size(chosen) / target - 1) > 0.15:
+        raise SystemExit(f"error: no UNet2DModel within 15 % of {target} parameters: widen the search")
+    return _peer(
+        f"diffusers (a), widths {chosen['block_out_channels']}",
+        dataset,
+        options,
+        network=chosen,
+        patch_size=1,
+        schedule={"beta_schedule": "linear", "prediction_type": "epsilon"},
+        spacing="leading",
+        average={"decay": 0.9999, "use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75},
+        weight_decay=1e-6,
+        # The example warms up over 500 steps and then follows a cosine; a tenth of the time here.
+        rate=lambda step, done: 1e-4 * min(1.0, 10 * done + 0.01) * (1 + math.cos(math.pi * done)) / 2,
+    )
+
+
+def diffusers_folded(dataset: data.Dataset, options: Options) -> Contender:
+    """Contender (b): our folded input, widths, depth, attention, target, schedule, learning rate and average."""
+    recipe = recipe_of("ddpm")
+    config, diffusion, training = recipe.network, recipe.diffusion, recipe.training
+    levels = range(len(config.channel_multipliers))
+    network = _unet_options(
+        config.image_size // config.patch_size,
+        config.in_channels * config.patch_size**2,
+        [config.base_channels * multiplier for multiplier in config.channel_multipliers],
+        [level in config.attention_levels for level in levels],
+        layers=config.layers_per_block,
+    )
+    return _peer(
+        f"diffusers (b), folded, widths {network['block_out_channels']}",
+        dataset,
+        options,
+        network=network,
+        patch_size=config.patch_size,
+        schedule={
+            "beta_schedule": {"cosine": "squaredcos_cap_v2", "linear": "linear"}[diffusion.schedule],
+            "prediction_type": {"noise": "epsilon", "image": "sample", "v": "v_prediction"}[diffusion.target],
+        },
+        spacing="trailing",
+        average={"decay": training.ema_decay},  # warmed up by the same formula as ours
+        weight_decay=training.weight_decay,
+        rate=lambda step, done: learning_rate(training, step, done),
+    )
+
+
+def _unet_options(size: int, channels: int, widths: list[int], attention: list[bool], layers: int) -> dict:
+    down = tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attention)
+    up = tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attention))
+    return {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": layers,
+        "down_block_types": down,
+        "up_block_types": up,
+        "norm_num_groups": 8,
+    }
+
+
+def _peer(
+    name: str,
+    dataset: data.Dataset,
+    options: Options,
+    *,
+    network: dict,
+    patch_size: int,
+    schedule: dict,
+    spacing: str,
+    average: dict,
+    weight_decay: float,
+    rate: Callable[[int, float], float],
+) -> Contender:
+    """A UNet2DModel in the training loop of diffusers' example, its data in memory as ours are."""
+    torch.manual_seed(options.seed)
+    model = diffusers.UNet2DModel(**network)
+    channels, size = network["in_channels"], network["sample_size"]
+    settings, layout, dtype = _fastest(model, torch.randn(options.batch_size, channels, size, size))
+    model.to(memory_format=layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=weight_decay, fused=True)
+    ema = EMAModel(model.parameters(), foreach=True, **average)
+    noising = diffusers.DDPMScheduler(num_train_timesteps=1000, **schedule)
+    generator = torch.Generator().manual_seed(options.seed)
+    steps = 0
+
+    def train_step(done: float) -> None:
+        nonlocal steps
+        for group in optimizer.param_groups:
+            group["lr"] = rate(steps, done)
+        index = torch.randint(len(dataset), (options.batch_size,), generator=generator)
+        x0 = F.pixel_unshuffle(dataset.batch(index)[0], patch_size)
+        eps = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(1000, (len(x0),), generator=generator)
+        goal = {"epsilon": lambda: eps, "sample": lambda: x0, "v_prediction": lambda: noising.get_velocity(x0, eps, t)}
+        x_t = noising.add_noise(x0, eps, t).contiguous(memory_format=layout)
+        model.train()
+        with autocast(CPU, dtype):
+            output = model(x_t, t).sample
+        F.mse_loss(output.float(), goal[schedule["prediction_type"]]()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.step(model.parameters())
+        steps += 1
+
+    @torch.no_grad()
+    def draw(number: int) -> Tensor:
+        sampling = diffusers.DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, **schedule)
+        sampling.set_timesteps(options.sample_steps)
+        averaged = diffusers.UNet2DModel(**network).to(memory_format=layout).eval()
+        averaged.load_state_dict(model.state_dict())
+        ema.copy_to(averaged.parameters())
+        seeded = torch.Generator().manual_seed(options.seed)
+        pictures = []
+        for start in range(0, number, options.sample_batch):
+            count = min(options.sample_batch, number - start)
+            x = torch.randn(count, channels, size, size, generator=seeded)
+            for t in sampling.timesteps:
+                with autocast(CPU, dtype):
+                    output = averaged(x.contiguous(memory_format=layout), t).sample
+                x = sampling.step(output.float(), t, x).prev_sample
+            pictures.append(data.crop(F.pixel_shuffle(x, patch_size)).clamp(-1, 1))
+        return torch.cat(pictures)
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    flops = _flops(lambda x, t: model(x, t).sample, torch.zeros(2, channels, size, size), torch.zeros(2))
+    model.zero_grad(set_to_none=True)
+    return Contender(name, settings, parameters, train_step, draw, *flops)
+
+
+def _fastest(model: nn.Module, x: Tensor) -> tuple[str, torch.memory_format, torch.dtype]:
+    """The layout and precision in which a forward and backward pass takes least."""
+    dtypes = {torch.float32, resolve_precision("auto", CPU)}
+    layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+    taken = {}
+    for words, layout in layouts.items():
+        model.to(memory_format=layout)
+        for dtype in dtypes:
+            for _ in range(2):  # the first pass warms up
+                started = time.perf_counter()
+                with autocast(CPU, dtype):
+                    output = model(x.contiguous(memory_format=layout), torch.zeros(len(x))).sample
+                output.float().square().mean().backward()
+                model.zero_grad(set_to_none=True)
+                taken[f"{words}, {_words(dtype)}", layout, dtype] = time.perf_counter() - started
+    return min(taken, key=taken.get)
+
+
+def _words(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+
+
+def _flops(network: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[float, float]:
+    """Floating-point operations an image: of a forward pass, and of forward and backward."""
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        network(x, t)
+    with FlopCounterMode(display=False) as both:
+        network(x, t).square().mean().backward()
+    return forward.get_total_flops() / len(x), both.get_total_flops() / len(x)
+
+
+# --- What is measured ----------------------------------------------------------------------------
+
+
+def matrix_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
+    """Floating-point operations a second of a plain matrix product: what this machine can do right now."""
+    a, b = torch.randn(2, size, size).to(dtype)
+    a @ b
+    started = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    return 2 * size**3 * repeats / (time.perf_counter() - started)
+
+
+def measure_speed(contenders: list[Contender], options: Options) -> dict[str, dict]:
+    """Images a second in training and in sampling, medians over rounds in which all take their turn."""
+    for contender in contenders:
+        for _ in range(BEFORE):
+            contender.train_step(0.0)
+        contender.draw(1)
+    found: dict[str, dict[str, list]] = {
+        contender.name: {"training": [], "sampling": [], "share": []} for contender in contenders
+    }
+    for number in range(options.rounds):
+        for contender in contenders:
+            row = found[contender.name]
+            product = matrix_flops(torch.bfloat16 if "bf16" in contender.settings else torch.float32)
+            started = time.perf_counter()
+            contender.train_step(0.0)
+            row["training"].append(options.batch_size / (time.perf_counter() - started))
+            row["share"].append(row["training"][-1] * contender.training_flops / product)
+            started = time.perf_counter()
+            contender.draw(options.sample_batch)
+            row["sampling"].append(options.sample_batch / (time.perf_counter() - started))
+            print(
+                f"round {number + 1} of {options.rounds}: {contender.name}: training {row['training'][-1]:.1f} images/s, "
+                f"sampling {row['sampling'][-1]:.2f} images/s",
+                flush=True,
+            )
+    return found
+
+
+def measure_quality(contenders: list[Contender], options: Options) -> dict[str, dict]:
+    """cFID after equal minutes of training, in turns."""
+    budget = 60 * options.train_minutes
+    while any(contender.seconds < budget for contender in contenders):
+        for contender in contenders:
+            contender.turn(min(TURN, budget / 4), budget)
+        spent = ", ".join(f"{contender.name} {contender.steps} steps" for contender in contenders)
+        print(f"{contenders[0].seconds / 60:.1f} of {options.train_minutes:g} minutes: {spent}", flush=True)
+    found = {}
+    for contender in contenders:
+        images = contender.draw(options.num_samples)
+        found[contender.name] = {
+            "steps": contender.steps,
+            "images": contender.steps * options.batch_size,
+            "cfid": frechet_distance(features(images), reference_features()["test"]),
+        }
+        print(f"{contender.name}: cFID {found[contender.name]['cfid']:.2f} after {contender.steps} steps", flush=True)
+    return found
+
+
+# --- The page ------------------------------------------------------------------------------------
+
+
+def page(result: dict) -> str:
+    """The page of the docs."""
+    options, machine, rows = result["options"], result["machine"], result["rows"]
+    first = rows[0]
+    lines = [
+        "# Beside diffusers",
+        "",
+        f"The shipped network beside `UNet2DModel` of diffusers {machine['diffusers']}, in one run on {machine['threads']} "
+        f"threads of one machine ({machine['cpu']}, torch {machine['torch']}). (a) is the model as its users run it at "
+        "32 x 32 pixels, with noise prediction; (b) is fed our folded input, at our widths and depth, with our target "
+        "and schedule. All three took turns, so that other work on the machine slowed all of them alike; read the "
+        "ratios rather than the rates. Each peer ran in the memory layout and precision that suits it best.",
+        "",
+        f"Training is one step of {options['batch_size']} images with AdamW and the running average; sampling is "
+        f"{options['sample_steps']} DDIM steps for {options['sample_batch']} images. Medians of {options['rounds']} rounds.",
+        "",
+        "| network | settings | parameters | MFLOP forward | training, images/s | ours is faster by | sampling, images/s "
+        "| ours is faster by | share of a matrix product's FLOP/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['settings']} | {row['parameters'] / 1e6:.2f} M | {row['forward_flops'] / 1e6:.0f} | "
+        f"{row['training']:.1f} | {_ratio(first, row, 'training')} | {row['sampling']:.2f} | "
+        f"{_ratio(first, row, 'sampling')} | {row['share']:.0%} |"
+        for row in rows
+    ]
+    lines += [
+        "",
+        "The share compares the floating-point operations of a training step with those of a plain matrix product in "
+        "the same precision, timed just before it.",
+    ]
+    if "cfid" in first:
+        lines += [
+            "",
+            f"## After {options['train_minutes']:g} minutes of training each",
+            "",
+            f"On MNIST, in turns of a few seconds; then {options['num_samples']:,} digits in {options['sample_steps']} DDIM "
+            "steps, measured by the distance of the book's classifier (cFID, lower is better). The same number of real "
+            f"training digits has {result['floor']:.3f}: the floor. Peer (a) learned with the settings of diffusers' "
+            "training example (learning rate 1e-4, cosine), peer (b) with ours.",
+            "",
+            "| network | images seen | cFID | over the floor | times ours |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for row in rows:
+            lines.append(
+                f"| {row['name']} | {row['images']:,} | {row['cfid']:.2f} | {row['cfid'] / result['floor']:.1f} | "
+                f"{'' if row is first else format(row['cfid'] / first['cfid'], '.1f')} |"
+            )
+    return "\n".join([*lines, "", f"Repeat it with `{result['command']}`.", ""])
+
+
+def _ratio(first: dict, row: dict, key: str) -> str:
+    return "" if row is first else f"{row[key + '_ratio']:.1f}x"
+
+
+def machine() -> dict:
+    """What the figures were taken on."""
+    info = Path("/proc/cpuinfo")
+    models = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+        "diffusers": diffusers.__version__,
+    }
+
+
+def run(options: Options, command: str) -> dict:
+    """Measure everything."""
+    dataset = data.load("mnist" if options.train_minutes else "auto")
+    makers = (ours, diffusers_as_usual, diffusers_folded)
+    contenders = [make(dataset, options) for make in makers]
+    for contender in contenders:
+        print(
+            f"{contender.name}: {contender.parameters / 1e6:.2f} M parameters, {contender.forward_flops / 1e6:.0f} MFLOP "
+            f"forward, {contender.settings}",
+            flush=True,
+        )
+    speed = measure_speed(contenders, options)
+    quality = {}
+    if options.train_minutes:
+        contenders = [make(dataset, options) for make in makers]  # untrained again
+        quality = measure_quality(contenders, options)
+    rows = []
+    for contender in contenders:
+        rounds = speed[contender.name]
+        rows.append(
+            {
+                "name": contender.name,
+                "settings": contender.settings,
+                "parameters": contender.parameters,
+                "forward_flops": contender.forward_flops,
+                "training_flops": contender.training_flops,
+                **{key: statistics.median(values) for key, values in rounds.items()},
+                # The ratio of every round, then the median: a slow minute of the machine cancels.
+                **{
+                    f"{key}_ratio": statistics.median(
+                        mine / theirs for mine, theirs in zip(speed[contenders[0].name][key], rounds[key], strict=True)
+                    )
+                    for key in ("training", "sampling")
+                },
+                "rounds": rounds,
+                **quality.get(contender.name, {}),
+            }
+        )
+    result = {"command": command, "machine": machine(), "options": asdict(options), "rows": rows}
+    return result | ({"floor": floor(options.num_samples)} if quality else {})
+
+
+def main() -> None:
+    """Measure, print the page, and store it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    defaults = Options()
+    parser.add_argument("--rounds", type=int, default=defaults.rounds, help="rounds of timing, each with all three")
+    parser.add_argument("--train-minutes", type=float, default=0.0, help="minutes of training each; 0 = speed alone")
+    parser.add_argument("--num-samples", type=int, default=defaults.num_samples, help="digits drawn for cFID")
+    parser.add_argument("--threads", type=int, default=0, help="threads; 0 = as many as torch takes")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
+    parser.add_argument("--quick", action="store_true", help="a minute's run that shows that everything works")
+    parser.add_argument("--write", action="store_true", help="store the page and its figures in docs/")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    options = Options(
+        rounds=given.rounds,
+        train_minutes=given.train_minutes,
+        num_samples=given.num_samples,
+        threads=torch.get_num_threads(),
+        seed=given.seed,
+    )
+    command = "python benchmarks/against_peers.py"
+    for name in ("rounds", "train_minutes", "num_samples", "threads", "seed"):
+        if getattr(given, name) != parser.get_default(name):
+            command += f" --{name.replace('_', '-')} {getattr(given, name):g}"
+    if given.quick:
+        options = Options(1, 8, 4, 2, min(given.train_minutes, 0.05), 12, torch.get_num_threads(), given.seed)
+        command += " --quick"
+    result = run(options, command + (" --write" if given.write else ""))
+    print("\n" + page(result))
+    if given.write:
+        print(write_text(DOCS / "benchmarks.json", json.dumps(result, indent=2) + "\n"))
+        print(write_text(DOCS / "benchmarks.md", page(result)))
+
+
+if __name__ == "__main__":
+    main()
