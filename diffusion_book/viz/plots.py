@@ -54,7 +54,7 @@ def plot_loss(steps: Sequence[int], losses: Sequence[float] | dict[str, Sequence
         first = (window - 1) // 2  # each mean stands in the middle of its steps, or it would lag behind
         axes.plot(steps[first : first + len(mean)], mean, color=colour, label=f"{name}, mean of {window} steps")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend()
