@@ -97,7 +97,8 @@ format: $(READY) ## format the code and the notebooks
 
 .PHONY: lab
 lab: $(READY) ## open the chapters in JupyterLab (PORT=8888)
-	@$(BIN)/jupyter lab --port $(PORT) --ServerApp.root_dir . --ServerApp.preferred_dir notebooks
+	@$(BIN)/jupyter lab --port $(PORT) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	  $$(if [ "$$(id -u)" = 0 ]; then echo --allow-root --no-browser; fi)
 
 .PHONY: pictures
 pictures: $(READY) ## draw the README's picture and the logo again from the shipped weights
