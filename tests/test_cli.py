@@ -1,0 +1,319 @@
+"""The commands: how they are asked, how they refuse, and `pretrain` and `doctor` from end to end."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_book import data, weights
+from diffusion_book.cli import doctor, pretrain
+from diffusion_book.cli.evaluate import Setting
+from diffusion_book.cli.main import COMMANDS, main
+from diffusion_book.networks.unet import UNetConfig
+from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr with which a command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def run(*arguments):
+    """Run the command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "diffusion_book", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_without_arguments_it_lists_the_commands_and_imports_no_torch():
+    code = "import sys; from diffusion_book.cli.main import main; main([]); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    *listed, torch_was_imported = said.splitlines()
+    assert torch_was_imported == "False"
+    assert all(any(line.split()[:1] == [name] for line in listed) for name in COMMANDS)
+
+
+def test_as_a_process_it_refuses_with_one_line_and_code_2():
+    ended = run("train", "ddpm", "--dataset", "cifar")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "error: unknown data set 'cifar': choose one of auto, mnist, fashion-mnist, kmnist, digits\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["train", "ddpm"], ["generate", "ddpm"], ["evaluate", "ddpm"], ["pretrain"]])
+def test_help_tells_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    options = [line.split()[1] for line in said.splitlines() if line.startswith("│ --")]
+    assert len(options) > 5
+    assert "--device" in options
+    assert said.count("(default:") >= len(options)
+
+
+def test_models_are_listed(capsys):
+    for command in ("train", "generate", "evaluate"):
+        for arguments in ([command], [command, "--help"]):
+            main(arguments)
+            assert "models: ddpm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("walk", "unknown command 'walk': choose one of train, generate"),
+        ("train gan", "unknown model 'gan': choose one of ddpm"),
+        ("train --epochs 3", "needs a model before the options"),
+        (
+            "train ddpm --epochs three",
+            "--epochs: invalid literal for int() with base 10: 'three' (diffusion-book train",
+        ),
+        ("train ddpm --epochs", "Missing value for argument '--epochs'"),
+        ("train ddpm --epcohs 3", "Unrecognized options: --epcohs, 3 Perhaps you meant: --epochs"),
+        ("train ddpm --image_size 28", "Unrecognized options: --image_size, 28"),
+        ("train ddpm --epochs 0", "epochs is 0: it must be at least 1"),
+        ("train ddpm --schedule sigmoid", "unknown schedule 'sigmoid': choose one of cosine, linear"),
+        ("train ddpm --target x", "unknown target 'x': choose one of"),
+        ("train ddpm --attention_levels 5", "attention level 5 does not exist"),
+        ("train ddpm --patch_size 64", "cannot be folded by 64"),
+        ("train ddpm --dataset digits --device cuda:99", "device 'cuda:99' is not there"),
+        ("train ddpm --dataset digits --device abacus", "unknown device 'abacus'"),
+        ("train ddpm --dataset digits --precision fp8", "unknown precision 'fp8'"),
+        ("train ddpm --dataset digits --batch_size 100000", "lower --batch_size"),
+        ("train ddpm --dataset digits --max-minutes 0", "max_minutes is 0.0: it must be above 0"),
+        ("train ddpm --resume nowhere", "there is no checkpoint nowhere"),
+        ("pretrain", "nothing to make: name one of classifier, classifier-check, reference, ddpm, or give --all"),
+        ("pretrain gan", "unknown name 'gan'"),
+        ("pretrain classifier ddpm --resume nowhere", "belong to one name"),
+        ("pretrain ddpm --from-checkpoint nowhere.pt", "there is no checkpoint nowhere.pt"),
+        ("doctor --fast", "Unrecognized options: --fast"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *arguments.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("a file, not a folder")
+    for arguments in (["train", "ddpm", "--dataset", "digits"],):
+        line = refused(capsys, *arguments, "--output-dir", tmp_path / "file" / "inside")
+        assert "cannot make the folder" in line
+        assert "choose another folder" in line
+
+
+def test_defaults_are_the_recipe(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given) or tmp_path)
+    main(["train", "ddpm"])
+    main(
+        [
+            "train",
+            "ddpm",
+            "--epochs",
+            "7",
+            "--lr",
+            "0.5",
+            "--batch_size",
+            "9",
+            "--timesteps",
+            "11",
+            "--base-channels",
+            "8",
+            "--sample_every",
+            "3",
+        ]
+    )
+    main(
+        [
+            "train",
+            "ddpm",
+            "--channel_multipliers",
+            "1",
+            "3",
+            "--layers_per_block",
+            "4",
+            "--attention-levels",
+            "0",
+            "1",
+            "--patch_size",
+            "4",
+        ]
+    )
+    assert [recipe for recipe, _ in asked] == [
+        RECIPES["ddpm"],
+        dataclasses.replace(
+            RECIPES["ddpm"],
+            training=dataclasses.replace(RECIPES["ddpm"].training, epochs=7, lr=0.5, batch_size=9, sample_every=3),
+            network=dataclasses.replace(RECIPES["ddpm"].network, base_channels=8),
+            diffusion=dataclasses.replace(RECIPES["ddpm"].diffusion, timesteps=11),
+        ),
+        dataclasses.replace(
+            RECIPES["ddpm"],
+            network=dataclasses.replace(
+                RECIPES["ddpm"].network,
+                channel_multipliers=(1, 3),
+                layers_per_block=4,
+                attention_levels=(0, 1),
+                patch_size=4,
+            ),
+        ),
+    ]
+
+
+# --- pretrain ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_recipes(monkeypatch):
+    """Recipes on the small digits that are done in seconds, under the names of the real ones."""
+    training = TrainingConfig(dataset="digits", epochs=2, lr=2e-3, warmup_steps=5, ema_decay=0.9, sample_every=2)
+    for name in ("classifier", "classifier-check"):
+        monkeypatch.setitem(RECIPES, name, Recipe(name, training))
+    network = UNetConfig(base_channels=8, channel_multipliers=(1, 2), attention_levels=(1,), layers_per_block=1)
+    monkeypatch.setitem(RECIPES, "ddpm", Recipe("ddpm", training, network, DiffusionConfig(timesteps=8)))
+
+
+def test_pretrained_classifier_has_a_card_with_its_accuracy(tiny_recipes, tmp_path, capsys):
+    main(
+        [
+            "pretrain",
+            "classifier",
+            "--device",
+            "cpu",
+            "--output-dir",
+            f"{tmp_path}/runs",
+            "--weights-dir",
+            str(tmp_path),
+        ]
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "classifier.safetensors")
+    card = weights.read_card("classifier", tmp_path)
+    assert card["recipe"] == RECIPES["classifier"].to_dict()
+    assert card["command"] == "diffusion-book pretrain classifier"
+    assert card["data_set"] == "digits"
+    assert card["torch"] == torch.__version__
+    assert [point["epoch"] for point in card["learning_curve"]] == [1, 2]
+    # What the card tells is measured with what was stored, in half precision.
+    network = pretrain.load_classifier("classifier", tmp_path)
+    assert card["test_accuracy"] == pretrain.accuracy(network, data.load("digits", "test"))
+    assert card["test_accuracy"] == pytest.approx(card["learning_curve"][-1]["test_accuracy"], abs=0.01)
+
+
+def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_recipes, tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def evaluate(pipe, setting):
+        measured.append(setting)
+        images = pipe.sample(**{**dataclasses.asdict(setting), "num_samples": 2})
+        return images, {**dataclasses.asdict(setting), "cfid": 1.0, "ratio": images.mean().item()}
+
+    monkeypatch.setattr(pretrain, "evaluate", evaluate)
+    monkeypatch.setattr(pretrain, "SETTINGS", (Setting("ddim", 4), Setting("ddpm", 8)))
+    options = ["--device", "cpu", "--precision", "fp32", "--weights-dir", str(tmp_path)]
+    main(["pretrain", "ddpm", *options, "--output-dir", f"{tmp_path}/runs"])
+    (folder,) = (tmp_path / "runs").iterdir()
+    card, tensors = weights.read_card("ddpm", tmp_path), weights.read_weights("ddpm", tmp_path)
+    ema = load_checkpoint(folder / "checkpoints" / "final.pt")["ema"]
+    assert all(torch.equal(tensors[name], ema[name].half().float()) for name in ema)
+    assert {"minutes", "machine", "threads", "date", "parameters", "sha256"} <= card.keys()
+    assert [point["step"] for point in card["learning_curve"]] == [11, 22]
+    assert [(entry["sampler"], entry["steps"]) for entry in card["metrics"]] == [("ddim", 4), ("ddpm", 8)]
+
+    # The same weights again: nothing is measured twice. Other weights: nothing old is kept.
+    main(["pretrain", "ddpm", *options, "--from-checkpoint", str(folder)])
+    assert len(measured) == 2
+    assert weights.read_card("ddpm", tmp_path)["metrics"] == card["metrics"]
+    checkpoint = load_checkpoint(folder / "checkpoints" / "final.pt")
+    checkpoint["ema"] = {name: value + 1 for name, value in checkpoint["ema"].items()}
+    save_checkpoint(tmp_path / "other.pt", checkpoint)
+    main(["pretrain", "ddpm", *options, "--from-checkpoint", str(tmp_path / "other.pt"), "--no-measure"])
+    assert "metrics" not in weights.read_card("ddpm", tmp_path)
+
+
+def test_reference_is_what_the_classifiers_see(tmp_path, monkeypatch):
+    for name in ("classifier", "classifier-check"):
+        for suffix in (".json", ".safetensors"):
+            (tmp_path / (name + suffix)).write_bytes((weights.FOLDER / (name + suffix)).read_bytes())
+    digits = {split: data.load("digits", split) for split in ("train", "test")}
+    monkeypatch.setattr(pretrain.data, "load", lambda name, split: digits[split])
+    main(["pretrain", "reference", "--weights-dir", str(tmp_path)])
+    found = weights.read_weights("reference", tmp_path)
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "train": (1497, 64),
+        "test": (300, 64),
+        "confident": (),
+    }
+    network = pretrain.load_classifier("classifier", tmp_path)
+    expected = network.features(digits["test"].images[:5].float() / 127.5 - 1)
+    torch.testing.assert_close(found["test"][:5], expected, rtol=2e-3, atol=2e-3)  # stored as float16
+    assert 0 < found["confident"] <= 1
+
+
+# --- doctor -----------------------------------------------------------------------------------
+
+
+def test_doctor_finds_nothing_wrong_here(capsys):
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.split()[0] in ("ok", "warn") for line in lines)
+    for word in ("Python", "torch and torchvision", "--device auto", "--precision auto", "MNIST", "weights classifier"):
+        assert any(word in line for line in lines), word
+
+
+def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path, monkeypatch, capsys):
+    for file in weights.FOLDER.glob("classifier*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "classifier.safetensors").write_bytes(b"damaged")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(doctor, "LIBRARY", ("torch", "no-such-package"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("DIFFUSION_BOOK_DATA", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "fail packages of the library are missing: no-such-package: pip install" in said
+    assert "classifier.safetensors are damaged" in said
+    assert "ok   weights classifier-check" in said
+    assert "warn no MNIST in" in said
+    assert "warn the cache folder" in said
+
+
+def test_doctor_knows_every_package_that_the_library_needs():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {requirement.split(">")[0] for requirement in needed} == set(doctor.LIBRARY)
+
+
+def test_doctor_reports_a_torch_that_cannot_be_imported(monkeypatch):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    ((level, text),) = doctor.torch_pair()
+    assert level == "fail"
+    assert "torchvision::nms" in text
+    assert "install both anew" in text

@@ -1,0 +1,254 @@
+"""`generate` and `evaluate` from end to end, and every checkpoint that they must refuse."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_book import pipelines
+from diffusion_book.cli import evaluate as evaluate_command
+from diffusion_book.cli.generate import ModelOptions, load_pipeline, save_pdf
+from diffusion_book.cli.main import main
+from diffusion_book.data import quantise
+from diffusion_book.evaluation import measures
+from diffusion_book.evaluation.features import reference_features
+from diffusion_book.networks.classifier import build_classifier
+from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.training.checkpoint import save_checkpoint
+from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+
+TIMESTEPS = 20
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny network with random weights, as if `train` had stopped early."""
+    network_config = UNetConfig(base_channels=8, channel_multipliers=(1, 2), attention_levels=(1,), layers_per_block=1)
+    recipe = Recipe("ddpm", TrainingConfig(dataset="digits"), network_config, DiffusionConfig(timesteps=TIMESTEPS))
+    torch.manual_seed(0)
+    network = UNet(recipe.network)
+    for parameter in network.parameters():  # the last layer starts at zero, and then no picture shows anything
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    return save_checkpoint(path, {"recipe": recipe.to_dict(), "ema": network.state_dict()})
+
+
+def generate(tmp_path, checkpoint, *options):
+    """Run `generate ddpm` and give the folder that it made."""
+    before = set(tmp_path.iterdir())
+    where = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path), "--device", "cpu", "--precision", "fp32"]
+    main(["generate", "ddpm", *where, *options])
+    (folder,) = set(tmp_path.iterdir()) - before
+    return folder
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr with which a command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_generated_folder_is_complete(tmp_path, checkpoint, capsys):
+    folder = generate(tmp_path, checkpoint, "--num_samples", "5", "--nrow", "3", "--ddim_steps", "4")
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "grid.pdf", *(f"sample_00{n}" for n in range(5))}
+    assert Image.open(folder / "grid.png").size == (3 * 30 + 2, 2 * 30 + 2)
+    for sample in folder.glob("sample_*"):
+        assert {path.name for path in sample.iterdir()} == {"final.pdf", "denoising_strip.pdf", "denoising_steps"}
+        assert sorted(path.name for path in (sample / "denoising_steps").iterdir()) == [
+            "step_00_t1.000.pdf",
+            "step_01_t0.750.pdf",
+            "step_02_t0.500.pdf",
+            "step_03_t0.250.pdf",
+            "step_04_t0.000.pdf",
+        ]
+    for path in folder.rglob("*.pdf"):
+        content = path.read_bytes()
+        assert content.startswith(b"%PDF")
+        assert content.rstrip().endswith(b"%%EOF")
+
+
+def test_pictures_are_those_of_the_pipeline(tmp_path, checkpoint):
+    """Also with a batch size that splits them, and with random sampling."""
+    pipe = load_pipeline("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
+    for options, expected in (
+        (["--mode", "ddim", "--ddim_steps", "3"], pipe.sample(4, steps=3, seed=7)),
+        (["--mode", "ddim", "--ddim_steps", "3", "--eta", "1"], pipe.sample(4, steps=3, eta=1.0, seed=7)),
+        (["--mode", "ddpm"], pipe.sample(4, sampler="ddpm", steps=TIMESTEPS, seed=7)),
+    ):
+        folder = generate(tmp_path, checkpoint, "--num_samples", "4", "--seed", "7", "--batch_size", "3", *options)
+        drawn = np.array(Image.open(folder / "grid.png"))
+        tiles = np.stack([drawn[2:30, 2 + 30 * column : 30 + 30 * column] for column in range(4)])
+        difference = tiles.astype(int) - quantise(expected)[:, 0].numpy().astype(int)
+        assert np.abs(difference).max() <= 1  # a batch of another size may round differently
+
+
+def test_ddpm_mode_walks_the_whole_grid_and_keeps_eleven_stills(tmp_path, checkpoint):
+    folder = generate(tmp_path, checkpoint, "--mode", "ddpm", "--num_samples", "1")
+    names = sorted(path.name for path in (folder / "sample_000" / "denoising_steps").iterdir())
+    assert len(names) == 11
+    assert (names[0], names[1], names[-1]) == ("step_00_t1.000.pdf", "step_01_t0.900.pdf", "step_10_t0.000.pdf")
+
+
+def test_pdf_holds_the_picture_without_loss(tmp_path):
+    """Each pixel is one block of the JPEG inside, so nothing of it is lost but rounding."""
+    image = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    content = save_pdf(image, tmp_path / "picture.pdf").read_bytes()
+    start = content.index(b"\xff\xd8\xff")
+    (tmp_path / "inside.jpg").write_bytes(content[start : content.index(b"endstream", start)])
+    inside = np.array(Image.open(tmp_path / "inside.jpg"))[4::8, 4::8].astype(int)
+    assert np.abs(inside - quantise(image)[0, 0].numpy().astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--ddim_steps 0", "0 steps: the number of steps must be 1 to 20"),
+        ("--ddim_steps 21", "21 steps: the number of steps must be 1 to 20"),
+        ("--eta -0.5", "eta is -0.5: it must be between 0"),
+        ("--eta 1.5", "eta is 1.5: it must be between 0"),
+        ("--mode euler", "unknown mode 'euler': choose one of ddpm, ddim"),
+        ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
+        ("--nrow 0", "--nrow is 0: it must be at least 1"),
+        ("--batch_size 0", "--batch_size is 0: it must be at least 1"),
+        ("--seed -1", "seed is -1: it must be 0 or more"),
+        ("--device cuda:99", "device 'cuda:99' is not there"),
+        ("--output-dir FILE/inside", "cannot make the folder"),
+    ],
+)
+def test_generate_refuses(options, said, tmp_path, checkpoint, capsys):
+    (tmp_path / "file").write_text("")
+    options = options.replace("FILE", str(tmp_path / "file")).split()
+    if "--output-dir" not in options:
+        options += ["--output-dir", str(tmp_path / "new")]
+    assert said in refused(capsys, "generate", "ddpm", "--checkpoint", checkpoint, *options)
+    assert {path.name for path in tmp_path.rglob("*")} <= {"file", "new"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--sampler euler", "unknown sampler 'euler': choose one of ddpm, ddim"),
+        ("--steps 0", "0 steps: the number of steps must be 1 to 20"),
+        ("--steps 1000", "1000 steps: the number of steps must be 1 to 20"),
+        ("--steps 5 --eta -1", "eta is -1.0: it must be between 0"),
+        ("--steps 5 --num_samples 3", "3 samples: the measures need 10 to 60000"),
+    ],
+)
+def test_evaluate_refuses(options, said, tmp_path, checkpoint, capsys):
+    where = ["--checkpoint", checkpoint, "--output-dir", tmp_path / "new"]
+    assert said in refused(capsys, "evaluate", "ddpm", *where, *options.split())
+    assert not (tmp_path / "new").exists()
+
+
+class Code:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_bad_checkpoints_are_refused(command, tmp_path, checkpoint, capsys):
+    def said(path):
+        return refused(capsys, command, "ddpm", "--resume" if command == "train" else "--checkpoint", path)
+
+    assert "there is no checkpoint" in said(tmp_path / "missing.pt")
+    assert "no checkpoint in" in said(tmp_path)
+
+    whole = checkpoint.read_bytes()
+    (tmp_path / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    assert "is damaged or is no checkpoint" in said(tmp_path / "truncated.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    assert "is damaged or is no checkpoint" in said(tmp_path / "empty.pt")
+
+    recipe = RECIPES["classifier"].to_dict()
+    save_checkpoint(tmp_path / "other.pt", {"recipe": recipe, "ema": build_classifier("classifier").state_dict()})
+    assert "holds a 'classifier', not a 'ddpm'" in said(tmp_path / "other.pt")
+
+    torch.save({"format": 1, "recipe": Code(tmp_path / "ran")}, tmp_path / "code.pt")
+    assert "holds more than tensors and numbers and was not opened" in said(tmp_path / "code.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    assert "checkpoint" in said(tmp_path / "pickle.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def part_of_the_reference(monkeypatch):
+    """The neighbours of 10,000 pictures among 60,000 take a while: look at some of them."""
+    caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
+    whole = reference_features()
+    part = whole | {"train": whole["train"][:2000], "test": whole["test"][:500]}
+    monkeypatch.setattr(measures, "reference_features", lambda: part)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
+    tmp_path, checkpoint, part_of_the_reference, monkeypatch, capsys
+):
+    options = [
+        "--num_samples",
+        "30",
+        "--steps",
+        "2",
+        "--seed",
+        "3",
+        "--batch_size",
+        "20",
+        "--output-dir",
+        str(tmp_path),
+    ]
+    options += ["--device", "cpu", "--precision", "fp32"]
+    main(["evaluate", "ddpm", "--checkpoint", str(checkpoint), *options])
+    said = capsys.readouterr().out.splitlines()
+    (folder,) = tmp_path.iterdir()
+    assert said[-1] == str(folder)
+    assert {path.name for path in folder.iterdir()} == {"measures.json", "grid.png"}
+    pipe = load_pipeline("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
+    expected = measures.measure(pipe.sample(30, steps=2, seed=3)).to_dict()
+    found = json.loads((folder / "measures.json").read_text())
+    assert found["cfid"] == pytest.approx(expected["cfid"], rel=1e-3)
+    assert found["precision"] == expected["precision"]
+    assert (found["sampler"], found["steps"], found["seed"], found["num_samples"]) == ("ddim", 2, 3, 30)
+    assert any(line.startswith("cFID") and f"{found['cfid']:.4f}" in line for line in said)
+    assert "a checkpoint of your own has no card to compare with" in said
+
+    # The same network as shipped weights, with a card that is right, and with one that is not.
+    for listed, verdict in ((found, "it agrees"), ({**found, "cfid": found["cfid"] * 1.2}, "it does NOT agree")):
+        card = {"metrics": [listed]}
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                pipelines,
+                "load",
+                lambda name, card=card, **where: pipelines.build(
+                    pipe.recipe, pipe.network.state_dict(), card=card, **where
+                ),
+            )
+            main(["evaluate", "ddpm", *options])
+            assert any(verdict in line for line in capsys.readouterr().out.splitlines())
+    assert evaluate_command.comparison({**found, "steps": 3}, card) == "the card has no figures for this setting"
+
+
+def test_shipped_weights_draw_digits(tmp_path):
+    if "ddpm" not in pipelines.list_models():
+        pytest.skip("the weights of ddpm are not here yet")
+    main(["generate", "ddpm", "--num_samples", "2", "--ddim_steps", "5", "--output-dir", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    picture = np.array(Image.open(folder / "grid.png"))[2:30, 2:30]
+    assert np.median(picture) < 20  # mostly background
+    assert picture.max() > 200  # and ink
