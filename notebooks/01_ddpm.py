@@ -26,7 +26,7 @@
 # - derive the forward process, its closed form and its posterior, and check each against the library;
 # - see why three different training targets are one and the same, and where two of them explode;
 # - find out how a bound on a likelihood shrinks to a mean squared error;
-# - train a small network for twenty seconds, then sample with one that was trained for longer;
+# - train the network for twenty seconds, then sample with weights that were trained for longer;
 # - break the sampler on purpose.
 #
 # The source is Ho, Jain & Abbeel, *Denoising Diffusion Probabilistic Models* (2020), with the improvements of
@@ -492,7 +492,8 @@ print(f"farther than 0.0001 from the library's samples: {((x[:, 0] - path[-1]).a
 #
 # The library's `Trainer` is a generator. It trains one step, reports, and hands control back, so logging and
 # stopping are up to you. We train the very network of the shipped weights, from scratch, for 250 steps of 16
-# pictures: about twenty seconds. Samples come from a running average of the weights (EMA), which is steadier than the weights themselves.
+# pictures: about twenty seconds. Samples come from a running average of the weights (EMA), which is steadier than
+# the weights themselves.
 
 # %%
 settings = TrainingConfig(epochs=1000, batch_size=16, lr=3e-3, warmup_steps=20, ema_decay=0.98)
@@ -716,7 +717,7 @@ for row in card["metrics"]:
 # </details>
 #
 # **3. Train on noise.** Set `DiffusionConfig(target="noise")` in section 10 and train again. Why are the two losses
-# not comparable? Which row of samples looks better after twenty seconds?
+# not comparable? Which samples look better after as many steps?
 #
 # <details><summary>Solution</summary>
 #
