@@ -97,7 +97,7 @@ scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from
 # %%
 device = devices.resolve_device("auto")
 precision = devices.resolve_precision("auto", device)
-print(f"diffusion_book {diffusion_book.__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+print(f"diffusion_book {diffusion_book.__version__}, PyTorch {torch.__version__}, threads: {torch.get_num_threads()}")
 print(f"device: {device}, precision: {str(precision).removeprefix('torch.')}")
 print(f"models with trained weights: {', '.join(diffusion_book.list_models())}")
 

@@ -38,7 +38,7 @@ def show_line_paths(
     return figure
 
 
-def show_plane_paths(panels: dict[str, Tensor], background: Tensor, limit: float = 2.6) -> Figure:
+def show_plane_paths(panels: dict[str, Tensor], background: Tensor, limit: float = 3.2) -> Figure:
     """Points in the plane as they move, one panel a way of moving them.
 
     Args:
