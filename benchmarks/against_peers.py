@@ -450,7 +450,7 @@ def run(options: Options, command: str) -> dict:
     """Measure everything."""
     dataset = data.load("mnist" if options.train_minutes else "auto")
     makers = (ours, diffusers_as_usual, diffusers_folded)
-    contenders = [make(dataset, options) for make in makers]
+    contenders = [make(dataset, replace(options, train_minutes=0.0)) for make in makers]
     for contender in contenders:
         print(
             f"{contender.name}: {contender.parameters / 1e6:.2f} M parameters, {contender.forward_flops / 1e6:.0f} MFLOP "
