@@ -42,10 +42,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.testing import assert_close
 
 import diffusion_book
 from diffusion_book import data, objective, pipelines, samplers, schedules, targets, weights
 from diffusion_book.networks.unet import UNet
+from diffusion_book.schedules import add_noise, cosine
 from diffusion_book.targets import Prediction
 from diffusion_book.training.losses import loss_of_diffusion
 from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
@@ -54,9 +56,8 @@ from diffusion_book.viz import animation, grids, plots, scrubber, strips, style
 
 style.use_style()
 pipe = diffusion_book.load("ddpm")
-grids.show_grid(
-    pipe.sample(24, sampler="ddpm", steps=100, seed=1), columns=12, title="Drawn by the model of this chapter"
-)
+samples = pipe.sample(24, sampler="ddpm", steps=100, seed=1)
+grids.show_grid(samples, columns=12, title="Drawn by the model of this chapter")
 
 # %% [markdown]
 # No one has written these digits. Each began as an array of independent Gaussian numbers. By the end of the chapter
@@ -69,7 +70,7 @@ grids.show_grid(
 
 # %%
 train, test = data.load("auto"), data.load("auto", "test")
-print(f"{train.name}: {len(train):,} pictures to learn from, {len(test):,} to check with")
+print(f"{train.name}: {len(train):,} pictures to learn from, {len(test):,} to check")
 grids.show_grid(train.images[:24], columns=12)
 
 # %% [markdown]
@@ -98,7 +99,7 @@ points = torch.randint(0, 2, (20_000, 1), generator=generator).double() * 2 - 1
 eps = torch.randn(points.shape, generator=generator, dtype=torch.float64)
 rows = {}
 for t in torch.tensor([0.05, 0.2, 0.35, 0.6, 1.0], dtype=torch.float64):
-    rows[f"t = {t:.2f}"] = schedules.add_noise(schedules.cosine, points, eps, t)
+    rows[f"t = {t:.2f}"] = add_noise(cosine, points, eps, t)
 plots.plot_line_histograms(rows)
 
 # %% [markdown]
@@ -116,7 +117,7 @@ plots.plot_line_histograms(rows)
 
 # %%
 def toy_denoiser(x_t, t):
-    alpha, sigma = schedules.cosine(t)
+    alpha, sigma = cosine(t)
     x0 = torch.tanh(alpha * x_t / sigma**2)
     return Prediction(x0, (x_t - alpha * x0) / sigma)
 
@@ -134,12 +135,13 @@ plots.plot_curves(line, curves, "noisy number", "expected clean number")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-x = torch.randint(0, 2, (1_000_000,), generator=generator).double() * 2 - 1
 half = torch.tensor(0.5, dtype=torch.float64)
-x_t = schedules.add_noise(schedules.cosine, x, torch.randn(x.shape, generator=generator, dtype=torch.float64), half)
-near = (x_t - 0.3).abs() < 0.02
+x = torch.randint(0, 2, (1_000_000,), generator=generator).double() * 2 - 1
+eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+near = (add_noise(cosine, x, eps, half) - 0.3).abs() < 0.02
 error = x[near].std() / near.sum().sqrt()  # standard error of the mean
-print(f"counted {x[near].mean():.2f} ± {error:.2f}, tanh says {toy_denoiser(torch.tensor(0.3), half).x0:.2f}")
+says = toy_denoiser(torch.tensor(0.3), half).x0
+print(f"counted {x[near].mean():.2f} ± {error:.2f}, tanh says {says:.2f}")
 
 # %% [markdown]
 # Now backwards. We start 2,000 points as pure noise and take 1,000 small steps. Each step asks the denoiser, moves a
@@ -150,17 +152,12 @@ print(f"counted {x[near].mean():.2f} ± {error:.2f}, tanh says {toy_denoiser(tor
 # NBVAL_CHECK_OUTPUT
 start = torch.randn(2000, 1, generator=generator, dtype=torch.float64)
 grid_of_times = samplers.time_grid(1000)
-walk = samplers.sample(
-    toy_denoiser,
-    start,
-    grid_of_times,
-    samplers.ddpm,
-    schedule=schedules.cosine,
-    generator=torch.Generator().manual_seed(1),
-)
+fresh = torch.Generator().manual_seed(1)
+walk = samplers.sample(toy_denoiser, start, grid_of_times, samplers.ddpm, schedule=cosine, generator=fresh)
 path = torch.stack([state.x for state in walk]).squeeze(-1)  # (1001, 2000)
 arrived = ((path[-1].abs() - 1).abs() < 0.01).double().mean()
-print(f"{arrived:.0%} of the points end at -1 or +1, {(path[-1] > 0).double().mean():.0%} at +1")
+right = (path[-1] > 0).double().mean()
+print(f"{arrived:.0%} of the points end at -1 or +1, {right:.0%} at +1")
 
 # %%
 plots.plot_paths(grid_of_times[::5], path[::5, :40])
@@ -177,7 +174,8 @@ plots.plot_paths(grid_of_times[::5], path[::5, :40])
 # %%
 times = torch.linspace(0, 1, 11)
 eps = torch.randn(x0[:4].shape, generator=generator)
-noisy = torch.stack([schedules.add_noise(schedules.cosine, x0[:4], eps, t) for t in times], dim=1)  # (4, 11, 1, 32, 32)
+noisy = [add_noise(cosine, x0[:4], eps, t) for t in times]
+noisy = torch.stack(noisy, dim=1)  # (4, 11, 1, 32, 32)
 strips.show_strip(times.tolist(), noisy, title="The forward process")
 
 # %% [markdown]
@@ -195,8 +193,10 @@ strips.show_strip(times.tolist(), noisy, title="The forward process")
 # picture's variance that is still there $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$. One can choose the
 # $\beta_k$ and get $\bar\alpha_k$, or the other way round. The cosine schedule chooses $\bar\alpha$:
 #
-# $$\bar\alpha_k = \frac{f(k)}{f(0)}, \quad f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right),
-# \qquad \beta_k = \min\!\left(1 - \frac{\bar\alpha_k}{\bar\alpha_{k-1}},\ 0.999\right).$$
+# $$\begin{aligned}
+# \bar\alpha_k &= \frac{f(k)}{f(0)}, \qquad f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right), \\
+# \beta_k &= \min\!\left(1 - \frac{\bar\alpha_k}{\bar\alpha_{k-1}},\ 0.999\right).
+# \end{aligned}$$
 #
 # (The paper abbreviates $1-\beta_k$ as $\alpha_k$. We do not: in this book $\alpha_t$ is $\sqrt{\bar\alpha_k}$, the
 # factor of the picture itself.) We give the tensors a 0th entry, so that the indices are those of the formulas.
@@ -206,12 +206,13 @@ strips.show_strip(times.tolist(), noisy, title="The forward process")
 T = 1000
 k = torch.arange(T + 1, dtype=torch.float64)
 f = ((k / T + 0.008) / 1.008 * math.pi / 2).cos() ** 2
-beta = F.pad((1 - f[1:] / f[:-1]).clamp(max=0.999), (1, 0))  # beta[0] = 0: before the first step nothing happens
+beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+beta = F.pad(beta, (1, 0))  # beta[0] = 0: before the first step nothing happens
 alpha_bar = (1 - beta).cumprod(0)
 
-torch.testing.assert_close(beta[1:], schedules.betas(schedules.cosine), rtol=1e-9, atol=1e-12)
-print(f"beta: {beta[1]:.6f} at the first step, {beta[500]:.6f} in the middle, {beta[1000]:.3f} at the last")
-print(f"alpha-bar at the last step: {alpha_bar[1000]:.1e}")
+assert_close(beta[1:], schedules.betas(cosine), rtol=1e-9, atol=1e-12)
+for step in (1, 500, 1000):
+    print(f"k = {step:4}: beta {beta[step]:.6f}, alpha-bar {alpha_bar[step]:.1e}")
 
 # %% [markdown]
 # ## 5. All steps at once
@@ -239,12 +240,12 @@ print(f"one jump:  mean {mean:.2f}, standard deviation {std:.2f}")
 missing = torch.ones(T + 1, dtype=torch.float64)
 for i in range(1, T + 1):
     missing[i] = 1 - ((1 - beta[i]) * (1 - missing[i - 1]) + beta[i])
-alpha, sigma = schedules.cosine(k / T)
-torch.testing.assert_close(1 - missing, sigma.square(), rtol=1e-9, atol=1e-12)
-torch.testing.assert_close(alpha_bar.sqrt(), alpha, rtol=1e-9, atol=1e-12)
+alpha, sigma = cosine(k / T)
+assert_close(1 - missing, sigma.square(), rtol=1e-9, atol=1e-12)
+assert_close(alpha_bar.sqrt(), alpha, rtol=1e-9, atol=1e-12)
 
 jump = alpha_bar[400].sqrt() * x0[:4] + (1 - alpha_bar[400]).sqrt() * eps
-torch.testing.assert_close(schedules.add_noise(schedules.cosine, x0[:4], eps, k[400] / T), jump.float())
+assert_close(add_noise(cosine, x0[:4], eps, k[400] / T), jump.float())
 print("equation (2) holds at all", T, "steps")
 
 # %% [markdown]
@@ -259,9 +260,8 @@ plots.plot_schedule(schedules.SCHEDULES)
 t = k[1:] / T
 for name, schedule in schedules.SCHEDULES.items():
     snr = schedules.signal_to_noise(schedule, t)
-    print(
-        f"{name:>6}: {(snr > 1).sum():3} steps with more picture than noise, {(snr < 0.01).sum():3} with SNR below 0.01"
-    )
+    more, lost = (snr > 1).sum(), (snr < 0.01).sum()
+    print(f"{name:>6}: SNR above 1 in {more} steps, below 0.01 in {lost}")
 
 # %% [markdown]
 # The linear schedule spends a third of its steps where a hundredth of the signal, or less, is left. Small
@@ -295,11 +295,13 @@ from_x_k = (1 - beta[now]).sqrt() * (1 - alpha_bar[before]) / (1 - alpha_bar[now
 from_x_0 = alpha_bar[before].sqrt() * beta[now] / (1 - alpha_bar[now])
 beta_tilde = (1 - alpha_bar[before]) / (1 - alpha_bar[now]) * beta[now]
 
-library = schedules.posterior(schedules.cosine, k[now] / T, k[before] / T)
+library = schedules.posterior(cosine, k[now] / T, k[before] / T)
 for mine, theirs in zip((from_x_k, from_x_0, beta_tilde), library, strict=True):
-    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
-print(f"step 1000 to 999: {from_x_k[-1]:.4f} x_k + {from_x_0[-1]:.4f} x_0, variance {beta_tilde[-1]:.4f}")
-print(f"step    1 to   0: {from_x_k[0]:.4f} x_k + {from_x_0[0]:.4f} x_0, variance {beta_tilde[0]:.4f}")
+    assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+for step in (1000, 500, 1):
+    i = step - 1
+    mean = f"{from_x_k[i]:.4f} x_k + {from_x_0[i]:.4f} x_0"
+    print(f"back from k = {step:4}: mean {mean}, variance {beta_tilde[i]:.4f}")
 
 # %% [markdown]
 # At the last step back the variance is 0 and $x_k$ no longer counts: the answer is $x_0$ itself.
@@ -312,16 +314,15 @@ print(f"step    1 to   0: {from_x_k[0]:.4f} x_k + {from_x_0[0]:.4f} x_0, varianc
 # NBVAL_CHECK_OUTPUT
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
 draw = torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
-x_s = schedules.add_noise(schedules.cosine, torch.full_like(draw[0], 0.5), draw[0], s)
-factor, variance = schedules.transition(schedules.cosine, t, s)
+x_s = add_noise(cosine, torch.full_like(draw[0], 0.5), draw[0], s)
+factor, variance = schedules.transition(cosine, t, s)
 x_t = factor * x_s + variance.sqrt() * draw[1]
 covariance = torch.cov(torch.stack([x_t, x_s]))
 slope = covariance[0, 1] / covariance[0, 0]
-a, b, left = schedules.posterior(schedules.cosine, t, s)
-print(
-    f"fitted:       slope {slope:.2f}, offset {x_s.mean() - slope * x_t.mean():.2f}, variance left {(x_s - slope * x_t).var():.2f}"
-)
-print(f"equation (3): slope {a:.2f}, offset {b * 0.5:.2f}, variance left {left:.2f}")
+offset, left = x_s.mean() - slope * x_t.mean(), (x_s - slope * x_t).var()
+print(f"fitted:       {slope:.2f} x_t + {offset:.2f}, variance left {left:.2f}")
+a, b, left = schedules.posterior(cosine, t, s)
+print(f"equation (3): {a:.2f} x_t + {b * 0.5:.2f}, variance left {left:.2f}")
 
 # %% [markdown]
 # ## 7. What should the network say?
@@ -341,22 +342,21 @@ print(f"equation (3): slope {a:.2f}, offset {b * 0.5:.2f}, variance left {left:.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-def solve(a, b, y, x_t, alpha, sigma):
+def solve(y, x_t, a, b, alpha, sigma):
     d = alpha * b - sigma * a
     return Prediction((b * x_t - sigma * y) / d, (alpha * y - a * x_t) / d)
 
 
-picture, noise = torch.randn(2, 8, 1, 32, 32, generator=generator, dtype=torch.float64)
-alpha, sigma = (value.reshape(8, 1, 1, 1) for value in schedules.cosine(torch.linspace(0.05, 0.95, 8).double()))
-x_t = alpha * picture + sigma * noise
+picture, noise = torch.randn(2, 8, 1, 32, 32, generator=generator).double()
+alpha, sigma = cosine(torch.linspace(0.05, 0.95, 8).double())  # (8,)
+x_t = add_noise(cosine, picture, noise, torch.linspace(0.05, 0.95, 8).double())
 for name, target in targets.TARGETS.items():
-    a, b = target(alpha, sigma)
-    mine = solve(a, b, a * picture + b * noise, x_t, alpha, sigma)
-    theirs = targets.prediction(target, a * picture + b * noise, x_t, alpha.flatten(), sigma.flatten())
-    torch.testing.assert_close(mine, theirs)
-    print(
-        f"{name:>5}: picture and noise come back: {torch.allclose(mine.x0, picture) and torch.allclose(mine.eps, noise)}"
-    )
+    y = targets.target_value(target, picture, noise, alpha, sigma)
+    pair = [value.reshape(8, 1, 1, 1) for value in (*target(alpha, sigma), alpha, sigma)]
+    mine = solve(y, x_t, *pair)
+    assert_close(mine, targets.prediction(target, y, x_t, alpha, sigma))
+    back = torch.allclose(mine.x0, picture) and torch.allclose(mine.eps, noise)
+    print(f"{name:>5}: picture and noise come back: {back}")
 
 # %% [markdown]
 # If the network is right, all targets agree. It never is quite right. By (4) an error of 1 in $y$ becomes an error
@@ -364,15 +364,16 @@ for name, target in targets.TARGETS.items():
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("an error of 1 in the output becomes ...    (in x0 / in eps)")
+print("an error of 1 becomes, in x0 / in eps")
+print(" " * 8 + "".join(f"{name:>20}" for name in targets.TARGETS))
 for step in (1, 500, 900, 990, 1000):
-    alpha, sigma = schedules.cosine(k[step] / T)
-    cells = []
-    for name, target in targets.TARGETS.items():
+    alpha, sigma = cosine(k[step] / T)
+    row = f"k = {step:4}"
+    for target in targets.TARGETS.values():
         a, b = target(alpha, sigma)
         d = (alpha * b - sigma * a).abs()
-        cells.append(f"{name} {sigma / d:9.2f} / {alpha / d:6.2f}")
-    print(f"k = {step:4}:  " + "    ".join(cells))
+        row += f"  {sigma / d:9.2f} / {alpha / d:6.2f}"
+    print(row)
 
 # %% [markdown]
 # Predicting the noise makes $x_0$ explode at the start of sampling, twenty thousand times at $k = 1000$: from almost
@@ -401,9 +402,10 @@ for step in (1, 500, 900, 990, 1000):
 # %%
 # NBVAL_CHECK_OUTPUT
 snr = alpha_bar[now] / (1 - alpha_bar[now])  # k = 1 ... T
-weight = from_x_0**2 / (2 * beta_tilde)  # from equation (3); infinite at k = 1, which has a term of its own
-torch.testing.assert_close(weight[1:], (snr[:-1] - snr[1:]) / 2, rtol=1e-6, atol=1e-12)
-print(", ".join(f"k = {step}: {weight[step - 1]:.2g}" for step in (2, 10, 100, 500, 1000)))
+weight = from_x_0**2 / (2 * beta_tilde)  # by (3); at k = 1 infinite: it has its own term
+assert_close(weight[1:], (snr[:-1] - snr[1:]) / 2, rtol=1e-6, atol=1e-12)
+for step in (2, 10, 100, 500, 1000):
+    print(f"k = {step:4}: weight {weight[step - 1]:.2g}")
 
 # %% [markdown]
 # The weights fall by nearly ten orders of magnitude. Taken literally, the bound spends nearly all its care on the last
@@ -423,27 +425,24 @@ print(", ".join(f"k = {step}: {weight[step - 1]:.2g}" for step in (2, 10, 100, 5
 
 # %%
 def my_loss(network, x0, generator):
-    t = objective.on_grid(objective.uniform(len(x0), generator), T)  # (B,), one in each slice of (0, 1]
+    t = objective.uniform(len(x0), generator)  # (B,), one in each slice of (0, 1]
+    t = objective.on_grid(t, T)  # rounded to k / T
     eps = torch.randn(x0.shape, generator=generator)
-    alpha, sigma = (schedules.expand(value, x0) for value in schedules.cosine(t))  # (B, 1, 1, 1)
+    alpha, sigma = (value.float().reshape(-1, 1, 1, 1) for value in cosine(t))
     v = alpha * eps - sigma * x0
     error = network(alpha * x0 + sigma * eps, t.float()) - v
     return error.square().mean(dim=(1, 2, 3))  # (B, 1, 32, 32) -> (B,)
 
 
 torch.manual_seed(0)
-for name, network in {"untrained": UNet(pipe.recipe.network), "shipped": copy.deepcopy(pipe.network).cpu()}.items():
+networks = {"untrained": UNet(pipe.recipe.network), "shipped": copy.deepcopy(pipe.network).cpu()}
+options = {"schedule": cosine, "target": targets.v, "timesteps": T}
+for name, network in networks.items():
     with torch.no_grad():
         mine = my_loss(network, x0, torch.Generator().manual_seed(3))
-        theirs = objective.diffusion_loss(
-            network,
-            x0,
-            schedule=schedules.cosine,
-            target=targets.v,
-            timesteps=T,
-            generator=torch.Generator().manual_seed(3),
-        )
-    torch.testing.assert_close(mine, theirs)
+        same = torch.Generator().manual_seed(3)
+        theirs = objective.diffusion_loss(network, x0, generator=same, **options)
+    assert_close(mine, theirs)
     print(f"{name:>9}: loss {mine.mean():.3f}")
 
 # %% [markdown]
@@ -466,10 +465,11 @@ def ddpm_step(x_k, eps, k, z):
 
 for step in (1000, 999, 500, 2, 1):
     t, s = k[step] / T, k[step - 1] / T
-    x_t = schedules.add_noise(schedules.cosine, picture, noise, t)
+    x_t = add_noise(cosine, picture, noise, t)
     z = torch.randn(x_t.shape, generator=generator, dtype=torch.float64)
-    theirs = samplers.ddpm(Prediction(picture, noise), x_t, t, s, schedule=schedules.cosine, noise=z)
-    torch.testing.assert_close(ddpm_step(x_t, noise, step, z), theirs, rtol=1e-6, atol=1e-6)
+    known = Prediction(picture, noise)
+    theirs = samplers.ddpm(known, x_t, t, s, schedule=cosine, noise=z)
+    assert_close(ddpm_step(x_t, noise, step, z), theirs, rtol=1e-6, atol=1e-6)
 print("equation (6) is samplers.ddpm")
 
 # %% [markdown]
@@ -481,9 +481,10 @@ print("equation (6) is samplers.ddpm")
 x, same = start, torch.Generator().manual_seed(1)
 for i in range(T, 0, -1):
     eps = toy_denoiser(x, k[i] / T).eps
-    z = torch.randn(x.shape, generator=same).double() if i > 1 else torch.zeros_like(x)
+    z = torch.randn(x.shape, generator=same).double() if i > 1 else 0.0  # none in the last
     x = ddpm_step(x, eps, i, z)
-print(f"farther than 0.0001 from the library's samples: {((x[:, 0] - path[-1]).abs() > 1e-4).sum()} of {len(x)}")
+apart = (x[:, 0] - path[-1]).abs() > 1e-4
+print(f"farther than 0.0001 from the library's samples: {apart.sum()} of {len(x)}")
 
 # %% [markdown]
 # That is all of DDPM: equation (2) to train, equation (6) to sample, and a network in between.
@@ -496,20 +497,22 @@ print(f"farther than 0.0001 from the library's samples: {((x[:, 0] - path[-1]).a
 # the weights themselves.
 
 # %%
-settings = TrainingConfig(epochs=1000, batch_size=16, lr=3e-3, warmup_steps=20, ema_decay=0.98)
+settings = TrainingConfig(batch_size=16, lr=3e-3, warmup_steps=20, ema_decay=0.98)
 torch.manual_seed(0)
 network = UNet(pipe.recipe.network)
 untrained = copy.deepcopy(network.state_dict())
 trainer = Trainer(network, loss_of_diffusion(DiffusionConfig()), train, settings)
 reports = list(itertools.islice(trainer.steps(), 250))
-print(f"loss {reports[0].loss:.2f} at first, {reports[-1].loss:.2f} at last, after {reports[-1].seconds:.0f} seconds")
-plots.plot_loss([report.step for report in reports], [report.loss for report in reports])
+losses = [report.loss for report in reports]
+print(f"loss {losses[0]:.2f} at first, {losses[-1]:.2f} after {reports[-1].seconds:.0f} seconds")
+plots.plot_loss([report.step for report in reports], losses)
 
 # %%
+recipe = Recipe("ddpm", settings, pipe.recipe.network, DiffusionConfig())
 stages = {"before": untrained, "after 250 steps": trainer.ema.network.state_dict()}
 for stage, tensors in stages.items():
-    small = pipelines.build(Recipe("ddpm", settings, pipe.recipe.network, DiffusionConfig()), tensors)
-    stages[stage] = small.sample(12, sampler="ddpm", steps=50, seed=0)
+    young = pipelines.build(recipe, tensors)
+    stages[stage] = young.sample(12, sampler="ddpm", steps=50, seed=0)
 grids.show_rows(stages)
 
 # %% [markdown]
@@ -525,14 +528,15 @@ grids.show_rows(stages)
 
 # %%
 card = weights.read_card("ddpm")
-print(
-    f"{sum(p.numel() for p in pipe.network.parameters()) / 1e6:.1f} million parameters; {card['recipe']['diffusion']}"
-)
+print(f"{card['parameters']:,} parameters, {card['steps']:,} steps on {card['data_set']}")
+diffusion = card["recipe"]["diffusion"]
+print({name: diffusion[name] for name in ("schedule", "target", "timesteps")})
 
 states = list(pipe.states(range(4), sampler="ddpm", steps=T, seed=6))
 times, seen = strips.denoising_strip(states[1:], pipe, frames=11)
 _, guessed = strips.denoising_strip(states, pipe, frames=11, what="x0")
-strips.show_strip(times, torch.stack([seen, guessed], dim=1).flatten(0, 1))  # (4, 2, 11, ...) -> (8, 11, 1, 28, 28)
+both = torch.stack([seen, guessed], dim=1).flatten(0, 1)  # (4, 2, 11, ...) -> (8, 11, ...)
+strips.show_strip(times, both)
 
 # %% [markdown]
 # At the start $\hat x_0$ is a grey cloud, the average of all digits, as on the line. Then it commits: first to a
@@ -557,7 +561,7 @@ scrubber.scrubber(
     torch.stack([grids.grid(frame, columns=4) for frame in pairs]),
     captions=[f"t = {time:.2f}" for time in times],
     label="denoise",
-    alt="Above: the noisy state at each time. Below: the picture that the network predicts from it.",
+    alt="Above the noisy state at each time, below the picture predicted from it",
     start=12,
 )
 
@@ -574,11 +578,11 @@ errors = []
 for t in centres:
     noise = torch.randn(x_test.shape, generator=generator)
     with torch.no_grad():
-        predicted = pipe.denoiser(
-            schedules.add_noise(schedules.cosine, x_test, noise, t).to(pipe.device), t.expand(128)
-        )
+        noisy = add_noise(cosine, x_test, noise, t).to(pipe.device)
+        predicted = pipe.denoiser(noisy, t)
     errors.append((predicted.x0.cpu() - x_test).square().mean().item())
-plots.plot_bins(torch.linspace(0, 1, 9), {"shipped": errors}, "time t", "mean squared error of x0")
+edges = torch.linspace(0, 1, 9)
+plots.plot_bins(edges, {"shipped": errors}, "time t", "mean squared error of x0")
 
 # %% [markdown]
 # The error grows with the noise, and must: at the right end even the ideal denoiser knows only the average digit, and
@@ -599,16 +603,19 @@ def without_noise(*arguments, noise, **options):
     return samplers.ddpm(*arguments, noise=torch.zeros_like(noise), **options)
 
 
-rows = {}
-for name, step in {"correct": samplers.ddpm, "state clamped": clamped, "no fresh noise": without_noise}.items():
-    noise, fresh = pipe.noise(10, seed=5).to(pipe.device), samplers.sample_generators(5, range(10))
-    walk = samplers.sample(pipe.denoiser, noise, samplers.time_grid(50), step, schedule=pipe.schedule, generator=fresh)
-    rows[name] = pipe.to_images(list(walk)[-1].x)
+steps = {"correct": samplers.ddpm, "state clamped": clamped, "no fresh noise": without_noise}
+rows, noise = {}, pipe.noise(10, seed=5).to(pipe.device)
+for name, step in steps.items():
+    fresh = samplers.sample_generators(5, range(10))
+    options = {"schedule": pipe.schedule, "generator": fresh}
+    *_, last = samplers.sample(pipe.denoiser, noise, samplers.time_grid(50), step, **options)
+    rows[name] = pipe.to_images(last.x)
     print(f"{name:>14}: {(rows[name] > 0).double().mean():.1%} of the pixels are ink")
-ground = schedules.add_noise(
-    schedules.cosine, torch.tensor(-1.0), torch.randn(10_000, generator=generator), torch.tensor(0.5)
-)
-print(f"black ground at t = 0.5: mean {ground.mean():.2f}, clamped {ground.clamp(-1, 1).mean():.2f}")
+
+eps = torch.randn(10_000, generator=generator)
+ground = add_noise(cosine, torch.full_like(eps, -1.0), eps, torch.tensor(0.5))
+clamped_mean = ground.clamp(-1, 1).mean()
+print(f"black ground at t = 0.5: mean {ground.mean():.2f}, clamped {clamped_mean:.2f}")
 grids.show_rows(rows)
 
 # %% [markdown]
@@ -647,10 +654,8 @@ grids.show_rows({"sample": samples, "nearest": data.crop(train.batch(nearest)[0]
 # %%
 for row in card["metrics"]:
     if row["sampler"] == "ddpm":
-        print(
-            f"DDPM | {row['steps']:4} evaluations | cFID {row['cfid']:.3f} | {row['ratio']:.1f} times the floor"
-            f" | {row['num_samples']:,} samples"
-        )
+        print(f"DDPM | {row['steps']:4} evaluations | cFID {row['cfid']:.3f}", end=" | ")
+        print(f"{row['ratio']:.1f} times the floor | {row['num_samples']:,} samples")
 
 # %% [markdown]
 # ## What differs from the paper
@@ -705,7 +710,7 @@ for row in card["metrics"]:
 # points, shares = torch.tensor([-1.0, 0.0, 1.0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
 #
 # def denoiser(x_t, t):
-#     alpha, sigma = schedules.cosine(t)
+#     alpha, sigma = cosine(t)
 #     logits = shares.log() - (x_t - alpha * points).square() / (2 * sigma**2)  # (N, 1) and (3,) -> (N, 3)
 #     x0 = (logits.softmax(dim=1) * points).sum(dim=1, keepdim=True)
 #     return Prediction(x0, (x_t - alpha * x0) / sigma)
