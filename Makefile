@@ -50,14 +50,15 @@ book: $(READY) ## execute every chapter from the shipped weights and build the s
 	@$(MAKE) --silent --no-print-directory site NOTEBOOKS=$(BUILD)/chapters
 
 # One executed chapter. The committed copy lends its cell ids, so that executing it again changes only outputs.
+# In two commands: --update beside --execute would throw the new outputs away and keep the old ones.
 # No network is needed: the chapters use the weights that the package ships.
 $(BUILD)/chapters/%.ipynb: notebooks/%.py $(LIBRARY) | $(READY)
 	@echo "Executing $< ..."
 	@mkdir -p $(@D)
 	@if [ -e notebooks/$*.ipynb ]; then cp notebooks/$*.ipynb $@; fi
 	@start=$$SECONDS; \
-	$(BIN)/jupytext --quiet --update --to ipynb --execute --run-path notebooks --output $@ $< \
-	  2> >(grep -v IPKernelApp >&2); \
+	$(BIN)/jupytext --quiet --update --to ipynb --output $@ $<; \
+	$(BIN)/jupytext --quiet --execute --run-path notebooks $@ 2> >(grep -v IPKernelApp >&2); \
 	echo "Executed $< in $$((SECONDS - start)) s"
 
 # The site of the notebooks in the folder NOTEBOOKS: by default the committed ones, as they are.
