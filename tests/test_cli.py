@@ -1,7 +1,7 @@
 """The commands: how they are asked, how they refuse, and `pretrain` and `doctor` from end to end."""
 
 import dataclasses
-import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,7 +13,7 @@ import torch
 from diffusion_book import data, weights
 from diffusion_book.cli import doctor, pretrain
 from diffusion_book.cli.evaluate import Setting
-from diffusion_book.cli.main import COMMANDS, main
+from diffusion_book.cli.main import COMMANDS, first_line, main
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
@@ -32,18 +32,6 @@ def refused(capsys, *arguments):
     return line
 
 
-def run(*arguments):
-    """Run the command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "diffusion_book", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-
-
 def test_without_arguments_it_lists_the_commands_and_imports_no_torch():
     code = "import sys; from diffusion_book.cli.main import main; main([]); print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
@@ -53,11 +41,10 @@ def test_without_arguments_it_lists_the_commands_and_imports_no_torch():
 
 
 def test_as_a_process_it_refuses_with_one_line_and_code_2():
-    ended = run("train", "ddpm", "--dataset", "cifar")
+    command = [sys.executable, "-m", "diffusion_book", "walk"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == (
-        "error: unknown data set 'cifar': choose one of auto, mnist, fashion-mnist, kmnist, digits\n"
-    )
+    assert ended.stderr == f"error: unknown command 'walk': choose one of {', '.join(COMMANDS)}\n"
 
 
 @pytest.mark.parametrize("command", [["train", "ddpm"], ["generate", "ddpm"], ["evaluate", "ddpm"], ["pretrain"]])
@@ -66,10 +53,34 @@ def test_help_tells_every_option_with_its_default(command, capsys):
         main([*command, "--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    options = [line.split()[1] for line in said.splitlines() if line.startswith("│ --")]
+    options = re.findall(r"^[│ ] (--[a-z-]+)", said, re.MULTILINE)  # a box, with or without its fine characters
     assert len(options) > 5
     assert "--device" in options
     assert said.count("(default:") >= len(options)
+
+
+def test_boxes_of_the_parser_become_one_line():
+    said = "Error parsing --lr: invalid literal 'x' Perhaps: --lr FLOAT"
+    fine = """\x1b[31m╭─ Value error ──────────────────────╮\x1b[0m
+│ Error parsing --lr: invalid        │
+│ literal 'x'                        │
+│ ────────────────────────────────── │
+│ Perhaps:                           │
+│     --lr FLOAT                     │
+╰────────────────────────────────────╯
+"""
+    plain = """ Value error
+ -----------------------------------
+  Error parsing --lr: invalid
+  literal 'x'
+  -----------------------------------
+  Perhaps:
+      --lr FLOAT
+  -----------------------------------
+  For full helptext, see train --help
+
+"""
+    assert first_line(fine) == first_line(plain) == said
 
 
 def test_models_are_listed(capsys):

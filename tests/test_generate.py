@@ -113,15 +113,15 @@ def test_pdf_holds_the_picture_without_loss(tmp_path):
     [
         ("--ddim_steps 0", "0 steps: the number of steps must be 1 to 20"),
         ("--ddim_steps 21", "21 steps: the number of steps must be 1 to 20"),
-        ("--eta -0.5", "eta is -0.5: it must be between 0"),
-        ("--eta 1.5", "eta is 1.5: it must be between 0"),
+        ("--ddim_steps 5 --eta -0.5", "eta is -0.5: it must be between 0"),
+        ("--ddim_steps 5 --eta 1.5", "eta is 1.5: it must be between 0"),
         ("--mode euler", "unknown mode 'euler': choose one of ddpm, ddim"),
         ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
         ("--nrow 0", "--nrow is 0: it must be at least 1"),
         ("--batch_size 0", "--batch_size is 0: it must be at least 1"),
-        ("--seed -1", "seed is -1: it must be 0 or more"),
+        ("--ddim_steps 5 --seed -1", "seed is -1: it must be 0 or more"),
         ("--device cuda:99", "device 'cuda:99' is not there"),
-        ("--output-dir FILE/inside", "cannot make the folder"),
+        ("--ddim_steps 5 --output-dir FILE/inside", "cannot make the folder"),
     ],
 )
 def test_generate_refuses(options, said, tmp_path, checkpoint, capsys):

@@ -105,6 +105,7 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
 
 def first_line(box: str) -> str:
     """What tyro's box of several lines says, in one: without its frame, its title, its colours and its hints."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
-    text = " ".join(" ".join(line.strip("│─ ") for line in lines if line[:1] not in "╭╰").split())
-    return re.split(r" (?:Argument helptext|For full helptext|─)", text)[0]
+    _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()  # the first is the title
+    lines = [line.strip("│╰╯ ") for line in lines]
+    text = " ".join(" ".join(line for line in lines if line.strip("─-")).split())  # no rules
+    return re.split(r" (?:Argument helptext|For full helptext)", text)[0]

@@ -142,6 +142,7 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
         recipe_from_dict(card["recipe"]), tensors, device=options.run.device, precision=options.run.precision
     )
     card["metrics"] = before.get("metrics", []) if before.get("sha256") == card["sha256"] else []
+    weights.write_card(name, card, folder)
     for setting in SETTINGS:
         if find_entry(card, dataclasses.asdict(setting)) is None:
             _, entry = evaluate(pipe, setting)
