@@ -119,7 +119,9 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
         "command": f"diffusion-book pretrain {recipe['model']}"
         + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
         "learning_curve": [
-            {key: record[key] for key in curve if key in record} for record in records if record["event"] == "epoch"
+            {key: round(record[key], 6) for key in curve if key in record}
+            for record in records
+            if record["event"] == "epoch"
         ],
     }
 
