@@ -711,7 +711,7 @@ for row in sorted(rows_of_ddim, key=lambda row: -row["steps"]):
 #   is not in the family of (3), and it is the worst of all at few steps in their table 1.
 #
 # On CIFAR-10 their table 1 gives an FID of 13.4 for $\eta = 0$ and 41.1 for $\eta = 1$ at 10 steps, and 4.0 and
-# 4.7 at 1,000. Faces and digits tell the same story: without fresh noise few steps do; with it they do not.
+# 4.7 at 1,000. Fresh noise is what short walks can least afford. Compare section 9, where our network is much smaller.
 #
 # ## Pitfalls
 #
