@@ -280,13 +280,13 @@ for name, schedule in schedules.SCHEDULES.items():
 # $$\frac{1}{\tilde\beta_k} = \frac{1-\beta_k}{\beta_k} + \frac{1}{1-\bar\alpha_{k-1}}
 # = \frac{1 - \bar\alpha_k}{\beta_k\,(1 - \bar\alpha_{k-1})},$$
 #
-# and the mean is the precision-weighted mixture of what the two have to say:
+# so that $\tilde\beta_k = \beta_k\,(1-\bar\alpha_{k-1})/(1-\bar\alpha_k)$. The mean is the precision-weighted mixture of
+# what the two have to say:
 #
-# $$\begin{aligned}
-# \tilde\mu_k(x_k, x_0) &= \frac{\sqrt{1-\beta_k}\,(1-\bar\alpha_{k-1})}{1-\bar\alpha_k}\, x_k
-# + \frac{\sqrt{\bar\alpha_{k-1}}\,\beta_k}{1-\bar\alpha_k}\, x_0, \\
-# \tilde\beta_k &= \frac{1-\bar\alpha_{k-1}}{1-\bar\alpha_k}\,\beta_k.
-# \end{aligned} \tag{3}$$
+# $$\tilde\mu_k(x_k, x_0) = \frac{\sqrt{1-\beta_k}\,(1-\bar\alpha_{k-1})}{1-\bar\alpha_k}\, x_k
+# + \frac{\sqrt{\bar\alpha_{k-1}}\,\beta_k}{1-\bar\alpha_k}\, x_0. \tag{3}$$
+#
+# Together, $q(x_{k-1} \mid x_k, x_0) = \mathcal N(\tilde\mu_k(x_k, x_0),\ \tilde\beta_k I)$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -385,12 +385,14 @@ for step in (1, 500, 900, 990, 1000):
 # A generative model should give the data a high likelihood. The likelihood of a chain of 1,000 steps cannot be
 # computed, but there is a bound on it, the one that variational autoencoders use:
 #
-# $$-\log p(x_0) \le \underbrace{D(q(x_T|x_0)\,\|\,p(x_T))}_{\text{nothing to learn}}
-# + \sum_{k=2}^{T} \mathbb E\, \underbrace{D(q(x_{k-1}|x_k,x_0)\,\|\,p(x_{k-1}|x_k))}_{\text{one for each step}}
-# - \mathbb E \log p(x_0|x_1).$$
+# $$\begin{aligned}
+# -\log p(x_0) \le\ & \underbrace{D(q(x_T|x_0)\,\|\,p(x_T))}_{\text{nothing to learn}}
+# - \mathbb E \log p(x_0|x_1) \\
+# & + \sum_{k=2}^{T} \mathbb E\, \underbrace{D(q(x_{k-1}|x_k,x_0)\,\|\,p(x_{k-1}|x_k))}_{\text{one for each step}}.
+# \end{aligned}$$
 #
 # $D$ is the Kullback-Leibler divergence. The first term compares $x_T$ with pure noise, and has no weights in it. In
-# each middle term the target is the Gaussian of (3). So we let the model be that same Gaussian with a guess $\hat
+# each term of the sum the target is the Gaussian of (3). So we let the model be that same Gaussian with a guess $\hat
 # x_0$ in the place of $x_0$. Then both have the same variance, and their divergence is the squared distance of their
 # means over twice that variance:
 #
