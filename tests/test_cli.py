@@ -203,7 +203,7 @@ def tiny_recipes(monkeypatch):
     training = TrainingConfig(dataset="digits", epochs=2, lr=2e-3, warmup_steps=5, ema_decay=0.9, sample_every=2)
     for name in ("classifier", "classifier-check"):
         monkeypatch.setitem(RECIPES, name, Recipe(name, training))
-    network = UNetConfig(base_channels=8, channel_multipliers=(1, 2), attention_levels=(1,), layers_per_block=1)
+    network = UNetConfig(8, (1, 2), layers_per_block=1, attention_levels=(1,), patch_size=4)
     monkeypatch.setitem(RECIPES, "ddpm", Recipe("ddpm", training, network, DiffusionConfig(timesteps=8)))
 
 

@@ -21,7 +21,7 @@ from diffusion_book.training.recipes import Recipe, TrainingConfig
 from diffusion_book.training.run import RunOptions, run_training
 
 TINY = (  # noqa: SIM905
-    "--dataset digits --base_channels 8 --channel_multipliers 1 2 --attention_levels 1 --layers_per_block 1 "
+    "--dataset digits --base_channels 8 --channel_multipliers 1 2 --attention_levels 1 --layers_per_block 1 --patch_size 4 "
     "--batch_size 128 --timesteps 8 --warmup_steps 5 --sample_every 2 --device cpu --precision fp32"
 ).split()
 STEPS_PER_EPOCH = 1497 // 128
