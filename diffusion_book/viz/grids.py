@@ -15,6 +15,8 @@ from diffusion_book.errors import BookError
 from diffusion_book.files import write_whole
 from diffusion_book.viz.style import DPI, new_figure
 
+TITLE = 0.35  # inches above the pictures for a title
+GUTTER = 0.05  # inches between labelled rows
 GAP = 64  # the grey between pictures, 0 to 255: neither ink nor background
 
 
@@ -58,12 +60,18 @@ def show_grid(images: Tensor, columns: int = 8, title: str | None = None, scale:
     """
     picture = grid(images, columns)
     height, width = (scale * size / DPI for size in picture.shape)
-    figure, axes = new_figure(width, height + (0.35 if title else 0.0))
-    axes.imshow(picture.numpy(), vmin=0, vmax=255)
-    axes.axis("off")
+    whole = height + (TITLE if title else 0.0)
+    figure, axes = new_figure(width, whole, layout="none")
+    place(axes, picture, (0, 0, 1, height / whole))
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / whole)
     return figure
+
+
+def place(axes, picture: Tensor, box: tuple[float, float, float, float]) -> None:
+    """Show a picture (height, width) of bytes in exactly this part of the figure: left, bottom, width, height, 0 to 1."""
+    axes.imshow(picture.numpy(), vmin=0, vmax=255, aspect="auto")
+    axes.set(xticks=[], yticks=[], frame_on=False, position=box)
 
 
 def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 2.0) -> Figure:
@@ -80,24 +88,18 @@ def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 
     if not rows:
         raise BookError("show_rows needs at least one row of pictures")
     pictures = [grid(images, columns=len(images)) for images in rows.values()]
-    widest = max(picture.shape[1] for picture in pictures)
-    margin = 0.085 * max(len(line) for label in rows for line in label.split("\n")) + 0.25  # inches for the labels
-    heights = [picture.shape[0] for picture in pictures]
-    figure, axes = new_figure(
-        margin + scale * widest / DPI,
-        scale * sum(heights) / DPI + 0.04 * len(rows) + (0.35 if title else 0.0),
-        len(rows),
-        squeeze=False,
-        height_ratios=heights,
-    )
-    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.02, hspace=0.0, wspace=0.0)
-    for row, label, picture in zip(axes[:, 0], rows, pictures, strict=True):
-        row.imshow(picture.numpy(), vmin=0, vmax=255)
-        row.set_xlim(-0.5, widest - 0.5)  # shorter rows start at the left too
-        row.set(xticks=[], yticks=[], frame_on=False)
+    sizes = [[scale * size / DPI for size in picture.shape] for picture in pictures]  # inches
+    margin = 0.09 * max(len(line) for label in rows for line in label.split("\n")) + 0.1  # for the labels
+    whole_width = margin + max(width for _, width in sizes)
+    top = sum(height + GUTTER for height, _ in sizes)
+    whole = top + (TITLE if title else 0.0)
+    figure, axes = new_figure(whole_width, whole, len(rows), squeeze=False, layout="none")
+    for row, label, picture, (height, width) in zip(axes[:, 0], rows, pictures, sizes, strict=True):
+        top -= height + GUTTER
+        place(row, picture, (margin / whole_width, top / whole, width / whole_width, height / whole))
         row.set_ylabel(label, rotation=0, ha="right", va="center")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / whole)
     return figure
 
 

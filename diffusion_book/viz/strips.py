@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_book.errors import BookError
 from diffusion_book.samplers import State
-from diffusion_book.viz.grids import grid
+from diffusion_book.viz.grids import TITLE, grid, place
 from diffusion_book.viz.style import DPI, new_figure
 
 
@@ -56,9 +56,10 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
     padding = 2
     columns, width = pictures.shape[1], pictures.shape[-1] + padding
     picture = grid(pictures.flatten(0, 1), columns=columns, padding=padding)
-    figure, axes = new_figure(scale * picture.shape[1] / DPI, scale * picture.shape[0] / DPI + (0.65 if title else 0.3))
-    axes.imshow(picture.numpy(), vmin=0, vmax=255)
-    axes.set(yticks=[], frame_on=False)
+    inches_high, inches_wide = (scale * size / DPI for size in picture.shape)
+    whole = inches_high + 0.3 + (TITLE if title else 0.0)  # the times stand above the pictures
+    figure, axes = new_figure(inches_wide, whole, layout="none")
+    place(axes, picture, (0, 0, 1, inches_high / whole))
     digits = 2 if len({f"{time:.2f}" for time in times}) == len(times) else 3
     axes.set_xticks(
         [padding / 2 + width * (column + 0.5) - 0.5 for column in range(columns)],
@@ -67,5 +68,5 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.grid(False)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / whole)
     return figure

@@ -31,6 +31,7 @@ _STYLE = {
     "savefig.dpi": DPI,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
+    "savefig.bbox": "tight",  # as notebooks show figures: no label is cut off
     "axes.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "font.size": 11,
