@@ -237,5 +237,5 @@ def test_the_shipped_ddpm_draws_digits():
 
     pictures = diffusion_book.load("ddpm", device="cpu").sample(30, steps=10, seed=0)
     certain = logits(pictures).softmax(dim=1)
-    assert (certain.max(dim=1).values > 0.9).float().mean() > 0.7
+    assert (certain.max(dim=1).values > 0.9).float().mean() > 0.5
     assert len(certain.argmax(dim=1).unique()) >= 7
