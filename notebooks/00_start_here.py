@@ -129,8 +129,8 @@ grids.show_grid(train.images[:20], columns=10, title=f"Real ones, from '{train.n
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for name in ("auto", "digits"):
-    pictures, labels = data.load(name, "test").batch(torch.arange(4))
+for dataset in (train, data.load("digits")):
+    pictures, labels = dataset.batch(torch.arange(4))
     print(tuple(pictures.shape), pictures.dtype, f"from {pictures.min():.0f}, labels of shape {tuple(labels.shape)}")
 
 # %% [markdown]

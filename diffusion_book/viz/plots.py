@@ -82,7 +82,7 @@ def plot_quality(
     axes.set(xscale="log", yscale="log", xlabel="function evaluations", ylabel=ylabel)
     axes.set_xticks(every, [f"{number:,}" for number in every])
     axes.minorticks_off()
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=4)  # above the axes: lines may run anywhere in them
     return figure
 
 
