@@ -144,7 +144,7 @@ def diffusers_as_usual(dataset: data.Dataset, options: Options) -> Contender:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in diffusers.UNet2DModel(**candidate).parameters())
 
-    shapes = ((1, 2, 2, 2), (1, 2, 4), (1, 2, 2))
+    shapes = ((1, 2, 2, 2), (1, 2, 4), (1, 2, 3), (1, 2, 2))
     candidates = [config(width, shape) for width in range(16, 129, 8) for shape in shapes]
     chosen = min(candidates, key=lambda candidate: abs(math.log(size(candidate) / target)))
     if abs(size(chosen) / target - 1) > 0.15:

@@ -137,12 +137,12 @@ def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
 
     kind = getattr(torchvision.datasets, TORCHVISION_NAMES[name])
     folder = root / TORCHVISION_NAMES[name] / "raw"
-    remedy = (
-        f"delete {folder} and try again, put the four files there yourself, "
-        "or point DIFFUSION_BOOK_DATA at a folder that has them"
+    bring = (
+        f"put its four files into {folder}, or point DIFFUSION_BOOK_DATA at a folder that has {folder.parent.name}/raw"
     )
+    remedy = f"delete {folder} and try again, {bring}"
     if not all(os.path.isfile(folder / Path(file).stem) for file, _ in kind.resources):
-        _download(kind, name, root, remedy)
+        _download(kind, name, root, bring, remedy)
     try:
         files = kind(root, train=split == "train")
     except Exception as error:  # whatever torchvision stumbles over here, a damaged file is in its way
@@ -153,9 +153,9 @@ def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
     return Dataset(name, images.unsqueeze(1).contiguous(), labels.long())  # (N, 28, 28) -> (N, 1, 28, 28)
 
 
-def _download(kind: type, name: str, root: Path, remedy: str) -> None:
+def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> None:
     """torchvision's own download, with a time-out, and with one line for each way it can fail."""
-    stood_still = f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, or {remedy}"
+    stood_still = f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, {bring}"
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -179,9 +179,9 @@ def _download(kind: type, name: str, root: Path, remedy: str) -> None:
             raise BookError(stood_still) from None
         if "corrupted" in reason or isinstance(error, (ValueError, EOFError)):
             raise BookError(f"{name} came down damaged ({reason}): {remedy}") from None
-        raise BookError(f"{name} cannot be downloaded ({reason}): {remedy}") from None
+        raise BookError(f"{name} cannot be downloaded ({reason}): connect to a network, {bring}") from None
     except OSError as error:
-        raise BookError(f"{name} cannot be stored in {root} ({_one_line(error)}): {remedy}") from None
+        raise BookError(f"{name} cannot be stored in {root} ({_one_line(error)}): free some space, {bring}") from None
     finally:
         socket.setdefaulttimeout(timeout)
 
