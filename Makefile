@@ -110,7 +110,7 @@ constraints: ## choose the newest versions that fit together and pin them (needs
 	@{ echo "# The versions that the book was tested with; written by \`make constraints\`."; \
 	  echo "# The libraries of an accelerator are left out: PyTorch brings its own."; \
 	  uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-	    --no-emit-index-url --extra book --extra dev pyproject.toml | grep -v -E '^(nvidia|cuda|triton)'; } > constraints.new
+	    --extra book --extra dev pyproject.toml | grep -v -E '^(nvidia|cuda|triton)'; } > constraints.new
 	@mv constraints.new constraints.txt
 
 .PHONY: clean
