@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import refused
 
 from diffusion_book import data, weights
 from diffusion_book.cli import doctor, pretrain
@@ -19,17 +20,6 @@ from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
-
-
-def refused(capsys, *arguments):
-    """The one line on stderr with which a command refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def test_without_arguments_it_lists_the_commands_and_imports_no_torch():

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from commands import refused
 from PIL import Image
 
 from diffusion_book import pipelines
@@ -43,17 +44,6 @@ def generate(tmp_path, checkpoint, *options):
     main(["generate", "ddpm", *where, *options])
     (folder,) = set(tmp_path.iterdir()) - before
     return folder
-
-
-def refused(capsys, *arguments):
-    """The one line on stderr with which a command refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def test_generated_folder_is_complete(tmp_path, checkpoint, capsys):
