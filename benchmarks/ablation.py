@@ -4,7 +4,10 @@
 
 Trains every variant below for the same wall-clock minutes, one after the other, draws 1,000 digits
 with 20 DDIM steps, and measures them. Each row is stored as soon as it is known (docs/ablation.json),
-so an interrupted run continues where it stopped; the table goes to docs/ablation.md.
+so an interrupted run continues where it stopped; the table goes to docs/ablation.md. On several cores,
+one process on each may take a part of the variants:
+
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/ablation.py --minutes 3 --only "fold 2, width 16, depth 1"
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_book import data
+from diffusion_book.devices import resolve_precision
 from diffusion_book.evaluation.measures import measure
 from diffusion_book.files import write_text
 from diffusion_book.networks.unet import UNet, UNetConfig
@@ -52,12 +56,14 @@ def run(network_options: dict, training_options: dict, minutes: float, num_sampl
     network = UNet(recipe.network)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 1, 32, 32), torch.zeros(1))
-    trainer = Trainer(network, loss_of_diffusion(diffusion), data.load("mnist"), training, max_minutes=minutes)
+    trainer = Trainer(
+        network, loss_of_diffusion(diffusion), data.load("mnist"), training, device="cpu", max_minutes=minutes
+    )
     for report in trainer.steps():
         if report.step % 100 == 0:
             rate = report.step * training.batch_size / report.seconds
             print(f"  step {report.step}: loss {report.loss:.4f}, {rate:.0f} images/s", flush=True)
-    pipe = build(recipe, trainer.ema.network.state_dict())
+    pipe = build(recipe, trainer.ema.network.state_dict(), device="cpu")
     images = pipe.sample(num_samples, sampler="ddim", steps=20)
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -76,11 +82,12 @@ def table(rows: dict[str, dict], minutes: float, num_samples: int) -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
+    precision = "bf16" if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
     lines = [
         "# The size of the U-Net",
         "",
         f"Every variant trained for {minutes:g} minutes on {torch.get_num_threads()} threads of one machine ({cpu}, "
-        f"torch {torch.__version__.split('+')[0]}, fp32), then {num_samples:,} digits drawn with 20 DDIM steps. "
+        f"torch {torch.__version__.split('+')[0]}, {precision}), then {num_samples:,} digits drawn with 20 DDIM steps. "
         "Fold is `patch_size`, width `base_channels`, depth `layers_per_block`. R is cFID over its floor, the value "
         f"for as many real digits ({next(iter(rows.values()))['floor']:.3f}).",
         "",
@@ -103,13 +110,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), help="names of variants")
     options = parser.parse_args()
     stored = DOCS / "ablation.json"
-    rows = json.loads(stored.read_text()) if stored.is_file() else {}
+
+    def known() -> dict[str, dict]:
+        return json.loads(stored.read_text()) if stored.is_file() else {}
+
     for name in options.only:
-        if name in rows:
+        if name in known():
             continue
         print(name, flush=True)
-        rows[name] = run(*VARIANTS[name], options.minutes, options.num_samples)
-        print(f"  cFID {rows[name]['cfid']:.2f}, R {rows[name]['ratio']:.1f}", flush=True)
+        row = run(*VARIANTS[name], options.minutes, options.num_samples)
+        rows = {**known(), name: row}  # read again: another process may have added some
+        print(f"  cFID {row['cfid']:.2f}, R {row['ratio']:.1f}", flush=True)
         write_text(stored, json.dumps(rows, indent=2) + "\n")
         write_text(DOCS / "ablation.md", table(rows, options.minutes, options.num_samples))
 

@@ -120,7 +120,7 @@ def ours(dataset: data.Dataset, options: Options) -> Contender:
     x, t = torch.zeros(2, 1, 32, 32), torch.zeros(2)
     return Contender(
         "ours",
-        f"channels last, {_words(trainer.dtype)}",
+        f"{_layout(network)}, {_words(trainer.dtype)}",
         sum(parameter.numel() for parameter in network.parameters()),
         lambda _: next(steps, None),
         draw,
@@ -298,6 +298,11 @@ def _fastest(model: nn.Module, x: Tensor) -> tuple[str, torch.memory_format, tor
 
 def _words(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+
+
+def _layout(network: nn.Module) -> str:
+    first = next(weight for weight in network.parameters() if weight.ndim == 4 and weight.shape[1] > 1)
+    return "channels last" if first.is_contiguous(memory_format=torch.channels_last) else "contiguous"
 
 
 def _flops(network: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[float, float]:

@@ -6,6 +6,7 @@ processes here: a batch is an index into a tensor that already lives on the devi
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import socket
@@ -71,8 +72,12 @@ def normalise(images: Tensor) -> Tensor:
     The border is filled with -1, which is the background of every picture. Reflecting the picture
     at its edges instead would copy strokes that reach them.
     """
-    images = images.float() / 127.5 - 1.0
-    return F.pad(images, [PADDING] * 4, value=-1.0)  # (B, 1, 28, 28) -> (B, 1, 32, 32)
+    return pad(images.float() / 127.5 - 1.0)
+
+
+def pad(images: Tensor) -> Tensor:
+    """Put the border of background around pictures in [-1, 1]: (B, C, 28, 28) -> (B, C, 32, 32)."""
+    return F.pad(images, [PADDING] * 4, value=-1.0)
 
 
 def crop(images: Tensor) -> Tensor:
@@ -97,11 +102,10 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
 
     Args:
         name: "mnist", "fashion-mnist", "kmnist", "digits" or "auto". "auto" is MNIST from `root`
-            or by download, and where neither can be had, "digits" with a notice on stderr.
+            or by download, and where neither can be had, "digits" with a notice on stderr, once a process.
             "digits" comes with scikit-learn: 1,797 pictures of 8 x 8 pixels, resized.
         split: "train" or "test".
-        root: a torchvision root, the folder that holds `MNIST/raw`. Default: the environment
-            variable DIFFUSION_BOOK_DATA, else `diffusion-book` in the user's cache folder.
+        root: a torchvision root, the folder that holds `MNIST/raw`. Default: `data_folder()`.
 
     Returns:
         uint8 pictures (N, 1, 28, 28) and int64 labels (N,), on the CPU.
@@ -114,22 +118,30 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
     choose("split", split, dict.fromkeys(("train", "test")))
     if name == "digits":
         return _load_digits(split)
-    root = Path(root or os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data")
+    root = Path(root or data_folder())
     if name != "auto":
         return _load_torchvision(name, split, root)
     try:
         return _load_torchvision("mnist", split, root)
     except BookError as error:
-        print(
-            f"notice: no MNIST ({error}); using scikit-learn's 1,797 small digits instead",
-            file=sys.stderr,
-        )
+        reason = str(error).replace(f"{Path.home()}/", "~/")  # the notice ends up in notebooks that others read
+        _say_once(f"notice: no MNIST ({reason}); using scikit-learn's 1,797 small digits instead")
         return _load_digits(split)
+
+
+def data_folder() -> Path:
+    """The torchvision root: $DIFFUSION_BOOK_DATA, else `data` in the cache folder."""
+    return Path(os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data")
 
 
 def cache_folder() -> Path:
     """Where downloads and caches go: $XDG_CACHE_HOME/diffusion-book, else ~/.cache/diffusion-book."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-book"
+
+
+@functools.cache
+def _say_once(notice: str) -> None:
+    print(notice, file=sys.stderr)
 
 
 def _load_torchvision(name: str, split: str, root: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""A trained model end to end: noise in, pictures out."""
+"""A trained diffusion model end to end: noise in, pictures out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_book import weights
+from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state, build_autoencoder, check_fits
 from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
@@ -19,6 +20,7 @@ from diffusion_book.samplers import SAMPLERS, State, check_eta, randn, sample, s
 from diffusion_book.schedules import SCHEDULES, Schedule
 from diffusion_book.targets import TARGETS
 from diffusion_book.training.checkpoint import load_checkpoint
+from diffusion_book.training.experiment import find_checkpoint
 from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict
 
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
@@ -26,13 +28,14 @@ BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A trained diffusion model in pixel space.
+    """A trained diffusion model, of pictures or of an autoencoder's latents.
 
     Attributes:
         recipe: how it was trained.
         network: with its trained weights, on the device, in eval mode.
         device, dtype: where and with how many digits the network runs.
         card: what is known of the weights; empty for a checkpoint of your own.
+        autoencoder: turns latents into pictures; None for a model of pictures.
     """
 
     recipe: Recipe
@@ -40,6 +43,7 @@ class Pipeline:
     device: torch.device
     dtype: torch.dtype
     card: dict
+    autoencoder: Autoencoder | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -54,15 +58,16 @@ class Pipeline:
 
     @property
     def denoiser(self) -> DenoiserFunction:
-        """(x_t, t) -> Prediction(x0, eps), with x0 clipped to the range of pictures."""
-        return clipped(Denoiser(self._run, self.schedule, TARGETS[self.recipe.diffusion.target]), self.schedule)
+        """(x_t, t) -> Prediction(x0, eps), with x0 clipped to the range of pictures; latents have no such range."""
+        denoiser = Denoiser(self._run, self.schedule, TARGETS[self.recipe.diffusion.target])
+        return denoiser if self.autoencoder else clipped(denoiser, self.schedule)
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         with autocast(self.device, self.dtype):
             return self.network(x, t, **condition)
 
     def noise(self, num_samples: int, seed: int = 0) -> Tensor:
-        """The noise that `sample` starts from: (num_samples, 1, 32, 32), on the CPU."""
+        """The noise that `sample` starts from: (num_samples, *shape), on the CPU."""
         return randn((num_samples, *self.shape), sample_generators(seed, range(num_samples)))
 
     @torch.no_grad()
@@ -90,7 +95,7 @@ class Pipeline:
             eta: for "ddim": the share of fresh noise, 0 to 1.
             seed: sample i of a seed is the same picture whatever num_samples and batch_size are.
             callback: called after each step with the steps done and the steps to do, over all batches.
-            noise: start from this (num_samples, 1, 32, 32) instead of drawing it.
+            noise: start from this (num_samples, *shape) instead of drawing it.
             batch_size: drawn at once.
 
         Returns:
@@ -135,7 +140,7 @@ class Pipeline:
     ) -> Iterator[State]:
         """Every state on the way from noise to the samples with these indices, as one batch.
 
-        The states are what the network sees, (B, 1, 32, 32) on its device: `to_images` turns `x`
+        The states are what the network sees, (B, *shape) on its device: `to_images` turns `x`
         or `prediction.x0` into pictures. Arguments and errors as in `sample`.
         """
         step = choose("sampler", sampler, SAMPLERS)
@@ -158,39 +163,96 @@ class Pipeline:
             )
 
     def to_images(self, x: Tensor) -> Tensor:
-        """What the network works on, (B, 1, 32, 32), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU."""
+        """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU."""
+        if self.autoencoder is not None:
+            x = self.autoencoder.decode(x)  # (B, 2, 4, 4) -> (B, 1, 32, 32)
         return crop(x).clamp(-1, 1).float().cpu()
 
 
 def list_models() -> list[str]:
     """Names of the models that come with trained weights."""
-    return [name for name in weights.shipped() if name in RECIPES and RECIPES[name].diffusion is not None]
+    usable = (name for name in weights.shipped() if name in RECIPES)
+    return [name for name in usable if RECIPES[name].diffusion or RECIPES[name].vae]
 
 
-def load(name: str | Path, *, device: str | torch.device = "auto", precision: str = "auto") -> Pipeline:
+def load(
+    name: str | Path,
+    *,
+    vae: str | Path | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> Pipeline | Autoencoder:
     """Load a trained model: shipped weights by name, or a checkpoint by its path.
 
     Args:
-        name: one of `list_models()`, or a `.pt` file that `train` wrote.
+        name: one of `list_models()`, or a `.pt` file or experiment folder of `train`.
+        vae: for a latent model, a checkpoint of the VAE it was trained with. It is not needed: shipped models
+            and checkpoints bring their own.
         device: "auto", "cpu", "cuda".
         precision: "auto", "fp32" or "bf16".
 
+    Returns:
+        An `Autoencoder` for a VAE, else a `Pipeline`.
+
     Raises:
-        BookError: no such model, file or device, or the file is damaged.
+        BookError: no such model, file or device, the file is damaged, or `vae` is another one than the
+            model was trained with.
 
     Example:
         >>> pipe = load("ddpm", device="cpu")
         >>> pipe.sample(4, steps=2).shape
         torch.Size([4, 1, 28, 28])
     """
-    if not str(name).endswith(".pt"):
+    where = {"device": device, "precision": precision}
+    card, state = {}, None
+    if not str(name).endswith(".pt") and not Path(name).is_dir():
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
         recipe, tensors = recipe_from_dict(card["recipe"]), weights.read_weights(str(name))
     else:
-        checkpoint = load_checkpoint(name)
-        card, recipe, tensors = {}, recipe_from_dict(checkpoint["recipe"]), checkpoint["ema"]
-    return build(recipe, tensors, card=card, device=device, precision=precision)
+        checkpoint = load_checkpoint(find_checkpoint(name))
+        recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint["ema"]
+        state = checkpoint.get("autoencoder")
+    if recipe.vae is not None:
+        return build_autoencoder(recipe, tensors, card=card, **where)
+    autoencoder = None
+    if recipe.is_latent:
+        autoencoder = autoencoder_from_state(state, **where) if state else load_shipped_vae(card, **where)
+        if vae is not None:
+            check_same(load(vae, **where), autoencoder, vae)
+    return build(recipe, tensors, card=card, autoencoder=autoencoder, **where)
+
+
+def load_shipped_vae(card: dict, **where) -> Autoencoder:
+    """The VAE that shipped weights of a latent model belong to.
+
+    Raises:
+        BookError: the shipped VAE is another one.
+    """
+    autoencoder = load("vae", **where)
+    if card.get("vae_sha256") not in (None, autoencoder.card["sha256"]):
+        raise BookError(
+            f"the weights of '{card['model']}' belong to another VAE than the one that is here: "
+            f"diffusion-book pretrain {card['model']} makes them again"
+        )
+    return autoencoder
+
+
+def check_same(given: Autoencoder | Pipeline, own: Autoencoder, path: str | Path) -> None:
+    """Refuse a VAE that is not the one a latent model was trained with: its latents mean other things.
+
+    Raises:
+        BookError: it is not, or no VAE at all.
+    """
+    if not isinstance(given, Autoencoder):
+        raise BookError(
+            f"{path} holds a '{given.recipe.model}', not a VAE: leave out the VAE, the model brings its own"
+        )
+    given_hash, own_hash = (weights.hash_of_tensors(each.network.state_dict()) for each in (given, own))
+    if given_hash != own_hash:
+        raise BookError(
+            f"the VAE {path} is not the one that the model was trained with: leave it out, the model brings its own"
+        )
 
 
 def build(
@@ -198,16 +260,22 @@ def build(
     tensors: dict[str, Tensor],
     *,
     card: dict | None = None,
+    autoencoder: Autoencoder | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
 ) -> Pipeline:
     """A pipeline from a recipe and the weights of its network.
 
     Raises:
-        BookError: the weights are not those of this recipe's network.
+        BookError: the weights are not those of this recipe's network, or a latent model has no
+            autoencoder or one with other latents.
     """
     if recipe.network is None or recipe.diffusion is None:
         raise BookError(f"a '{recipe.model}' draws no pictures: choose one of {', '.join(list_models())}")
+    if recipe.is_latent:
+        if autoencoder is None:
+            raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
+        check_fits(recipe.network, autoencoder)
     network = UNet(recipe.network)
     try:
         network.load_state_dict(tensors)
@@ -216,5 +284,6 @@ def build(
             f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
         ) from None
     where = resolve_device(device)
-    network = place(network.eval().requires_grad_(False), where)
-    return Pipeline(recipe, network, where, resolve_precision(precision, where), card or {})
+    dtype = resolve_precision(precision, where)
+    network = place(network.eval().requires_grad_(False), where, dtype)
+    return Pipeline(recipe, network, where, dtype, card or {}, autoencoder)

@@ -11,14 +11,18 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book.cli.generate import ModelOptions, load_pipeline
+from diffusion_book import data
+from diffusion_book.autoencoder import Autoencoder
+from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import choose_model, parse
-from diffusion_book.errors import choose
-from diffusion_book.evaluation.measures import measure, real_subset
+from diffusion_book.errors import BookError, choose
+from diffusion_book.evaluation.measures import measure, subset_order
+from diffusion_book.evaluation.reconstructions import measure_reconstructions
 from diffusion_book.files import make_folder, write_text
 from diffusion_book.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
 from diffusion_book.training.experiment import timestamped_folder
+from diffusion_book.training.models import reconstruction_rows
 from diffusion_book.viz.grids import save_grid
 
 AGREE = 0.05  # two machines round differently: a cFID this close to the card's counts as the same
@@ -61,7 +65,18 @@ class Evaluate:
     """folder for the folder of results"""
 
 
-MODELS = {"ddpm": Evaluate}
+@dataclass(frozen=True)
+class EvaluateVAE:
+    """Options of `evaluate` for an autoencoder."""
+
+    num_samples: int = 10_000
+    """pictures to restore, 10 to 10,000"""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    output_dir: Path = Path("evaluations")
+    """folder for the folder of results"""
+
+
+MODELS = {"ddpm": Evaluate, "ldm": Evaluate, "vae": EvaluateVAE, "vae-2d": EvaluateVAE}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,19 +84,43 @@ def main(arguments: Sequence[str]) -> int:
     model, kind, rest = choose_model(arguments, "evaluate", MODELS)
     if kind is None:
         return 0
-    description = f"Draw samples of '{model}', measure them, and compare with the card of the shipped weights."
+    what = "Restore pictures with" if kind is EvaluateVAE else "Draw samples of"
+    description = f"{what} '{model}', measure them, and compare with the card of the shipped weights."
     options = parse(kind, rest, f"evaluate {model}", description, kind())
-    pipe = load_pipeline(model, options.model)
+    trained = load_model(model, options.model)
+    images, entry = restore(trained, options) if kind is EvaluateVAE else draw(trained, options)
+    folder = timestamped_folder(options.output_dir, model)
+    write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
+    save_grid(images, folder / "grid.png", columns=10)
+    print(folder)
+    return 0
+
+
+def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict]:
+    """Draw, measure and report; gives some samples and the measures."""
     check(pipe, options.setting)
     make_folder(options.output_dir)
     images, entry = evaluate(pipe, options.setting, options.model.batch_size)
     print(table(entry))
-    print(comparison(entry, pipe.card))
-    folder = timestamped_folder(options.output_dir, model)
-    write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
-    save_grid(images[:100], folder / "grid.png", columns=10)
-    print(folder)
-    return 0
+    print(comparison(entry, find_entry(pipe.card, entry), pipe.card))
+    return images[:100], entry
+
+
+def restore(autoencoder: Autoencoder, options: EvaluateVAE) -> tuple[Tensor, dict]:
+    """Restore, measure and report; gives some test pictures, each row above its reconstructions, and the measures."""
+    subset_order(options.num_samples)
+    if options.num_samples > 10_000:
+        raise BookError(f"--num_samples is {options.num_samples}: the test set has 10,000 pictures")
+    make_folder(options.output_dir)
+    entry = measure_reconstructions(autoencoder, options.num_samples)
+    spread = " ".join(f"{value:.3f}" for value in entry["latent_std"])
+    print(f"test pictures: squared error {entry['mse']:.5f} a pixel, label kept {entry['label_kept']:.2%}")
+    print(f"latents: standard deviation {spread} by channel")
+    print(f"reconstructions of {entry['num_samples']:,} training pictures")
+    print(rows(entry))
+    listed = autoencoder.card.get("reconstruction", {})
+    print(comparison(entry, listed if listed.get("num_samples") == entry["num_samples"] else None, autoencoder.card))
+    return reconstruction_rows(autoencoder, data.load("mnist", "test")), entry
 
 
 def check(pipe: Pipeline, setting: Setting) -> None:
@@ -94,7 +133,7 @@ def check(pipe: Pipeline, setting: Setting) -> None:
     time_grid(setting.steps, pipe.recipe.diffusion.timesteps)
     check_eta(setting.eta)
     sample_generators(setting.seed, range(1))
-    real_subset(setting.num_samples)
+    subset_order(setting.num_samples)
 
 
 def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict]:
@@ -128,7 +167,12 @@ def table(entry: dict) -> str:
     """The measures, one a line, beside those of real pictures."""
     head = f"{entry['num_samples']:,} samples, {entry['sampler']}, {entry['steps']} steps"
     head += f", eta {entry['eta']:g}" if entry["sampler"] == "ddim" else ""
-    lines = [f"{head}, {entry['images_per_second']:g} images/s", f"{'':11}{'samples':>10}{'real':>10}"]
+    return f"{head}, {entry['images_per_second']:g} images/s\n{rows(entry)}"
+
+
+def rows(entry: dict) -> str:
+    """The measures alone, a row each, under a line of headings."""
+    lines = [f"{'':11}{'samples':>10}{'real':>10}"]
     for name, key, real, meaning in ROWS:
         beside = f"{entry[real]:.4f}" if real else ""
         lines.append(f"{name:11}{entry[key]:10.4f}{beside:>10}  {meaning}")
@@ -142,11 +186,10 @@ def find_entry(card: dict, entry: dict) -> dict | None:
     return next((each for each in card.get("metrics", []) if all(each[key] == entry[key] for key in keys)), None)
 
 
-def comparison(entry: dict, card: dict) -> str:
+def comparison(entry: dict, listed: dict | None, card: dict) -> str:
     """What the card says of the same setting, and whether it agrees."""
     if not card:
         return "a checkpoint of your own has no card to compare with"
-    listed = find_entry(card, entry)
     if listed is None:
         return "the card has no figures for this setting"
     verdict = "agrees" if abs(entry["cfid"] - listed["cfid"]) <= AGREE * listed["cfid"] else "does NOT agree"

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import pipelines
+from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import BookError, choose
 from diffusion_book.files import make_folder, write_whole
@@ -19,7 +20,7 @@ from diffusion_book.pipelines import Pipeline
 from diffusion_book.samplers import check_eta, sample_generators, time_grid
 from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.experiment import find_checkpoint, timestamped_folder
-from diffusion_book.training.recipes import recipe_from_dict
+from diffusion_book.training.recipes import RECIPES
 from diffusion_book.viz.grids import grid, save_grid
 from diffusion_book.viz.strips import denoising_strip
 
@@ -33,6 +34,8 @@ class ModelOptions:
 
     checkpoint: Path | None = None
     """.pt file or experiment folder; without one, the weights that come with the book"""
+    vae: Path | None = None
+    """for a latent model: the VAE it was trained with. Not needed: checkpoints bring their own"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1"""
     precision: str = "auto"
@@ -62,7 +65,7 @@ class GenerateDiffusion:
     model: ModelOptions = field(default_factory=ModelOptions)
 
 
-MODELS = {"ddpm": GenerateDiffusion}
+MODELS = {"ddpm": GenerateDiffusion, "ldm": GenerateDiffusion}
 MODES = ("ddpm", "ddim")
 
 
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("num_samples", "nrow"):
         if getattr(options, name) < 1:
             raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
-    pipe = load_pipeline(model, options.model)
+    pipe = load_model(model, options.model)
     steps = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
     time_grid(steps, pipe.recipe.diffusion.timesteps)
     check_eta(options.eta)
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def load_pipeline(model: str, options: ModelOptions) -> Pipeline:
+def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     """The model with its shipped weights, or with those of a checkpoint.
 
     Raises:
@@ -98,11 +101,15 @@ def load_pipeline(model: str, options: ModelOptions) -> Pipeline:
     """
     if options.batch_size < 1:
         raise BookError(f"--batch_size is {options.batch_size}: it must be at least 1")
-    if options.checkpoint is None:
-        return pipelines.load(model, device=options.device, precision=options.precision)
-    checkpoint = load_checkpoint(find_checkpoint(options.checkpoint), model)
-    recipe = recipe_from_dict(checkpoint["recipe"])
-    return pipelines.build(recipe, checkpoint["ema"], device=options.device, precision=options.precision)
+    where = {"device": options.device, "precision": options.precision}
+    if options.vae is not None and not RECIPES[model].is_latent:
+        raise BookError(f"'{model}' works without a VAE: leave out --vae")
+    path = options.checkpoint
+    if path is not None:
+        path = find_checkpoint(path)
+        load_checkpoint(path, model)  # this model and no other
+    vae = find_checkpoint(options.vae) if options.vae is not None else None
+    return pipelines.load(path or model, vae=vae, **where)
 
 
 def draw(pipe: Pipeline, options: GenerateDiffusion, steps: int) -> tuple[list[float], Tensor]:

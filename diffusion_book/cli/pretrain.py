@@ -15,15 +15,18 @@ import tyro
 from torch import nn
 
 from diffusion_book import data, pipelines, weights
+from diffusion_book.autoencoder import Autoencoder, build_autoencoder
 from diffusion_book.cli.evaluate import Setting, evaluate, find_entry
 from diffusion_book.cli.main import parse
 from diffusion_book.cli.train import report_stop
 from diffusion_book.errors import BookError, choose
+from diffusion_book.evaluation.reconstructions import measure_reconstructions
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
 from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.experiment import ENVIRONMENT, find_checkpoint, read_records
+from diffusion_book.training.models import accuracy
 from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict, recipe_of
-from diffusion_book.training.run import RunOptions, Stopped, accuracy, run_training
+from diffusion_book.training.run import RunOptions, Stopped, run_training
 
 REFERENCE = "reference"
 NAMES = (*CLASSIFIERS, REFERENCE, *(name for name in RECIPES if name not in CLASSIFIERS))
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def make(name: str, options: Pretrain) -> Path:
     """Train one model, store its averaged weights and their card, and measure them."""
-    source = options.from_checkpoint or run_training(recipe_for(name, options.run), options.run)
+    source = options.from_checkpoint or train(name, options)
     path = find_checkpoint(source)
     checkpoint = load_checkpoint(path, name)
     card = card_of(checkpoint, read_records(path.parent.parent, checkpoint["step"]), options.run.max_minutes)
@@ -94,6 +97,13 @@ def make(name: str, options: Pretrain) -> Path:
     if options.measure:
         measure(name, before, options)
     return written
+
+
+def train(name: str, options: Pretrain) -> Path:
+    """Train one model by its recipe; gives the experiment folder."""
+    recipe = recipe_for(name, options.run)
+    autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
+    return run_training(recipe, options.run, autoencoder)
 
 
 def recipe_for(name: str, options: RunOptions) -> Recipe:
@@ -111,7 +121,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
     recipe = checkpoint["recipe"]
     limit = max_minutes or checkpoint.get("max_minutes", math.inf)
     start = records[0] if records else {}
-    curve = ("epoch", "step", "train_loss", "eval_loss", "test_accuracy")
+    curve = ("epoch", "step", "train_loss", "eval_loss", "test_accuracy", "reconstruction_error")
     return {
         "model": recipe["model"],
         "recipe": recipe,
@@ -119,6 +129,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
         "minutes": round(checkpoint["seconds"] / 60, 1),
         "steps": checkpoint["step"],
         **{key: start[key] for key in ("parameters", *ENVIRONMENT) if key in start},
+        **({"vae_sha256": checkpoint["autoencoder"]["sha256"]} if "autoencoder" in checkpoint else {}),
         "command": f"diffusion-book pretrain {recipe['model']}"
         + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
         "learning_curve": [
@@ -143,8 +154,18 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
         test = data.load(card["data_set"], "test")
         weights.write_card(name, {**card, "test_accuracy": accuracy(load_classifier(name, folder), test)}, folder)
         return
+    recipe = recipe_from_dict(card["recipe"])
+    if recipe.vae is not None:
+        card["reconstruction"] = measure_reconstructions(load_autoencoder(name, options))
+        weights.write_card(name, card, folder)
+        print(f"{name}: squared error {card['reconstruction']['mse']}, cFID {card['reconstruction']['cfid']}")
+        return
     pipe = pipelines.build(
-        recipe_from_dict(card["recipe"]), tensors, device=options.run.device, precision=options.run.precision
+        recipe,
+        tensors,
+        autoencoder=load_autoencoder("vae", options) if recipe.is_latent else None,
+        device=options.run.device,
+        precision=options.run.precision,
     )
     card["metrics"] = before.get("metrics", []) if before.get("sha256") == card["sha256"] else []
     weights.write_card(name, card, folder)
@@ -156,6 +177,18 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
             print(
                 f"{setting.sampler} {setting.steps} x {setting.num_samples}: cFID {entry['cfid']}, R {entry['ratio']}"
             )
+
+
+def load_autoencoder(name: str, options: Pretrain) -> Autoencoder:
+    """A VAE with the weights in the folder of the options."""
+    card = weights.read_card(name, options.weights_dir)
+    return build_autoencoder(
+        recipe_from_dict(card["recipe"]),
+        weights.read_weights(name, options.weights_dir),
+        card=card,
+        device=options.run.device,
+        precision=options.run.precision,
+    )
 
 
 def load_classifier(name: str, folder: Path) -> nn.Module:

@@ -54,17 +54,21 @@ class Measures:
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
 
-def real_subset(num_samples: int) -> Tensor:
-    """Features of `num_samples` training pictures, the same ones at every call: (num_samples, 64).
+def subset_order(num_samples: int) -> Tensor:
+    """Indices of `num_samples` training pictures, the same ones at every call.
 
     Raises:
         BookError: fewer than 10, or more than the training set has.
     """
-    train = reference_features()["train"]
-    if not 10 <= num_samples <= len(train):
-        raise BookError(f"{num_samples} samples: the measures need 10 to {len(train)}")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    return train[order[:num_samples]]
+    size = len(reference_features()["train"])
+    if not 10 <= num_samples <= size:
+        raise BookError(f"{num_samples} samples: the measures need 10 to {size}")
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:num_samples]
+
+
+def real_subset(num_samples: int) -> Tensor:
+    """Features of the training pictures at `subset_order`: (num_samples, 64); errors as there."""
+    return reference_features()["train"][subset_order(num_samples)]
 
 
 @functools.cache

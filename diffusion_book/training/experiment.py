@@ -13,6 +13,7 @@ import torch
 
 from diffusion_book.errors import BookError
 from diffusion_book.files import make_folder, write_text, write_whole
+from diffusion_book.training.recipes import SECTIONS
 from diffusion_book.viz.style import COLOURS, new_figure
 
 
@@ -80,12 +81,16 @@ def read_records(folder: Path, step: int) -> list[dict]:
         raise BookError(f"{path} is damaged ({error}): delete it to go on without what it tells") from None
 
 
+FURTHER = {"test_accuracy": "test accuracy", "reconstruction_error": "reconstruction error"}
+"""figures that some models have besides their losses, and what they are called"""
+
+
 def log_line(record: dict) -> str:
     """One epoch in words."""
-    accuracy = f", test accuracy {record['test_accuracy']:.4f}" if "test_accuracy" in record else ""
+    further = "".join(f", {name} {record[key]:.4f}" for key, name in FURTHER.items() if key in record)
     return (
         f"epoch {record['epoch']:4d}: train loss {record['train_loss']:.5f}, eval loss {record['eval_loss']:.5f}"
-        f"{accuracy}, lr {record['lr']:.2e}, {record['images_per_second']:.0f} images/s, "
+        f"{further}, lr {record['lr']:.2e}, {record['images_per_second']:.0f} images/s, "
         f"{record['epoch_seconds']:.1f} s"
     )
 
@@ -94,7 +99,7 @@ def config_text(record: dict) -> str:
     """What a "start" or "resume" record says, as lines for the eye."""
     recipe = record["recipe"]
     lines = [f"model: {recipe['model']}", f"parameters: {record['parameters']:,}"]
-    for section in ("training", "network", "diffusion"):
+    for section in SECTIONS:
         if section in recipe:
             lines += ["", f"[{section}]", *(f"{key}: {value}" for key, value in recipe[section].items())]
     lines += ["", "[environment]"]
@@ -121,7 +126,7 @@ def summary_text(experiment: Experiment) -> str:
         f"final eval loss: {last['eval_loss']:.6f}",
         f"best eval loss: {best['eval_loss']:.6f} (epoch {best['epoch']})",
     ]
-    lines += [f"test accuracy: {last['test_accuracy']:.4f}"] if "test_accuracy" in last else []
+    lines += [f"{name}: {last[key]:.4f}" for key, name in FURTHER.items() if key in last]
     return "\n".join([*lines, ""])
 
 

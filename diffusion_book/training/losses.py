@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_book.data import crop
+from diffusion_book.elbo import negative_elbo
+from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.targets import TARGETS
-from diffusion_book.training.recipes import DiffusionConfig
+from diffusion_book.training.recipes import DiffusionConfig, ELBOConfig
 from diffusion_book.training.trainer import Loss
 
 
@@ -32,6 +34,32 @@ def loss_of_diffusion(config: DiffusionConfig) -> Loss:
         )
 
     return loss
+
+
+def loss_of_latent_diffusion(config: DiffusionConfig) -> Loss:
+    """The same objective on latents: what comes as `images` are the moments of their posteriors, (B, 2 C, H, W)."""
+    loss_of_latents = loss_of_diffusion(config)
+
+    def loss(network: nn.Module, moments: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        posterior = DiagonalGaussian.from_moments(moments)
+        latents = posterior.sample(_normal(posterior.mean.shape, moments, generator))  # another draw at every step
+        return loss_of_latents(network, latents, labels, generator)
+
+    return loss
+
+
+def loss_of_vae(config: ELBOConfig) -> Loss:
+    """The negative evidence lower bound of an autoencoder."""
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        noise = _normal((len(images), *network.config.latent_shape), images, generator)
+        return negative_elbo(network, images, noise, config.kl_weight)
+
+    return loss
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device, dtype=torch.float32)
 
 
 def loss_of_classifier(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

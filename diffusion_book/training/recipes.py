@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from diffusion_book.errors import BookError, choose
 from diffusion_book.networks.unet import UNetConfig
+from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.objective import TIME_SAMPLINGS
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.targets import TARGETS
@@ -35,6 +36,18 @@ class DiffusionConfig:
             raise BookError(f"timesteps is {self.timesteps}: it must be at least 1")
         if self.min_snr_gamma < 0:
             raise BookError(f"min_snr_gamma is {self.min_snr_gamma}: it must be 0 (off) or more")
+
+
+@dataclass(frozen=True)
+class ELBOConfig:
+    """The mathematics of an autoencoder."""
+
+    kl_weight: float = 1e-6
+    """of the KL divergence, summed over the latent, beside the squared error, averaged over the pixels"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kl_weight < float("inf"):
+            raise BookError(f"kl_weight is {self.kl_weight}: it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -85,17 +98,38 @@ class Recipe:
 
     Attributes:
         model: its name, one of RECIPES.
-        network, diffusion: None for models that have none (the classifiers).
+        network, diffusion: of a diffusion model; else None.
+        vae, elbo: of an autoencoder; else None.
     """
 
     model: str
     training: TrainingConfig = field(default_factory=TrainingConfig)
     network: UNetConfig | None = None
     diffusion: DiffusionConfig | None = None
+    vae: VAEConfig | None = None
+    elbo: ELBOConfig | None = None
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it is a diffusion model that works on an autoencoder's latents."""
+        return self.model in LATENT_MODELS
 
     def to_dict(self) -> dict:
         """Plain numbers, strings, lists and dictionaries, ready for JSON and for checkpoints."""
         return {key: value for key, value in _plain(dataclasses.asdict(self)).items() if value is not None}
+
+
+SECTIONS = {
+    "training": TrainingConfig,
+    "network": UNetConfig,
+    "diffusion": DiffusionConfig,
+    "vae": VAEConfig,
+    "elbo": ELBOConfig,
+}
+"""the parts of a recipe"""
+
+LATENT_MODELS = ("ldm",)
+"""models that diffuse an autoencoder's latents"""
 
 
 def recipe_from_dict(values: dict) -> Recipe:
@@ -105,13 +139,9 @@ def recipe_from_dict(values: dict) -> Recipe:
         BookError: not a recipe of this version of the book.
     """
     try:
-        network = values.get("network")
-        diffusion = values.get("diffusion")
         return Recipe(
-            model=values["model"],
-            training=TrainingConfig(**values["training"]),
-            network=UNetConfig(**_tuples(network)) if network else None,
-            diffusion=DiffusionConfig(**diffusion) if diffusion else None,
+            values["model"],
+            **{name: kind(**_tuples(values[name])) for name, kind in SECTIONS.items() if name in values},
         )
     except (KeyError, TypeError) as error:
         raise BookError(f"this is not a recipe of this version of the book ({error}): train the model again") from None
@@ -130,6 +160,27 @@ def _tuples(values: dict) -> dict:
 RECIPES: dict[str, Recipe] = {
     "ddpm": Recipe(
         "ddpm", TrainingConfig(batch_size=64), UNetConfig(base_channels=16, layers_per_block=1), DiffusionConfig()
+    ),
+    "vae": Recipe("vae", TrainingConfig(epochs=20, sample_every=4), vae=VAEConfig(), elbo=ELBOConfig()),
+    "vae-2d": Recipe(
+        "vae-2d",
+        TrainingConfig(epochs=20, sample_every=4),
+        vae=VAEConfig(channel_multipliers=(1, 2, 4, 4, 4), layers_per_block=1),
+        elbo=ELBOConfig(kl_weight=1e-4),
+    ),
+    "ldm": Recipe(
+        "ldm",
+        TrainingConfig(),
+        UNetConfig(
+            base_channels=64,
+            channel_multipliers=(1, 2),
+            layers_per_block=1,
+            attention_levels=(0,),
+            patch_size=1,
+            in_channels=2,
+            image_size=4,
+        ),
+        DiffusionConfig(),
     ),
     "classifier": Recipe("classifier", TrainingConfig(dataset="mnist", epochs=8, lr=2e-3, sample_every=8)),
     "classifier-check": Recipe("classifier-check", TrainingConfig(dataset="mnist", epochs=5, lr=2e-3, sample_every=5)),

@@ -7,22 +7,17 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.data import crop, quantise
-from diffusion_book.errors import choose
-from diffusion_book.files import write_text, write_whole
-from diffusion_book.networks.classifier import build_classifier
-from diffusion_book.networks.unet import UNet
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.autoencoder import Autoencoder, check_fits
+from diffusion_book.errors import BookError, choose
+from diffusion_book.files import write_text
 from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_book.training.experiment import (
     Experiment,
@@ -34,17 +29,12 @@ from diffusion_book.training.experiment import (
     summary_text,
     timestamped_folder,
 )
-from diffusion_book.training.losses import loss_of_classifier, loss_of_diffusion
+from diffusion_book.training.latents import LatentDataset, encode_dataset
+from diffusion_book.training.models import MODELS, Model, Trained
 from diffusion_book.training.recipes import Recipe
-from diffusion_book.training.trainer import Loss, NonFiniteLoss, Report, Trainer
-from diffusion_book.viz.grids import save_grid
-from diffusion_book.viz.strips import denoising_strip, show_strip
+from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer
 
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
-GRID_SAMPLES = 64
-SAMPLE_STEPS = 50  # of DDIM, for the samples drawn in and after the training
-STRIP_SAMPLES = 8
-STRIP_FRAMES = 11
 
 
 @dataclass(frozen=True)
@@ -74,26 +64,13 @@ class Stopped(Exception):
         self.folder = folder
 
 
-@dataclass(frozen=True)
-class Model:
-    """What training a model needs beyond its recipe."""
-
-    build: Callable[[Recipe], nn.Module]
-    loss: Callable[[Recipe], Loss]
-
-
-_DIFFUSION = Model(lambda recipe: UNet(recipe.network), lambda recipe: loss_of_diffusion(recipe.diffusion))
-_CLASSIFIER = Model(lambda recipe: build_classifier(recipe.model), lambda recipe: loss_of_classifier)
-
-MODELS: dict[str, Model] = {"ddpm": _DIFFUSION, "classifier": _CLASSIFIER, "classifier-check": _CLASSIFIER}
-
-
-def run_training(recipe: Recipe, options: RunOptions) -> Path:
+def run_training(recipe: Recipe, options: RunOptions, autoencoder: Autoencoder | None = None) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
     Args:
         recipe: what to train; to continue, the checkpoint's own but for the number of epochs.
         options: where, and for how long. Without max_minutes, a continued training keeps its own.
+        autoencoder: for a latent model, whose latents it learns; to continue, the checkpoint's own.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -107,6 +84,12 @@ def run_training(recipe: Recipe, options: RunOptions) -> Path:
     checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
     dataset = data.load(recipe.training.dataset)
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
+    test = data.load(dataset.name, "test")
+    if recipe.is_latent:
+        if autoencoder is None:
+            raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
+        check_fits(recipe.network, autoencoder)
+        dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
     torch.manual_seed(recipe.training.seed)
     trainer = Trainer(
         model.build(recipe),
@@ -122,7 +105,7 @@ def run_training(recipe: Recipe, options: RunOptions) -> Path:
         folder = path.parent.parent
     else:
         folder = timestamped_folder(options.output_dir, recipe.model)
-    run = _Run(recipe, trainer, Experiment(folder), data.load(dataset.name, "test"))
+    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder)
     if checkpoint:
         run.load_state_dict(checkpoint)
     with stop_signals() as stopping:
@@ -159,11 +142,21 @@ def stop_signals() -> Iterator[list[int]]:
 class _Run:
     """A training in progress: the trainer, its folder, and the epoch so far."""
 
-    def __init__(self, recipe: Recipe, trainer: Trainer, experiment: Experiment, test: data.Dataset) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Model,
+        trainer: Trainer,
+        experiment: Experiment,
+        test: data.Dataset | LatentDataset,
+        autoencoder: Autoencoder | None,
+    ) -> None:
         self.recipe = recipe
+        self.model = model
         self.trainer = trainer
         self.experiment = experiment
         self.test = test
+        self.autoencoder = autoencoder
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
 
@@ -186,6 +179,7 @@ class _Run:
             **trainer.state_dict(),
             "max_minutes": trainer.max_seconds / 60,
             "epoch_so_far": [self.loss_sum, self.loss_count, self.epoch_began],
+            **({"autoencoder": self.autoencoder.state_dict()} if self.autoencoder else {}),
         }
         for name in names:
             self.last_good = save_checkpoint(self.experiment.checkpoints / name, checkpoint)
@@ -234,13 +228,16 @@ class _Run:
         """Measure, record and draw what an epoch made, and save."""
         trainer, config = self.trainer, self.recipe.training
         seconds = trainer.seconds - self.epoch_began
+        self.model.settle(trainer.ema.network, trainer.dataset)
+        for mine, theirs in zip(trainer.network.buffers(), trainer.ema.network.buffers(), strict=True):
+            mine.copy_(theirs)
         record = {
             "event": "epoch",
             "epoch": report.epoch,
             "step": report.step,
             "train_loss": self.loss_sum / self.loss_count,
             "eval_loss": trainer.evaluate(self.test),
-            **({} if self.recipe.diffusion else {"test_accuracy": accuracy(trainer.ema.network, self.test)}),
+            **self.model.measure(self.trained, self.test),
             "lr": report.lr,
             "gradient_norm": report.gradient_norm,
             "images_per_second": self.loss_count * config.batch_size / seconds,
@@ -251,50 +248,23 @@ class _Run:
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, trainer.seconds
         self.experiment.add(record)
         keep = report.epoch % config.sample_every == 0
-        if self.recipe.diffusion and (keep or trainer.progress >= 1):
-            images = self.pipeline.sample(GRID_SAMPLES, steps=self.sample_steps)  # from the same noise every time
-            save_grid(images, self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png")
+        if keep or trainer.progress >= 1:
+            path = self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png"
+            self.model.draw_epoch(self.trained, self.test, path)
         # Saved last: whatever interrupts an epoch's end, a resumed training does all of it again.
         self.save("last.pt", *([f"epoch_{report.epoch:04d}.pt"] if keep else []))
         return record
 
     @property
-    def pipeline(self) -> Pipeline:
-        """Draws with the averaged weights as they are now."""
-        return Pipeline(self.recipe, self.trainer.ema.network, self.trainer.device, self.trainer.dtype, {})
-
-    @property
-    def sample_steps(self) -> int:
-        """DDIM steps of the samples drawn here."""
-        return min(SAMPLE_STEPS, self.recipe.diffusion.timesteps)
+    def trained(self) -> Trained:
+        """The model with the averaged weights as they are now, ready for use."""
+        trainer = self.trainer
+        return self.model.ready(self.recipe, trainer.ema.network, trainer.device, trainer.dtype, self.autoencoder)
 
     def finish(self) -> None:
-        """Write what a finished training leaves: the final checkpoint, the summary, samples."""
+        """Write what a finished training leaves: the final checkpoint, the summary, pictures."""
         folder = self.experiment.folder
         self.save("last.pt", "final.pt")
         if self.experiment.epochs:  # none where a finished checkpoint from elsewhere was "continued"
             write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
-        if self.recipe.diffusion is None:
-            return
-        images = self.pipeline.sample(GRID_SAMPLES, steps=self.sample_steps, seed=1)
-        save_grid(images, folder / "final_samples" / "grid.png")
-        for number, image in enumerate(images):
-            single = Image.fromarray(quantise(image[0]).numpy())
-            write_whole(folder / "final_samples" / f"sample_{number:03d}.png", single.save)
-        states = self.pipeline.states(range(STRIP_SAMPLES), steps=self.sample_steps, seed=1)
-        times, stills = denoising_strip(states, self.pipeline, STRIP_FRAMES)
-        figure = show_strip(times, stills, title="From noise to digits, by time t")
-        write_whole(folder / "denoising_steps" / "denoising.png", figure.savefig)
-        for number, (t, column) in enumerate(zip(times, stills.unbind(1), strict=True)):
-            save_grid(column, folder / "denoising_steps" / f"step_{number:02d}_t{t:.3f}.png")
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, dataset: data.Dataset) -> float:
-    """Share of a data set that a classifier gets right."""
-    device = next(network.parameters()).device
-    dataset, right = dataset.to(device), 0
-    for index in torch.arange(len(dataset), device=device).split(500):
-        images, labels = dataset.batch(index)
-        right += (network(crop(images)).argmax(dim=1) == labels).sum().item()
-    return right / len(dataset)
+        self.model.draw_final(self.trained, self.test, folder)

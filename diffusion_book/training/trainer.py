@@ -96,7 +96,7 @@ class Trainer:
             raise BookError(f"max_minutes is {max_minutes}: it must be above 0")
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self.network = place(network, self.device)
+        self.network = place(network, self.device, self.dtype)
         self.loss = loss
         with out_of_memory_names("the size of the data set"):
             self.dataset = dataset.to(self.device)

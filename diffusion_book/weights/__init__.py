@@ -76,6 +76,15 @@ def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of named tensors, whatever their layout or device: the identity of a network's weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def _half(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     return value.to(torch.float16) if value.is_floating_point() else value

@@ -1,0 +1,107 @@
+"""A data set as an autoencoder sees it: computed once, kept on disk, drawn anew at every step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_book.autoencoder import BATCH_SIZE, Autoencoder
+from diffusion_book.data import Dataset, cache_folder, normalise
+from diffusion_book.errors import BookError
+from diffusion_book.files import write_whole
+from diffusion_book.weights import hash_of_tensors
+
+
+@dataclass(frozen=True)
+class LatentDataset:
+    """The posteriors of a whole data set in memory. It stands in for a `Dataset` in the trainer.
+
+    It holds distributions, not draws: the loss draws a latent from them at every step
+    (`DiagonalGaussian.sample`), so that no picture is ever tied to one sample of its noise.
+
+    Attributes:
+        name: of the data set.
+        moments: (N, 2 C, H, W), means and log-variances, after shift and scale.
+        labels: int64, (N,).
+    """
+
+    name: str
+    moments: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def to(self, device: torch.device | str) -> LatentDataset:
+        """The same data on another device."""
+        return LatentDataset(self.name, self.moments.to(device), self.labels.to(device))
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (B, 2 C, H, W) at `index`, and labels."""
+        return self.moments[index], self.labels[index]
+
+
+def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, cache: Path | None = None) -> LatentDataset:
+    """The posteriors of a data set: from the cache if they are there, else computed and stored there.
+
+    They are computed in fp32 whatever the autoencoder runs in: bf16 would round the means to two or three digits,
+    and the cache would depend on who filled it.
+
+    Args:
+        autoencoder: makes the latents.
+        dataset: pictures and labels.
+        cache: folder; default `latents` in the user's cache folder. A file in it belongs to one
+            autoencoder and one data set, by their hashes. One that is damaged, or belongs to others, is
+            made again, with a notice on stderr; a folder that cannot be written only costs the time.
+    """
+    hashes = {
+        "autoencoder": hash_of_tensors(autoencoder.network.state_dict()),
+        "images": hashlib.sha256(dataset.images.cpu().numpy().tobytes()).hexdigest(),
+    }
+    # The file's name tells data sets apart by name and size alone, so that a changed one is found to be stale.
+    name = f"{dataset.name}-{len(dataset)}-{hashes['autoencoder'][:16]}.safetensors"
+    path = (cache or cache_folder() / "latents") / name
+    moments = _read(path, hashes)
+    if moments is None:
+        moments = _compute(autoencoder, dataset)
+        metadata = {**hashes, "moments": hash_of_tensors({"moments": moments})}
+        try:
+            write_whole(path, lambda temporary: save_file({"moments": moments}, temporary, metadata=metadata))
+        except (BookError, SafetensorError) as error:  # a full disk is reported by either
+            print(f"notice: the latents are not kept for the next time ({error})", file=sys.stderr)
+    return LatentDataset(dataset.name, moments, dataset.labels.cpu())
+
+
+def _read(path: Path, hashes: dict[str, str]) -> Tensor | None:
+    """The moments in a cache file; None where there is none that fits."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, moments = file.metadata() or {}, file.get_tensor("moments")
+    except (SafetensorError, OSError) as error:
+        print(f"notice: the cached latents {path.name} are damaged ({error}); computing them again", file=sys.stderr)
+        return None
+    if metadata.pop("moments", None) != hash_of_tensors({"moments": moments}):
+        print(f"notice: the cached latents {path.name} are damaged; computing them again", file=sys.stderr)
+        return None
+    if metadata != hashes:
+        print(f"notice: the cached latents {path.name} belong to other data; computing them again", file=sys.stderr)
+        return None
+    return moments
+
+
+def _compute(autoencoder: Autoencoder, dataset: Dataset) -> Tensor:
+    autoencoder = dataclasses.replace(autoencoder, dtype=torch.float32)
+    parts = dataset.images.split(BATCH_SIZE)
+    bar = tqdm(parts, desc=f"latents of {dataset.name}", unit="batch", disable=None, dynamic_ncols=True)
+    return torch.cat([autoencoder.posterior(normalise(part)).moments.cpu() for part in bar])
