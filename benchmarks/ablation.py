@@ -28,7 +28,7 @@ from diffusion_book.files import write_text
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.pipelines import build
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig, recipe_of
 from diffusion_book.training.trainer import Trainer
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -71,7 +71,8 @@ def run(network_options: dict, training_options: dict, minutes: float, num_sampl
         "images_per_second": trainer.step * training.batch_size / trainer.seconds,
         "epochs": trainer.step / trainer.steps_per_epoch,
         "evaluation_loss": trainer.evaluate(data.load("mnist", "test")),
-        "network": asdict(recipe.network),
+        "network": _plain(asdict(recipe.network)),
+        "batch_size": training.batch_size,
         **measure(images).to_dict(),
     }
 
@@ -83,23 +84,33 @@ def table(rows: dict[str, dict], minutes: float, num_samples: int) -> str:
         platform.processor(),
     )
     precision = "bf16" if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
+    threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "one thread"
+    shipped = recipe_of("ddpm")
+    chosen = {"network": _plain(asdict(shipped.network)), "batch_size": shipped.training.batch_size}
     lines = [
         "# The size of the U-Net",
         "",
-        f"Every variant trained for {minutes:g} minutes on {torch.get_num_threads()} threads of one machine ({cpu}, "
+        f"Every variant trained for {minutes:g} minutes on {threads} of one machine ({cpu}, "
         f"torch {torch.__version__.split('+')[0]}, {precision}), then {num_samples:,} digits drawn with 20 DDIM steps. "
         "Fold is `patch_size`, width `base_channels`, depth `layers_per_block`. R is cFID over its floor, the value "
-        f"for as many real digits ({next(iter(rows.values()))['floor']:.3f}).",
+        f"for as many real digits ({next(iter(rows.values()))['floor']:.3f}). The network in bold is the one that `ddpm` is "
+        "shipped with.",
         "",
         "| U-Net | parameters | MFLOP forward | images/s in training | epochs | cFID | R | precision | recall |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in sorted(rows.items(), key=lambda item: item[1]["cfid"]):
+        mark = "**" if all(row[key] == value for key, value in chosen.items()) else ""
         lines.append(
-            f"| {name} | {row['parameters'] / 1e6:.2f} M | {row['mega_flops']:.0f} | {row['images_per_second']:.0f} | "
+            f"| {mark}{name}{mark} | {row['parameters'] / 1e6:.2f} M | {row['mega_flops']:.0f} | {row['images_per_second']:.0f} | "
             f"{row['epochs']:.1f} | {row['cfid']:.2f} | {row['ratio']:.1f} | {row['precision']:.3f} | {row['recall']:.3f} |"
         )
     return "\n".join([*lines, "", f"Repeat it with `python benchmarks/ablation.py --minutes {minutes:g}`.", ""])
+
+
+def _plain(values: dict) -> dict:
+    """As JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(values))
 
 
 def main() -> None:
@@ -122,7 +133,7 @@ def main() -> None:
         rows = {**known(), name: row}  # read again: another process may have added some
         print(f"  cFID {row['cfid']:.2f}, R {row['ratio']:.1f}", flush=True)
         write_text(stored, json.dumps(rows, indent=2) + "\n")
-        write_text(DOCS / "ablation.md", table(rows, options.minutes, options.num_samples))
+    write_text(DOCS / "ablation.md", table(known(), options.minutes, options.num_samples))
 
 
 if __name__ == "__main__":

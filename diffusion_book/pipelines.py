@@ -205,7 +205,7 @@ def load(
     """
     where = {"device": device, "precision": precision}
     card, state = {}, None
-    if not str(name).endswith(".pt") and not Path(name).is_dir():
+    if str(name) in list_models() or not (str(name).endswith(".pt") or Path(name).is_dir()):
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
         recipe, tensors = recipe_from_dict(card["recipe"]), weights.read_weights(str(name))
@@ -213,6 +213,8 @@ def load(
         checkpoint = load_checkpoint(find_checkpoint(name))
         recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint["ema"]
         state = checkpoint.get("autoencoder")
+    if vae is not None and not recipe.is_latent:
+        raise BookError(f"'{recipe.model}' works without a VAE: leave it out")
     if recipe.vae is not None:
         return build_autoencoder(recipe, tensors, card=card, **where)
     autoencoder = None

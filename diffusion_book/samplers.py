@@ -27,8 +27,12 @@ def ddpm(
 ) -> Tensor:
     """Draw x_s from q(x_s | x_t, x0), with the predicted picture in the place of x0.
 
+    Raises:
+        BookError: t is 0.
+
     Source: Ho et al. 2020, algorithm 2, with the variance of equation 7.
     """
+    check_start(t)
     from_x_t, from_x_0, variance = (expand(value, x_t) for value in posterior(schedule, t, s))
     return from_x_t * x_t + from_x_0 * prediction.x0 + variance.sqrt() * noise
 
@@ -40,8 +44,12 @@ def ddim(
 
     eta = 0 is deterministic; eta = 1 is `ddpm`.
 
+    Raises:
+        BookError: t is 0.
+
     Source: Song et al. 2020 (DDIM), equations 12 and 16.
     """
+    check_start(t)
     _, _, variance = posterior(schedule, t, s)
     alpha_s, sigma_s = schedule(s)
     fresh = eta * variance.sqrt()
@@ -62,9 +70,22 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
         BookError: steps is not in 1 .. timesteps.
     """
     if not 1 <= steps <= timesteps:
-        raise BookError(f"{steps} steps: the number of steps must be 1 to {timesteps}, the grid of the training")
+        raise BookError(
+            f"{steps} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
+            "set steps (generate's --ddim_steps) in that range"
+        )
     whole = torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round()
     return whole / timesteps
+
+
+def check_start(t: Tensor) -> None:
+    """Refuse a step from t = 0: its x_t holds no noise, so nothing says which noise to keep, and sigma_t divides by 0.
+
+    Raises:
+        BookError: t, or one of several, is 0.
+    """
+    if (t <= 0).any():
+        raise BookError("a step cannot start at t = 0, where no noise is left: start at a later time, such as 0.001")
 
 
 def check_eta(eta: float) -> None:

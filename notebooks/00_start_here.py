@@ -17,11 +17,11 @@
 # *Runs in about twenty seconds on two CPU cores.*
 #
 # This book teaches how diffusion models draw pictures, by building them: on handwritten digits, in plain PyTorch,
-# with nothing hidden in a library of somebody else. Digits are small enough that a laptop trains every model of
+# with nothing hidden in somebody else's library. Digits are small enough that a laptop trains every model of
 # the book, and hard enough that everything you learn holds for large models too.
 #
 # Before any words, here is what the first model draws. Its weights come with the book. None of these digits was
-# ever written by a hand.
+# ever written by hand.
 
 # %%
 import torch
@@ -35,7 +35,7 @@ grids.show_grid(pipe.sample(40, steps=50, seed=0), columns=10)
 
 # %% [markdown]
 # Now watch eight of them form. Pull the slider, or click it and use the arrow keys. On the far left is pure
-# noise. Every stop is one call of the network, which takes a little noise away. The walk to the right is all that
+# noise. Between two stops the network is called twice, and each call takes a little noise away. The walk to the right is all that
 # a diffusion model does; how to learn it is what the book is about.
 
 # %%

@@ -52,7 +52,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.losses import loss_of_diffusion
 from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import animation, grids, plots, scrubber, strips, style
+from diffusion_book.viz import animation, grids, paths, plots, scrubber, strips, style
 
 style.use_style()
 pipe = diffusion_book.load("ddpm")
@@ -160,12 +160,12 @@ right = (path[-1] > 0).double().mean()
 print(f"{arrived:.0%} of the points end at -1 or +1, {right:.0%} at +1")
 
 # %%
-plots.plot_paths(grid_of_times[::5], path[::5, :40])
+paths.show_line_paths({"Forty of the 2,000 points": (grid_of_times[::5], path[::5, :40])})
 
 # %% [markdown]
-# Read it from left to right. The points wander, waver, and at last each falls to one side. Nothing told a point
-# where to go; the average $\hat x_0$ was enough. Digits will differ in one respect only: there are 1,024 numbers
-# instead of one, nobody knows the formula for $\hat x_0$, and so a network learns it.
+# Read it from left, $t = 1$, to right, $t = 0$. The points wander, waver, and at last each falls to one side. Nothing
+# told a point where to go; the average $\hat x_0$ was enough. With digits two things differ: there are 1,024 numbers
+# instead of one, and nobody knows a formula for $\hat x_0$. A network has to learn it.
 #
 # ## 3. Ruining digits
 #
@@ -189,9 +189,9 @@ strips.show_strip(times.tolist(), noisy, title="The forward process")
 #
 # $$q(x_k \mid x_{k-1}) = \mathcal N\!\left(\sqrt{1 - \beta_k}\; x_{k-1},\ \beta_k I\right). \tag{1}$$
 #
-# Shrinking by $\sqrt{1-\beta_k}$ keeps the total variance at 1, if it was 1 before. Call the share of the first
-# picture's variance that is still there $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$. One can choose the
-# $\beta_k$ and get $\bar\alpha_k$, or the other way round. The cosine schedule chooses $\bar\alpha$:
+# Shrinking by $\sqrt{1-\beta_k}$ keeps the total variance at 1, if it was 1 before. The share of the original
+# picture's variance that is left after $k$ steps is $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$. One can choose
+# the $\beta_k$ and get $\bar\alpha_k$, or the other way round. The cosine schedule chooses $\bar\alpha$:
 #
 # $$\begin{aligned}
 # \bar\alpha_k &= \frac{f(k)}{f(0)}, \qquad f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right), \\
@@ -219,7 +219,7 @@ for step in (1, 500, 1000):
 #
 # To train on step 700 we do not want to take 700 steps. We need not: a Gaussian of a Gaussian is a Gaussian. Each
 # step multiplies the mean by $\sqrt{1-\beta_k}$. The variance $s$ becomes $(1-\beta_k)s + \beta_k$, so what is
-# *missing* to 1 is multiplied by $1-\beta_k$ too. It starts at 1. Hence
+# *missing* from 1 is multiplied by $1-\beta_k$ too. At the start there is no noise, and all of the 1 is missing. Hence
 #
 # $$q(x_k \mid x_0) = \mathcal N\!\left(\sqrt{\bar\alpha_k}\; x_0,\ (1 - \bar\alpha_k) I\right). \tag{2}$$
 #
@@ -264,8 +264,8 @@ for name, schedule in schedules.SCHEDULES.items():
     print(f"{name:>6}: SNR above 1 in {more} steps, below 0.01 in {lost}")
 
 # %% [markdown]
-# The linear schedule spends a third of its steps where a hundredth of the signal, or less, is left. Small
-# pictures are ruined early, and those steps have little to teach. The cosine spreads its effort evenly.
+# The linear schedule spends a third of its steps where the picture has a hundredth of the noise's variance, or less.
+# Small pictures are ruined early, and those steps have little to teach. The cosine spreads its effort evenly.
 #
 # ## 6. One step back
 #
@@ -376,9 +376,9 @@ for step in (1, 500, 900, 990, 1000):
     print(row)
 
 # %% [markdown]
-# Predicting the noise makes $x_0$ explode at the start of sampling, twenty thousand times at $k = 1000$: from almost
-# pure noise, the picture is a tiny remainder. Predicting the image makes $\epsilon$ explode at the end. For $v$ we
-# have $d = \alpha_t^2 + \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
+# If the network predicts the noise, its errors explode in $x_0$ where sampling starts, twenty-thousand-fold at
+# $k = 1000$: in almost pure noise the picture is a tiny remainder. If it predicts the image, they explode in $\epsilon$
+# where sampling ends. For $v$ we have $d = \alpha_t^2 + \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
 # ## 8. The loss
 #
@@ -410,7 +410,7 @@ for step in (2, 10, 100, 500, 1000):
     print(f"k = {step:4}: weight {weight[step - 1]:.2g}")
 
 # %% [markdown]
-# The weights fall by nearly ten orders of magnitude. Taken literally, the bound spends nearly all its care on the last
+# The weights fall by nearly ten orders of magnitude. Taken literally, the bound spends almost all its care on the last
 # traces of noise, which no eye can see. DDPM's decisive finding is to **ignore the weights**: let the network
 # predict the noise, and count $\|\epsilon - \hat\epsilon\|^2$ the same at all steps.
 #
@@ -494,7 +494,7 @@ print(f"farther than 0.0001 from the library's samples: {apart.sum()} of {len(x)
 # ## 10. A live training
 #
 # The library's `Trainer` is a generator. It trains one step, reports, and hands control back, so logging and
-# stopping are up to you. We train the very network of the shipped weights, from scratch, for 250 steps of 16
+# stopping are up to you. We train a new network, built like the shipped one, from scratch for 250 steps of 16
 # pictures: about twenty seconds. Samples come from a running average of the weights (EMA), which is steadier than
 # the weights themselves.
 
@@ -608,7 +608,7 @@ def without_noise(*arguments, noise, **options):
 steps = {"correct": samplers.ddpm, "state clamped": clamped, "no fresh noise": without_noise}
 rows, noise = {}, pipe.noise(10, seed=5).to(pipe.device)
 for name, step in steps.items():
-    fresh = samplers.sample_generators(5, range(10))
+    fresh = samplers.sample_generators(6, range(10))  # not the seed of the start
     options = {"schedule": pipe.schedule, "generator": fresh}
     *_, last = samplers.sample(pipe.denoiser, noise, samplers.time_grid(50), step, **options)
     rows[name] = pipe.to_images(last.x)
@@ -735,8 +735,8 @@ for row in card["metrics"]:
 #
 # </details>
 #
-# **4. How many steps?** Sample with 1,000, 250, 50, 20 and 10 steps of `ddpm`, from the same seed. Which digits
-# suffer first?
+# **4. How many steps?** Sample with 250, 50, 20 and 10 steps of `ddpm`, from the same seed. Which digits suffer
+# first?
 #
 # <details><summary>Solution</summary>
 #
@@ -746,7 +746,7 @@ for row in card["metrics"]:
 # ```
 #
 # Long strides use (3) with a guess $\hat x_0$ that is still an average, and add much noise at a time. Thin strokes
-# break up first. The next chapter gets by with a tenth of the steps, by adding no noise at all.
+# break up first. The next chapter asks how few steps will do, and what a walk that adds no noise at all is good for.
 #
 # </details>
 #

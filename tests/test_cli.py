@@ -37,10 +37,12 @@ def test_as_a_process_it_refuses_with_one_line_and_code_2():
     assert ended.stderr == f"error: unknown command 'walk': choose one of {', '.join(COMMANDS)}\n"
 
 
-@pytest.mark.parametrize("command", [["train", "ddpm"], ["generate", "ddpm"], ["evaluate", "ddpm"], ["pretrain"]])
+@pytest.mark.parametrize(
+    "command", ["train ddpm", "train vae", "train ldm", "generate ldm", "evaluate vae", "pretrain"]
+)
 def test_help_tells_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
     options = re.findall(r"^[│ ] (--[a-z][a-z-]*)", said, re.MULTILINE)  # a box, with or without its fine characters
@@ -104,7 +106,10 @@ def test_models_are_listed(capsys):
         ("train ddpm --dataset digits --batch_size 100000", "lower --batch_size"),
         ("train ddpm --dataset digits --max-minutes 0", "max_minutes is 0.0: it must be above 0"),
         ("train ddpm --resume nowhere", "there is no checkpoint nowhere"),
-        ("pretrain", "nothing to make: name one of classifier, classifier-check, reference, ddpm, or give --all"),
+        (
+            "pretrain",
+            "nothing to make: name one of classifier, classifier-check, reference, ddpm, vae, vae-2d, ldm, or",
+        ),
         ("pretrain gan", "unknown name 'gan'"),
         ("pretrain classifier ddpm --resume nowhere", "belong to one name"),
         ("pretrain ddpm --from-checkpoint nowhere.pt", "there is no checkpoint nowhere.pt"),
@@ -163,7 +168,7 @@ def test_defaults_are_the_recipe(monkeypatch, tmp_path):
             "4",
         ]
     )
-    assert [recipe for recipe, _ in asked] == [
+    assert [recipe for recipe, *_ in asked] == [
         RECIPES["ddpm"],
         dataclasses.replace(
             RECIPES["ddpm"],

@@ -261,6 +261,27 @@ def test_auto_falls_back_with_a_notice(tmp_path, no_network, capsys):
     assert "scikit-learn" in err
 
 
+def test_the_notice_comes_once_and_leaves_the_home_folder_out(tmp_path, monkeypatch, no_network, capsys):
+    """It ends up in executed chapters, which load both splits and which others read."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("DIFFUSION_BOOK_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    data._say_once.cache_clear()
+    assert [data.load("auto", split).name for split in ("train", "test", "train")] == ["digits"] * 3
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "~/.cache/diffusion-book/data/MNIST/raw" in err
+    assert str(tmp_path) not in err
+
+
+def test_the_data_folder_is_the_environment_s_else_the_cache_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DIFFUSION_BOOK_DATA", raising=False)
+    assert data.data_folder() == tmp_path / "diffusion-book" / "data"
+    monkeypatch.setenv("DIFFUSION_BOOK_DATA", str(tmp_path / "mine"))
+    assert data.data_folder() == tmp_path / "mine"
+
+
 def header(*numbers: int) -> bytes:
     return struct.pack(f">{len(numbers)}I", *numbers)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusion_book import pipelines
 from diffusion_book.cli import evaluate as evaluate_command
-from diffusion_book.cli.generate import ModelOptions, load_pipeline, save_pdf
+from diffusion_book.cli.generate import ModelOptions, load_model, save_pdf
 from diffusion_book.cli.main import main
 from diffusion_book.data import quantise
 from diffusion_book.evaluation import measures
@@ -68,7 +68,7 @@ def test_generated_folder_is_complete(tmp_path, checkpoint, capsys):
 
 def test_pictures_are_those_of_the_pipeline(tmp_path, checkpoint):
     """Also with a batch size that splits them, and with random sampling."""
-    pipe = load_pipeline("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
+    pipe = load_model("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
     for options, expected in (
         (["--mode", "ddim", "--ddim_steps", "3"], pipe.sample(4, steps=3, seed=7)),
         (["--mode", "ddim", "--ddim_steps", "3", "--eta", "1"], pipe.sample(4, steps=3, eta=1.0, seed=7)),
@@ -209,7 +209,7 @@ def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
     (folder,) = tmp_path.iterdir()
     assert said[-1] == str(folder)
     assert {path.name for path in folder.iterdir()} == {"measures.json", "grid.png"}
-    pipe = load_pipeline("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
+    pipe = load_model("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
     expected = measures.measure(pipe.sample(30, steps=2, seed=3)).to_dict()
     found = json.loads((folder / "measures.json").read_text())
     assert found["cfid"] == pytest.approx(expected["cfid"], rel=1e-3)
@@ -231,7 +231,9 @@ def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
             )
             main(["evaluate", "ddpm", *options])
             assert any(verdict in line for line in capsys.readouterr().out.splitlines())
-    assert evaluate_command.comparison({**found, "steps": 3}, card) == "the card has no figures for this setting"
+    assert evaluate_command.find_entry(card, found) is listed
+    other = evaluate_command.find_entry(card, {**found, "steps": 3})
+    assert evaluate_command.comparison(found, other, card) == "the card has no figures for this setting"
 
 
 def test_shipped_weights_draw_digits(tmp_path):

@@ -4,11 +4,19 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from diffusion_book.errors import BookError
 from diffusion_book.networks.classifier import CLASSIFIERS, FEATURES, build_classifier
-from diffusion_book.networks.layers import Attention, ResidualBlock, group_norm, sinusoidal_embedding, zero_init
+from diffusion_book.networks.layers import (
+    Attention,
+    ResidualBlock,
+    attention,
+    group_norm,
+    sinusoidal_embedding,
+    zero_init,
+)
 from diffusion_book.networks.unet import UNet, UNetConfig
 
 SMALL = {"base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1, "attention_levels": (1,)}
@@ -251,6 +259,50 @@ def test_attention_is_the_softmax_of_its_paper(context_dim):
         read.append(rows @ value[..., part])
     expected = x + layer.out(torch.cat(read, dim=-1)).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x, context), expected, rtol=1e-4, atol=1e-5)
+
+
+def queries_keys_and_values(dtype=torch.float32):
+    """Three heads, five queries, seven keys and values."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, number, 8) for number in (5, 7, 7)]
+    return [2 * torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def test_attention_is_torch_s_own():
+    query, key, value = queries_keys_and_values()
+    read, weights = attention(query, key, value)
+    torch.testing.assert_close(read, F.scaled_dot_product_attention(query, key, value))
+    torch.testing.assert_close(weights @ value, read)
+    assert weights.shape == (2, 3, 5, 7)
+
+
+def test_attention_weights_are_shares():
+    _, weights = attention(*queries_keys_and_values())
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 5))
+    assert weights.max() > 0.9  # they do tell keys apart
+    _, alike = attention(torch.zeros(1, 4, 8), torch.randn(1, 6, 8), torch.randn(1, 6, 8))
+    torch.testing.assert_close(alike, torch.full((1, 4, 6), 1 / 6))
+
+
+def test_attention_reads_a_set_and_answers_each_query_apart():
+    query, key, value = queries_keys_and_values()
+    read, weights = attention(query, key, value)
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    same, moved = attention(query, key[..., order, :], value[..., order, :])
+    torch.testing.assert_close(same, read)
+    torch.testing.assert_close(moved, weights[..., order])
+    swapped = torch.tensor([4, 2, 0, 1, 3])
+    found, rows = attention(query[..., swapped, :], key, value)
+    torch.testing.assert_close(found, read[..., swapped, :])
+    torch.testing.assert_close(rows, weights[..., swapped, :])
+
+
+def test_attention_weighs_in_fp32_and_answers_in_the_type_of_its_values():
+    read, weights = attention(*queries_keys_and_values(torch.bfloat16))
+    assert (read.dtype, weights.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 5))
+    torch.testing.assert_close(read.float(), attention(*queries_keys_and_values())[0], rtol=0.05, atol=0.05)
 
 
 def test_self_attention_moves_with_its_pixels():

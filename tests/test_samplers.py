@@ -73,7 +73,7 @@ def test_all_steps_are_the_whole_grid():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_outside_the_grid_are_refused(steps):
-    with pytest.raises(BookError, match="must be 1 to 1000"):
+    with pytest.raises(BookError, match=rf"^{steps} steps: .* must be 1 to 1000, the timesteps .*--ddim_steps"):
         time_grid(steps)
 
 
@@ -145,6 +145,22 @@ def test_a_ddim_step_keeps_the_marginal(schedule, eta):
     alpha_s, sigma_s = (value.item() for value in schedule(s))
     assert abs(x_s.mean().item() - alpha_s * x0) < 4 * sigma_s / math.sqrt(200_000)
     assert abs(x_s.std().item() / sigma_s - 1) < 4 / math.sqrt(400_000)
+
+
+@schedules
+@pytest.mark.parametrize(("step", "eta"), [(ddpm, 0.0), (ddim, 0.0), (ddim, 1.0)])
+def test_a_step_from_t_0_is_refused(schedule, step, eta):
+    """Nothing tells which noise x_0 holds, for it holds none: better one line than NaN in every picture."""
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    found = Prediction(x, x)
+    for t, s in ((0.0, 0.0), (0.0, 0.5)):
+        t, s = torch.tensor([t, s], dtype=torch.float64)
+        with pytest.raises(BookError, match="cannot start at t = 0"):
+            step(found, x, t, s, schedule=schedule, noise=x, eta=eta)
+    first, end = torch.tensor([1 / T, 0.0], dtype=torch.float64)
+    with pytest.raises(BookError, match="cannot start at t = 0"):
+        step(found, x, torch.tensor([0.0, 0.5]), torch.zeros(2), schedule=schedule, noise=x, eta=eta)
+    assert step(found, x, first, end, schedule=schedule, noise=x, eta=eta).isfinite().all()
 
 
 def test_ddim_with_eta_0_needs_no_noise():

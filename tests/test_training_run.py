@@ -1,5 +1,6 @@
 """The experiment folder, and trainings that are stopped, killed, continued or that fail."""
 
+import dataclasses
 import json
 import math
 import os
@@ -226,7 +227,7 @@ def test_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, monkey
 
         return turned
 
-    monkeypatch.setitem(run.MODELS, "ddpm", run.Model(run.MODELS["ddpm"].build, turning))
+    monkeypatch.setitem(run.MODELS, "ddpm", dataclasses.replace(run.MODELS["ddpm"], loss=turning))
     line = fails(capsys, "--output-dir", str(tmp_path / "late"), "--epochs", "3")
     (folder,) = (tmp_path / "late").iterdir()
     last = folder / "checkpoints" / "last.pt"
@@ -255,7 +256,7 @@ def test_good_checkpoint_is_not_overwritten_by_broken_weights(tmp_path, monkeypa
 
 
 def test_batch_that_does_not_fit_names_the_option(tmp_path, monkeypatch, capsys):
-    greedy = run.Model(run.MODELS["ddpm"].build, lambda recipe: lambda *_: torch.empty(2**60))
+    greedy = dataclasses.replace(run.MODELS["ddpm"], loss=lambda recipe: lambda *_: torch.empty(2**60))
     monkeypatch.setitem(run.MODELS, "ddpm", greedy)
     assert "out of memory: lower --batch_size" in fails(capsys, "--output-dir", str(tmp_path))
 

@@ -261,7 +261,7 @@ class TestPlots:
         assert all(0 <= left < right <= 0.5 or 0.5 <= left < right <= 1 for left, right in spans)
         assert [bar.get_height() for bar in axes.patches] == [1, 2, 3, 4]
 
-    def test_curves_histograms_and_paths_draw_what_they_are_given(self):
+    def test_curves_and_histograms_draw_what_they_are_given(self):
         assert len(plots.plot_curves([0, 1], {"ddpm": [0, 1], "mine": [1, 0]}, "x", "y").axes[0].lines) == 2
         colours = {
             line.get_color() for line in plots.plot_curves([0, 1], {"ddpm": [0, 1], "b": [1, 0]}, "", "").axes[0].lines
@@ -270,5 +270,3 @@ class TestPlots:
         histogram = plots.plot_line_histograms({"here": torch.full((10,), 2.0)}).axes[0]
         tallest = max(histogram.patches, key=lambda bar: bar.get_height())
         assert tallest.get_x() <= 2.0 <= tallest.get_x() + tallest.get_width()
-        paths = plots.plot_paths(torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 0.0], [1.0, -1.0]])).axes[0]
-        assert len({line.get_color() for line in paths.lines}) == 2

@@ -19,6 +19,13 @@ def test_line_paths_are_coloured_by_the_side_on_which_they_end():
     assert axis.get_xlim() == (1.0, 0.0)
 
 
+def test_line_paths_stand_side_by_side_under_their_titles():
+    times, points = torch.tensor([1.0, 0.0]), torch.tensor([[0.0], [1.0]])
+    figures = [paths.show_line_paths(dict.fromkeys(titles, (times, points))) for titles in ("a", "ab")]
+    assert [[axis.get_title() for axis in figure.axes] for figure in figures] == [["a"], ["a", "b"]]
+    assert figures[0].get_figwidth() == 6.5  # one alone is not squeezed
+
+
 def test_plane_paths_mark_starts_and_ends():
     points = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, -1.0]]])  # (2 steps, 2 points, 2)
     figure = paths.show_plane_paths({"a": points, "b": points}, torch.zeros(3, 2))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffusion_book.cli.main import parse
 from diffusion_book.errors import BookError
@@ -107,8 +105,7 @@ def mnist() -> Iterator[Finding]:
     """Is the data here, and whole? Nothing is downloaded."""
     from diffusion_book import data
 
-    root = Path(os.environ.get("DIFFUSION_BOOK_DATA") or data.cache_folder() / "data")
-    folder = root / "MNIST" / "raw"
+    folder = data.data_folder() / "MNIST" / "raw"
     if not (folder / "train-images-idx3-ubyte").is_file():
         yield (
             "warn",

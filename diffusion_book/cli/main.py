@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model on your own",
     "generate": "draw pictures with a trained model",
     "evaluate": "measure how good a model's pictures are",
+    "visualize": "draw what a trained model has learned",
     "pretrain": "make the weights that come with the book again",
     "doctor": "check that everything the book needs is here",
 }
@@ -55,8 +56,16 @@ def usage() -> str:
     )
 
 
-def choose_model(arguments: Sequence[str], command: str, models: dict[str, type]) -> tuple[str, type | None, list[str]]:
+def choose_model(
+    arguments: Sequence[str], command: str, models: dict[str, type], what: str = "model"
+) -> tuple[str, type | None, list[str]]:
     """Split `MODEL options ...`: the model, its class of options (None after printing help), and the rest.
+
+    Args:
+        arguments: after the command.
+        command: its name.
+        models: name -> class of options.
+        what: a command may do its work on something else than a model; then it is called so.
 
     Raises:
         BookError: no model, or one that this command does not know.
@@ -64,11 +73,11 @@ def choose_model(arguments: Sequence[str], command: str, models: dict[str, type]
     names = ", ".join(models)
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] not in HELP:
-            raise BookError(f"diffusion-book {command} needs a model before the options: choose one of {names}")
-        print(f"usage: diffusion-book {command} MODEL ...\n\nmodels: {names}\n")
-        print(f"diffusion-book {command} MODEL --help: its options")
+            raise BookError(f"diffusion-book {command} needs a {what} before the options: choose one of {names}")
+        print(f"usage: diffusion-book {command} {what.upper()} ...\n\n{what}s: {names}\n")
+        print(f"diffusion-book {command} {what.upper()} --help: its options")
         return "", None, []
-    return arguments[0], choose("model", arguments[0], models), list(arguments[1:])
+    return arguments[0], choose(what, arguments[0], models), list(arguments[1:])
 
 
 def parse(kind: type, arguments: Sequence[str], command: str, description: str, default=None):

@@ -17,13 +17,13 @@ from diffusion_book.networks.layers import Attention, ResidualBlock, Upsample, d
 class VAEConfig:
     """What an autoencoder is made of."""
 
-    base_channels: int = 32
+    base_channels: int = 24
     """channels at the first level"""
     latent_channels: int = 2
     """channels of the latent"""
     channel_multipliers: tuple[int, ...] = (1, 2, 4)
     """channels of each level, in multiples of base_channels; each level halves height and width"""
-    layers_per_block: int = 2
+    layers_per_block: int = 1
     """residual blocks a level"""
     patch_size: int = 2
     """fold patches of this many pixels squared into channels before anything else; 1 = do not fold"""

@@ -14,7 +14,6 @@ import torch
 from diffusion_book.errors import BookError
 from diffusion_book.files import make_folder, write_text, write_whole
 from diffusion_book.training.recipes import SECTIONS
-from diffusion_book.viz.style import COLOURS, new_figure
 
 
 @dataclass
@@ -52,6 +51,8 @@ class Experiment:
 
     def draw_curves(self) -> None:
         """Draw the losses of training and test set over the epochs."""
+        from diffusion_book.viz.style import COLOURS, new_figure  # matplotlib, which loading a model can do without
+
         figure, axes = new_figure(7.0, 4.0)
         epochs = [record["epoch"] for record in self.epochs]
         for key, label, colour in (

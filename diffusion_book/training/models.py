@@ -152,12 +152,8 @@ def draw_latent_space(autoencoder: Autoencoder, test: Dataset, folder: Path) -> 
     save_pictures(images, folder / "final_samples")
     images, labels = test.batch(torch.arange(min(LATENT_PICTURES, len(test))))
     latents, labels = autoencoder.encode(images).cpu(), labels.cpu()
-    if latents.shape[1] > 1:  # a plot has two axes
-        write_whole(folder / "latent_space" / "positions.png", plot_latent_positions(latents, labels).savefig)
-    if latents[0].numel() > 1:
-        write_whole(
-            folder / "latent_space" / "principal_components.png", plot_principal_components(latents, labels).savefig
-        )
+    for name, plot in (("positions", plot_latent_positions), ("principal_components", plot_principal_components)):
+        write_whole(folder / "latent_space" / f"{name}.png", plot(latents, labels).savefig)
 
 
 # Classifiers

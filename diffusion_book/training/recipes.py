@@ -161,11 +161,13 @@ RECIPES: dict[str, Recipe] = {
     "ddpm": Recipe(
         "ddpm", TrainingConfig(batch_size=64), UNetConfig(base_channels=16, layers_per_block=1), DiffusionConfig()
     ),
-    "vae": Recipe("vae", TrainingConfig(epochs=20, sample_every=4), vae=VAEConfig(), elbo=ELBOConfig()),
+    "vae": Recipe(
+        "vae", TrainingConfig(epochs=20, lr=2e-3, batch_size=64, sample_every=4), vae=VAEConfig(), elbo=ELBOConfig()
+    ),
     "vae-2d": Recipe(
         "vae-2d",
-        TrainingConfig(epochs=20, sample_every=4),
-        vae=VAEConfig(channel_multipliers=(1, 2, 4, 4, 4), layers_per_block=1),
+        TrainingConfig(epochs=20, lr=2e-3, batch_size=64, sample_every=4),
+        vae=VAEConfig(channel_multipliers=(1, 2, 4, 4, 4)),
         elbo=ELBOConfig(kl_weight=1e-4),
     ),
     "ldm": Recipe(

@@ -27,7 +27,7 @@ def show_line_paths(
         xlim: of the axis, in the order of travel: (1, 0) runs from noise to data.
         ylim: of the points; None fits them.
     """
-    figure, axes = new_figure(3.6 * len(panels) + 0.4, 3.3, 1, len(panels), sharey=True, squeeze=False)
+    figure, axes = new_figure(max(6.5, 3.6 * len(panels) + 0.4), 3.3, 1, len(panels), sharey=True, squeeze=False)
     for axis, (title, (positions, points)) in zip(axes[0], panels.items(), strict=True):
         marker = "." if len(positions) <= 25 else None
         for path in points.T:

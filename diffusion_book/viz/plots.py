@@ -142,19 +142,3 @@ def plot_line_histograms(rows: dict[str, Tensor], limits: tuple[float, float] = 
         row.set_ylabel(label, rotation=0, ha="right", va="center")
     axes[-1, 0].set_xlabel("x")
     return figure
-
-
-def plot_paths(times: Tensor, paths: Tensor, ylabel: str = "x") -> Figure:
-    """Points on a line as they move in time, from t = 1 at the left to t = 0 at the right.
-
-    Args:
-        times: (S,), decreasing.
-        paths: (S, N), the N points at each time; each is coloured by the side on which it ends.
-        ylabel: what moves.
-    """
-    figure, axes = new_figure(6.5, 3.2)
-    for path in paths.T:
-        axes.plot(times, path, color=COLOURS["ddpm"] if path[-1] > 0 else COLOURS["ddim"], linewidth=0.7, alpha=0.6)
-    axes.set(xlabel="time t", ylabel=ylabel)
-    axes.invert_xaxis()
-    return figure

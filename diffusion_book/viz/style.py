@@ -19,6 +19,11 @@ COLOURS: dict[str, str] = {
     "data": "#333333",
 }
 
+# One colour a digit, 0 to 9. Digits that look alike (4 and 9; 3, 5 and 8; 1 and 7) lie far apart in colour.
+DIGIT_COLOURS: list[str] = [
+    "#5D3A9B", "#E6550D", "#009E73", "#E377C2", "#E3B505", "#56B4E9", "#7A8B0F", "#7B3F1D", "#2B2B2B", "#0057B7",
+]  # fmt: skip
+
 # From few steps (or much noise) to many steps (or none): light to dark, also in grey print.
 SEQUENCE: list[str] = ["#E8C547", "#C9A257", "#A08A70", "#757478", "#475F7C", "#1F4B7F", "#00275C"]
 
