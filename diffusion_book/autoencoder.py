@@ -81,8 +81,9 @@ class Autoencoder:
         Raises:
             BookError: latents of another shape.
         """
-        if latents.ndim != 4 or tuple(latents.shape[1:]) != self.latent_shape:
-            raise BookError(f"latents of shape {tuple(latents.shape)}: they must be (B, *{self.latent_shape})")
+        if tuple(latents.shape[1:]) != self.latent_shape or len(latents) == 0:
+            allowed = ", ".join(map(str, self.latent_shape))
+            raise BookError(f"latents of shape {tuple(latents.shape)}: they must be (B, {allowed}), B at least 1")
         mean, std = (value[:, None, None] for value in (self.network.latent_mean, self.network.latent_std))
         with autocast(self.device, self.dtype):
             parts = [
@@ -113,12 +114,12 @@ class Autoencoder:
         """The pictures as the network wants them, or one clear line."""
         config = self.recipe.vae
         sizes = (config.image_size - 2 * PADDING, config.image_size)
-        if tuple(images.shape[1:]) not in [(config.image_channels, size, size) for size in sizes]:
+        if tuple(images.shape[1:]) not in [(config.image_channels, size, size) for size in sizes] or len(images) == 0:
             allowed = " or ".join(f"(B, {config.image_channels}, {size}, {size})" for size in sizes)
-            raise BookError(f"pictures of shape {tuple(images.shape)}: they must be {allowed}")
+            raise BookError(f"pictures of shape {tuple(images.shape)}: they must be {allowed}, B at least 1")
         if not images.is_floating_point():
             raise BookError(f"pictures of type {images.dtype}: turn bytes into [-1, 1] with data.normalise first")
-        if len(images) and not (images.min() >= -1.01 and images.max() <= 1.01):  # false for NaN too
+        if not (images.min() >= -1.01 and images.max() <= 1.01):  # false for NaN too
             low, high = images.min().item(), images.max().item()
             raise BookError(f"pictures from {low:.3g} to {high:.3g}: they must lie in [-1, 1]")
         return pad(images) if images.shape[2] != config.image_size else images

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # DDIM: the same digits in fewer steps
 #
-# *Runs in about a minute on two CPU cores. Needs chapter 1. Trains nothing.*
+# *Runs in about a minute on two CPU cores; a third of it is one walk of 1,000 steps. Needs chapter 1, trains nothing.*
 #
 # Chapter 1 ended with good digits and a long wait: a thousand calls of the network for every picture. This
 # chapter takes the very same weights and asks for the picture in fifty calls, or ten. Nothing is trained again.
@@ -63,12 +63,12 @@ print(f"data: {test.name}, {len(test):,} test pictures; the network runs on {pip
 # from it to a picture in its own number of steps.
 
 # %%
-STEPS = (1000, 250, 50, 20, 10)
-noise = pipe.noise(8, seed=2)
+STEPS = (1000, 100, 50, 20, 10)
+noise = pipe.noise(6, seed=2)
 rows, seconds = {}, {}
 for steps in STEPS:
     start = time.process_time()
-    rows[steps] = pipe.sample(8, steps=steps, noise=noise)
+    rows[steps] = pipe.sample(6, steps=steps, noise=noise)
     seconds[steps] = time.process_time() - start
     print(
         f"{steps:5,} steps: {seconds[steps]:6.2f} s of the processor, {seconds[1000] / seconds[steps]:5.1f} times as fast"
@@ -375,7 +375,7 @@ def draw(denoiser, z, times):
 print(f"real pictures: {(test.images / 255).mean():.1%} ink")
 for asked in (5, 10):
     for name, times in (("range()", every_nth(asked)), ("time_grid", samplers.time_grid(asked))):
-        ink = (draw(pipe.denoiser, pipe.noise(100, seed=3), times) + 1).mean() / 2
+        ink = (draw(pipe.denoiser, pipe.noise(60, seed=3), times) + 1).mean() / 2
         print(f"{asked:2} steps, {name:>9}: {ink:.1%} ink")
 compared = {
     "range()": draw(pipe.denoiser, noise, every_nth(5)),
@@ -514,21 +514,20 @@ grids.show_rows(drawn, title="20 steps")
 # %% [markdown]
 # ## 8. Steps and eta on real digits
 #
-# Back to the network. Down the rows the number of steps grows. In each row the first five pictures grow from one
-# noise with $\eta = 0, \tfrac14, \tfrac12, \tfrac34, 1$; the last five do the same from another.
+# Back to the network. Down the rows the number of steps grows. In each row the first three pictures grow from one
+# noise with $\eta = 0$, $\tfrac12$ and $1$; the next three do the same from another, the last three from a third.
 
 # %%
-ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 table = {}
-for steps in (5, 20, 100):
-    columns = [pipe.sample(2, steps=steps, eta=eta, seed=2, noise=noise[[0, 2]]) for eta in ETAS]
-    table[f"{steps} steps"] = torch.stack(columns, dim=1).flatten(0, 1)  # (2, 5, 1, 28, 28) -> (10, 1, 28, 28)
-grids.show_rows(table, title="eta from 0 to 1, for two noises")
+for steps in (5, 20, 50):
+    columns = [pipe.sample(3, steps=steps, eta=eta, seed=7, noise=noise[:3]) for eta in (0.0, 0.5, 1.0)]
+    table[f"{steps} steps"] = torch.stack(columns, dim=1).flatten(0, 1)  # (3, 3, 1, 28, 28) -> (9, 1, 28, 28)
+grids.show_rows(table, title="eta = 0, 0.5 and 1, for three noises")
 
 # %% [markdown]
-# The first column of each half hardly changes from row to row: without fresh noise, the number of steps changes the
-# finish and not the digit. Towards the right more noise is fresh, and other digits appear. In the top row that noise
-# comes in large portions, and few steps are left to turn it into strokes.
+# The first column of each three hardly changes from row to row: without fresh noise, the number of steps changes the
+# finish and not the digit. Within each three, more noise is fresh towards the right, and other digits appear. In the
+# top row that noise comes in large portions, and few steps are left to turn it into strokes.
 #
 # Which is better? Two effects work against each other. Fresh noise makes long steps worse; that was the toy, where
 # the denoiser knew everything. But a network errs, and its errors pile up along a walk. Fresh noise covers old
@@ -558,15 +557,15 @@ plots.plot_quality(curves, floor=1.0, ylabel="cFID / floor (lower is better)")
 # sampler. It is the one that can be steered, as the rest of the chapter shows. And with either, most of the thousand
 # steps can be saved.
 #
-# A live measure, small enough for this page: 200 samples each, in even fewer steps. Two hundred pictures are few for
-# the 64 features that are compared, so the figures are large and rough. Five sets of 200 real digits say how rough.
+# A live measure, small enough for this page: 200 samples each. Two hundred pictures are few for the 64 features
+# that are compared, so the figures are large and rough. Five sets of 200 real digits say how rough.
 
 # %%
 reference = reference_features()
 order = torch.randperm(len(reference["train"]), generator=torch.Generator().manual_seed(0))
 floors = [frechet_distance(reference["train"][part], reference["test"]) for part in order[:1000].split(200)]
 print(f"200 real digits: cFID {min(floors):.2f} to {max(floors):.2f}")
-for steps, eta in ((20, 0.0), (5, 0.0), (5, 1.0)):
+for steps, eta in ((10, 0.0), (5, 0.0), (5, 1.0)):
     drawn = pipe.sample(200, steps=steps, eta=eta, seed=11)
     print(f"{steps:2} steps, eta = {eta:g}: cFID {frechet_distance(features(drawn), reference['test']):.2f}")
 
@@ -583,17 +582,20 @@ best = rows[1000]
 read = logits(best).argmax(dim=1)
 for steps in STEPS[1:]:
     same = int((logits(rows[steps]).argmax(dim=1) == read).sum())
-    print(f"{steps:5} steps: a pixel differs by {(rows[steps] - best).abs().mean():.3f}, {same} of 8 digits the same")
+    print(
+        f"{steps:5} steps: a pixel differs by {(rows[steps] - best).abs().mean():.3f}, {same} of {len(best)} digits the same"
+    )
 print(f"other noise: a pixel differs by {(best.roll(1, 0) - best).abs().mean():.3f}")
 
 # %% [markdown]
 # Pull the slider to see one noise resolve as the walk gets more steps.
 
 # %%
-COUNTS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 50)
-frames = torch.stack([grids.grid(pipe.sample(8, steps=count, noise=noise), columns=4) for count in COUNTS])
+COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50, 100)
+more = {count: pipe.sample(6, steps=count, noise=noise) for count in COUNTS if count not in rows}
+frames = torch.stack([grids.grid((more | rows)[count], columns=3) for count in COUNTS])
 captions = [f"{count} step{'s' if count > 1 else ''}" for count in COUNTS]
-scrubber.scrubber(frames, captions, label="DDIM", alt="Eight digits from the same noise, in 1 to 50 steps", start=4)
+scrubber.scrubber(frames, captions, label="DDIM", alt="Six digits, each from one noise, in 1 to 100 steps", start=4)
 
 # %% [markdown]
 # A single step shows $\hat x_0$ at $t = 1$: the mean of all digits, which is the best guess when there is nothing
@@ -628,14 +630,14 @@ def follow(x, times):
 
 pictures = test.batch(torch.arange(8))[0]  # (8, 1, 32, 32)
 encoded, decoded = {}, {}
-for steps in (10, 50, 100):
+for steps in (10, 25, 50):
     upwards = samplers.time_grid(steps).clamp(min=0.001).flip(0)
     encoded[steps] = follow(pictures, upwards)
     decoded[steps] = follow(encoded[steps], upwards.flip(0))
     error = (pipe.to_images(decoded[steps]) - pipe.to_images(pictures)).abs().mean()
     print(f"{steps:3} steps up and {steps:3} down: a pixel is off by {error:.4f} on average")
-shown = {"picture": pipe.to_images(pictures), "its noise": data.crop(encoded[100]) / 3}
-shown |= {f"{steps} steps": pipe.to_images(decoded[steps]) for steps in (100, 50, 10)}
+shown = {"picture": pipe.to_images(pictures), "its noise": data.crop(encoded[50]) / 3}
+shown |= {f"{steps} steps": pipe.to_images(decoded[steps]) for steps in (50, 25, 10)}
 grids.show_rows(shown, title="Encoded and decoded")
 
 # %% [markdown]
@@ -643,7 +645,7 @@ grids.show_rows(shown, title="Encoded and decoded")
 # deviation 1, and neighbouring pixels know nothing of each other.
 
 # %%
-code, fresh_noise = encoded[100], pipe.noise(8, seed=1)
+code, fresh_noise = encoded[50], pipe.noise(8, seed=1)
 for name, value in (("encoded", code), ("drawn", fresh_noise)):
     beside = torch.corrcoef(torch.stack([value[..., :-1].flatten(), value[..., 1:].flatten()]))[0, 1]
     print(
@@ -651,10 +653,10 @@ for name, value in (("encoded", code), ("drawn", fresh_noise)):
     )
 
 # %% [markdown]
-# Not quite. No digit can be read in the code, and neighbours are nearly independent, as they should be. But its
-# standard deviation is below one. One reason is in the data: the background of a real digit is exactly $-1$, with no
-# grain at all in it, so there is nothing from which the walk could unfold a full-grown noise. (In the second row
-# above, the noise is indeed strongest where the ink was.) It is a code all the same: it leads back to its picture.
+# Not quite. Neighbours are nearly independent, as they should be. But the standard deviation is below one, and in the
+# second row above you can still make out the digits: the noise is strong where the ink was, and weak around it. One
+# reason is in the data. The background of a real digit is exactly $-1$, with no grain at all in it, so there is nothing
+# from which the walk could unfold a full-grown noise. It is a code all the same: it leads back to its picture.
 #
 # ## 12. Between two noises
 #

@@ -246,8 +246,9 @@ def test_a_checkpoint_of_a_vae_is_an_autoencoder(autoencoder, tmp_path):
 @pytest.fixture
 def shelf(tmp_path, monkeypatch, autoencoder, pipe):
     """A folder of weights with a VAE and a latent model, in the place of the book's own."""
-    for function in ("read_card", "read_weights"):
-        monkeypatch.setattr(weights, function, functools.partial(getattr(weights, function), folder=tmp_path))
+    for function in (weights.read_card, weights.read_weights):
+        here = functools.partial(lambda read, name, folder=tmp_path: read(name, folder), function)
+        monkeypatch.setattr(weights, function.__name__, here)
     monkeypatch.setattr(weights, "shipped", lambda: ["classifier", "ldm", "vae"])
     weights.write_weights(
         "vae", autoencoder.network.state_dict(), {"model": "vae", "recipe": autoencoder.recipe.to_dict()}, tmp_path
@@ -284,3 +285,16 @@ def test_the_recipes_of_latent_models_are_of_one_shape():
     network = RECIPES["ldm"].network
     assert RECIPES["vae"].vae.latent_shape == (network.in_channels, network.image_size, network.image_size)
     assert (SMALL_UNET.in_channels, SMALL_UNET.image_size) == (2, 4)
+
+
+def test_a_folder_of_that_name_does_not_hide_a_shipped_model(shelf, tmp_path, monkeypatch):
+    """A reader's folder `vae` is no reason to forget the weights that come with the book."""
+    (tmp_path / "here" / "vae").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert isinstance(diffusion_book.load("vae", **WHERE), Autoencoder)
+    assert diffusion_book.load("ldm", vae="vae", **WHERE).card["model"] == "ldm"
+
+
+def test_models_that_need_no_vae_refuse_one(shelf, autoencoder, tmp_path):
+    path = save(tmp_path / "vae.pt", autoencoder)
+    assert "'vae' works without a VAE: leave it out" in refusal(diffusion_book.load, "vae", vae=path, **WHERE)

@@ -173,10 +173,10 @@ def test_the_posterior_has_all_its_digits_under_autocast():
 # --- It learns -----------------------------------------------------------------------------------
 
 
-def learn(kl_weight: float, steps: int = 300) -> tuple[VAE, torch.Tensor, float]:
+def learn(kl_weight: float) -> tuple[VAE, torch.Tensor, float]:
     """Train on eight digits; gives the averaged network, the digits, and the error before."""
     torch.manual_seed(0)
-    config = TrainingConfig(epochs=steps, batch_size=8, warmup_steps=10, lr=3e-3, ema_decay=0.9)
+    config = TrainingConfig(epochs=150, batch_size=8, warmup_steps=10, lr=5e-3, ema_decay=0.9)
     network = VAE(VAEConfig(base_channels=16, channel_multipliers=(1, 2), layers_per_block=1, patch_size=4))
     trainer = Trainer(network, loss_of_vae(ELBOConfig(kl_weight)), pictures(8), config, device="cpu", precision="fp32")
     before = trainer.evaluate(trainer.dataset)
@@ -204,8 +204,8 @@ def test_a_larger_weight_pulls_the_posterior_to_the_standard_normal(learned):
     with torch.no_grad():
         loose, tight = (network.encode(x).kl().mean() for network, x, _ in learned.values())
         spread = [network.encode(x).std.mean() for network, x, _ in learned.values()]
-    assert loose > 1.5 * tight > 0
-    assert spread[0] < spread[1] <= 1.2
+    assert tight < 1 < 10 < loose
+    assert spread[0] < 0.5 < 0.9 < spread[1] < 1.1
 
 
 # --- What cannot be ------------------------------------------------------------------------------

@@ -104,4 +104,5 @@ def _compute(autoencoder: Autoencoder, dataset: Dataset) -> Tensor:
     autoencoder = dataclasses.replace(autoencoder, dtype=torch.float32)
     parts = dataset.images.split(BATCH_SIZE)
     bar = tqdm(parts, desc=f"latents of {dataset.name}", unit="batch", disable=None, dynamic_ncols=True)
-    return torch.cat([autoencoder.posterior(normalise(part)).moments.cpu() for part in bar])
+    moments = torch.cat([autoencoder.posterior(normalise(part)).moments.cpu() for part in bar])
+    return moments.contiguous()  # some networks compute channels last, and files know one layout

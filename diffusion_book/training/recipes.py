@@ -172,9 +172,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "ldm": Recipe(
         "ldm",
-        TrainingConfig(),
+        TrainingConfig(lr=2e-3),
         UNetConfig(
-            base_channels=64,
+            base_channels=48,
             channel_multipliers=(1, 2),
             layers_per_block=1,
             attention_levels=(0,),

@@ -21,7 +21,7 @@ COLOURS: dict[str, str] = {
 
 # One colour a digit, 0 to 9. Digits that look alike (4 and 9; 3, 5 and 8; 1 and 7) lie far apart in colour.
 DIGIT_COLOURS: list[str] = [
-    "#5D3A9B", "#E6550D", "#009E73", "#E377C2", "#E3B505", "#56B4E9", "#7A8B0F", "#7B3F1D", "#2B2B2B", "#0057B7",
+    "#7B2D9E", "#E6550D", "#009E73", "#E377C2", "#E3B505", "#56B4E9", "#7A8B0F", "#7B3F1D", "#2B2B2B", "#0062C4",
 ]  # fmt: skip
 
 # From few steps (or much noise) to many steps (or none): light to dark, also in grey print.
