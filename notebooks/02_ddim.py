@@ -63,7 +63,7 @@ print(f"data: {test.name}, {len(test):,} test pictures; the network runs on {pip
 # from it to a picture in its own number of steps.
 
 # %%
-STEPS = (1000, 100, 50, 20, 10)
+STEPS = (1000, 250, 50, 20, 10)
 noise = pipe.noise(6, seed=2)
 rows, seconds = {}, {}
 for steps in STEPS:

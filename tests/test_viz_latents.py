@@ -190,7 +190,7 @@ class TestDecoding:
         figure = latents.show_traversals(small, torch.zeros(2, 4, 4), numbers=[6, 16], count=3)
         (axes,) = figure.axes
         assert [text.get_text() for text in axes.get_yticklabels()] == ["channel 0, (1, 2)", "channel 1, (0, 0)"]
-        assert [text.get_text() for text in axes.get_xticklabels()] == ["-3", "0", "3"]
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["\N{MINUS SIGN}3", "0", "3"]
 
     def test_between_goes_from_one_to_the_other(self):
         first, second = torch.randn(2, 2, 4, 4)

@@ -41,8 +41,8 @@ SETTINGS = (
     Setting("ddim", 50, eta=1.0, num_samples=2000),
     Setting("ddim", 20, eta=1.0, num_samples=2000),
     Setting("ddim", 10, eta=1.0, num_samples=2000),
-    Setting("ddpm", 1000, num_samples=2000),
     Setting("ddim", 50, num_samples=10_000),
+    Setting("ddpm", 1000, num_samples=2000),
 )
 """what the card of a diffusion model tells"""
 

@@ -83,7 +83,7 @@ def plot_latent_positions(latents: Tensor, labels: Tensor, names: Sequence[str] 
     if height * width == 1:
         return plot_points(latents[:, :2, 0, 0], labels, "channel 0", second, names)
     figure, panels = new_figure(
-        1.9 * width + 1.0, 1.9 * height + 0.3, height, width, squeeze=False, sharex=True, sharey=True
+        1.7 * width + 1.0, 1.6 * height + 0.3, height, width, squeeze=False, sharex=True, sharey=True
     )
     for row in range(height):
         for column in range(width):
@@ -124,7 +124,7 @@ def plot_umap(latents: Tensor, labels: Tensor, names: Sequence[str] = DIGITS) ->
 
 def _scatter(axes, points: Tensor, labels: Tensor) -> None:
     """Dots in the order of the data set, so that no digit covers all others."""
-    size = min(14.0, max(1.5, 12_000 / len(points) / len(axes.figure.axes)))  # the more of them, the smaller
+    size = min(14.0, max(2.0, 12_000 / len(points) / len(axes.figure.axes) ** 0.5))  # the more of them, the smaller
     colours = [DIGIT_COLOURS[label] for label in labels.tolist()]
     axes.scatter(*points.T, c=colours, s=size, alpha=0.6, linewidths=0)
 
@@ -190,8 +190,9 @@ def plot_map(
         ((left + side + gap) / width, bottom / height, side / width, side / height),
     )
     ticks = [tick for tick in range(-10, 11) if abs(tick) < limit]
-    plane.set_xticks([(tick + limit) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], ticks)
-    plane.set_yticks([(limit - tick) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], ticks)
+    texts = [str(tick).replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    plane.set_xticks([(tick + limit) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], texts)
+    plane.set_yticks([(limit - tick) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], texts)
     plane.grid(False)
     dots.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=ticks, yticks=ticks, ylabel="second number")
     for axes in (dots, plane):
@@ -236,7 +237,12 @@ def show_traversals(
     rows = [f"channel {n // (height * width)}, ({n // width % height}, {n % width})" for n in numbers]
     if height * width == 1:
         rows = [f"channel {n}" for n in numbers]
-    return show_table(pictures, rows, [f"{value:.3g}" for value in values], scale=1.5 if len(rows) < 12 else 1.0)
+    return show_table(
+        pictures,
+        rows,
+        [f"{value:.3g}".replace("-", "\N{MINUS SIGN}") for value in values],
+        scale=1.5 if len(rows) < 12 else 1.0,
+    )
 
 
 def between(first: Tensor, second: Tensor, count: int = 9) -> Tensor:
