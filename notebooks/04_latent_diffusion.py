@@ -387,12 +387,12 @@ print("eight samples, and pipe.sample draws the same:", tuple(noise.shape), "->"
 # ## 8. A live training, in latents and in pixels
 #
 # Now a fair race. One network learns latents from scratch, another learns pixels: the networks of the shipped
-# weights, but untrained. Both get the same 6,000 pictures, the same batches of 64, the same learning rate, and
+# weights, but untrained. Both get the same 6,000 pictures, the same batches of 32, the same learning rate, and
 # the same seconds.
 
 # %%
 SECONDS = 15
-settings = TrainingConfig(epochs=100_000, batch_size=64, lr=2e-3, warmup_steps=20, ema_decay=0.98)
+settings = TrainingConfig(epochs=100_000, batch_size=32, lr=3e-3, warmup_steps=20, ema_decay=0.98)
 
 
 def train_for(seconds, model, loss, dataset, autoencoder=None):
