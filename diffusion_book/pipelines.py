@@ -147,8 +147,10 @@ class Pipeline:
         check_eta(eta)
         times = time_grid(steps, self.recipe.diffusion.timesteps)
         generators = sample_generators(seed, indices)
+        # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
+        drawn = randn((len(indices), *self.shape), generators)
         if noise is None:
-            noise = randn((len(indices), *self.shape), generators)
+            noise = drawn
         elif tuple(noise.shape) != (len(indices), *self.shape):
             raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(len(indices), *self.shape)}")
         with out_of_memory_names("--batch_size"):

@@ -14,7 +14,8 @@
 # %% [markdown]
 # # VAE: a picture in thirty-two numbers
 #
-# *Runs in about a minute on two CPU cores, without a network connection. Half of that is live training. Needs chapter 1.*
+# *Runs in about a minute on two CPU cores, without a network connection. Half of that is live training. Needs
+# chapter 1.*
 #
 # A picture of a digit has 1,024 pixels. Most of them are black, and most of the others follow from their neighbours.
 # How few numbers would do? A *variational autoencoder* finds out: one network squeezes the picture, another one
@@ -417,8 +418,8 @@ grids.show_rows(rows)
 # %% [markdown]
 # ## 9. The shipped weights
 #
-# The library's own recipe: a deeper network, trained for longer. What gets through the narrow place? We measure the squared error, and
-# ask the book's second classifier whether it reads in the copy what it read in the original.
+# The library's own recipe: a deeper network, trained for longer. What gets through the narrow place? We measure the
+# squared error, and ask the book's second classifier whether it reads in the copy what it read in the original.
 
 # %%
 card = vae.card
@@ -477,9 +478,9 @@ flat_codes = flat_land.encode(x_test).cpu()
 latents.plot_map(flat_land, flat_codes, labels)
 
 # %% [markdown]
-# No label was used in the training. Yet most digits have their country (4 and 9 share one), and at the borders they turn
-# into each other by way of shapes that could be either. Two numbers are few: it is a map of kinds of digits, and the
-# details are lost. Let us walk in a circle on it, six walkers at equal distances.
+# No label was used in the training. Yet most digits have their country (4 and 9 share one), and at the borders they
+# turn into each other by way of shapes that could be either. Two numbers are few: it is a map of kinds of digits, and
+# the details are lost. Let us walk in a circle on it, six walkers at equal distances.
 
 # %%
 angle = torch.arange(60)[:, None] / 60 * 2 * math.pi + torch.arange(6) / 6 * 2 * math.pi  # (60, 6)
@@ -491,8 +492,8 @@ animation.animate(film, milliseconds=120, alt="Six walkers on a circle in the la
 # ## 12. The dial
 #
 # The recipe of `vae` has $\lambda = 10^{-6}$, that of `vae-2d` $10^{-4}$. What does the weight do? The toy allows a
-# forecast. Along its line the data have the variance $v = |w|^2 + s^2$. Put the ideal encoder (3) into (5), average over
-# the data, and nearly everything cancels:
+# forecast. Along its line the data have the variance $v = |w|^2 + s^2$. Put the ideal encoder (3) into (5), average
+# over the data, and nearly everything cancels:
 #
 # $$\mathbb E\, D = \tfrac12 \log \frac{v}{s^2}. \tag{8}$$
 #
@@ -580,8 +581,8 @@ grids.show_rows(rows, title="Copies of test pictures, and pictures of drawn late
 latents.show_traversals(vae, codes[0], numbers=(5, 6, 9, 10, 21, 22, 25, 26))
 
 # %% [markdown]
-# A number acts where its place is: a moderate change lengthens a stroke there, bends it or moves it, and the rest of the
-# digit stays. Nothing says that such a direction should mean "slant" or "thickness", and none does. Far out the
+# A number acts where its place is. A moderate change lengthens a stroke there, bends it or moves it, and the rest of
+# the digit stays. Nothing says that such a direction should mean "slant" or "thickness", and none does. Far out the
 # strokes fall apart.
 #
 # ## 14. Between two digits
@@ -613,10 +614,10 @@ for name in ends:
     print(f"in the middle {share_of_digits(middles[name]):.0%}")
 
 # %% [markdown]
-# Half way between two pictures there are two ghosts, which is seldom a digit. The 32 numbers do better, but not by much:
-# strokes bend and join on the way instead of fading, and often into something that is no digit. Between sharp codes,
-# too, there is no man's land. The two numbers, packed closely by their larger weight, get through more often, although
-# their copies are blurred at the ends already.
+# Half way between two pictures there are two ghosts, which is seldom a digit. The 32 numbers do better, but not by
+# much: strokes bend and join on the way instead of fading, and often into something that is no digit. Between sharp
+# codes, too, there is no man's land. The two numbers, packed closely by their larger weight, get through more often,
+# although their copies are blurred at the ends already.
 #
 # ## 15. Why it cannot draw
 #
@@ -680,18 +681,18 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # - Kingma & Welling let a pixel be on or off, with a probability (Bernoulli), for digits. Ours is Gaussian with a
 #   fixed $s$, which is the squared error. Their networks have one hidden layer.
-# - Their weight follows from $s$ alone; a weight chosen freely, and larger than that, is the $\beta$ of Higgins et al.
-#   By (7) the two are the same dial.
+# - Their bound has no weight. Higgins et al. multiply its divergence by $\beta$. With a squared error that is the same
+#   as another $s$, by (7).
 # - Rombach et al. add a perceptual loss and a discriminator, so that photographs come out crisp. Digits of 28 x 28
 #   pixels do without.
 # - They measure one scale for all channels, on the first batch. We measure mean and scale of each channel on ten
 #   thousand pictures.
-# - They reduce photographs by 8 in height and width; we reduce digits by 8 too, but to only two channels.
+# - They reduce photographs by 4 or 8 in height and width, to three or four channels. We reduce digits by 8, to two.
 #
 # ## Pitfalls
 #
-# - **Summed or averaged?** "kl_weight 1e-6" means nothing without the reductions. With the error summed over the pixels,
-#   the same model has 1,024 times the weight; with the divergence averaged over the latent, 32 times.
+# - **Summed or averaged?** "kl_weight 1e-6" means nothing without the reductions. With the error summed over the
+#   pixels the same number weighs 1,024 times less; with the divergence averaged over the latent, 32 times less.
 # - **A draw under `no_grad`, or detached.** The loss falls, and the encoder collapses (section 5).
 # - **Log-variances without limits.** An untrained encoder may say 100, and $e^{100}$ is no number in half precision.
 #   `DiagonalGaussian` clamps them.
@@ -702,16 +703,16 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # ## Exercises
 #
-# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does the shipped code hold of a picture, by section 9? Compare with
-# a PNG of the same picture, and explain the difference.
+# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does the shipped code hold of a picture, by section 9? Compare
+# with a PNG of the same picture, and explain the difference.
 #
 # <details><summary>Solution</summary>
 #
-# Divide the nats by 0.693. A PNG of a 28 x 28 digit takes some two thousand bits, and gives
-# every grey level back. The VAE is off by ten levels on average (half the root of the squared error, times 255), and
-# knows what digits look like before it has seen the code; PNG knows nothing. (The divergence is the cost of the code under
-# the prior $\mathcal N(0,1)$. Under a better prior the same code is cheaper, which is another way to state the plan
-# of section 15.)
+# Divide the nats by 0.693. A PNG of a 28 x 28 digit takes some two thousand bits, and gives every grey level back. The
+# VAE is off by ten levels on average (half the root of the squared error, times 255), and knows what digits look like
+# before it has seen the code; PNG knows nothing. (The divergence is the cost of the code under the prior
+# $\mathcal N(0,1)$. Under a better prior the same code is cheaper, which is another way to state the plan of section
+# 15.)
 #
 # </details>
 #
@@ -748,8 +749,8 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # </details>
 #
-# **4. Average instead of sum.** Somebody writes `posterior.kl().mean() / 32`, and keeps $\lambda = 10^{-3}$. Which row of
-# section 12 do they get, about?
+# **4. Average instead of sum.** Somebody writes `posterior.kl().mean() / 32`, and keeps $\lambda = 10^{-3}$. Which
+# row of section 12 do they get, about?
 #
 # <details><summary>Solution</summary>
 #
@@ -762,7 +763,7 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # - An autoencoder keeps a few numbers of a picture. A *variational* one keeps a distribution, and pays in nats for
 #   every difference from the prior.
-# - The ELBO (4) is the evidence minus the price of guessing. It needs nothing that is unknown, and trains both networks.
+# - The ELBO (4) is the evidence minus the price of guessing. It needs nothing unknown, and trains both networks.
 # - The gradient must go through the draw (6). Without it the encoder collapses without a sound.
 # - The weight of the divergence (7) is the decoder's accuracy in disguise. It decides how many numbers are used.
 # - A weak weight gives sharp copies, and codes that no bell curve fits. Someone has to learn to draw them: chapter 4.
@@ -772,7 +773,7 @@ for name in ("prior, scaled", "fitted Gaussian"):
 # - Kingma & Welling (2013), *Auto-Encoding Variational Bayes*. ICLR 2014. arXiv:1312.6114.
 # - Rezende, Mohamed & Wierstra (2014), *Stochastic Backpropagation and Approximate Inference in Deep Generative
 #   Models*. ICML. arXiv:1401.4082.
-# - Tipping & Bishop (1999), *Probabilistic Principal Component Analysis*. Journal of the Royal Statistical Society B 61.
+# - Tipping & Bishop (1999), *Probabilistic Principal Component Analysis*. Journal of the Royal Statistical Society B.
 # - Burda, Grosse & Salakhutdinov (2016), *Importance Weighted Autoencoders*. ICLR. arXiv:1509.00519.
 # - Higgins et al. (2017), *beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework*. ICLR.
 # - Lucas, Tucker, Grosse & Norouzi (2019), *Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse*.

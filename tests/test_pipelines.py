@@ -244,3 +244,10 @@ def test_the_shipped_ddpm_draws_digits():
     certain = logits(pictures).softmax(dim=1)
     assert (certain.max(dim=1).values > 0.9).float().mean() > 0.5
     assert len(certain.argmax(dim=1).unique()) >= 7
+
+
+def test_noise_that_is_given_changes_nothing_when_it_is_what_the_seed_draws():
+    pipe = diffusion_book.load("ddpm", device="cpu", precision="fp32")
+    drawn = pipe.sample(3, steps=4, eta=1.0, seed=5)
+    given = pipe.sample(3, steps=4, eta=1.0, seed=5, noise=pipe.noise(3, seed=5))
+    assert torch.equal(drawn, given)
