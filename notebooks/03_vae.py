@@ -437,9 +437,8 @@ for name, copies in models.items():
     print(f"{name:>23}: squared error {error:.4f}, {same:.1%} read as before")
 print(f"divergence: {vae.network.encode(x_test[:200].to(vae.device)).kl().mean():.0f} nats a picture")
 whole = card["reconstruction"]
-print(
-    f"the card, {whole['num_samples']:,} pictures: squared error {whole['mse']:.4f}, {whole['label_kept']:.1%} read as before"
-)
+print(f"the card, {whole['num_samples']:,} pictures: squared error {whole['mse']:.4f}, ", end="")
+print(f"{whole['label_kept']:.1%} read as before")
 
 # %% [markdown]
 # ## 10. A look into the latent space
@@ -546,7 +545,7 @@ for weight in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
     print(f"{information.sum():.1f} nats (forecast {forecast:.1f})")
 
 # %%
-plots.plot_curves(range(1, 33), nats, "number of the latent, sorted", "nats")
+plots.plot_curves(range(1, 33), nats, "number of the latent, sorted", "nats", ylim=(-0.3, 11.5))
 
 # %% [markdown]
 # Now look. To the left of the gap are copies of test pictures, to the right pictures of latents that were drawn from
