@@ -143,7 +143,7 @@ def recipe_from_dict(values: dict) -> Recipe:
             values["model"],
             **{name: kind(**_tuples(values[name])) for name, kind in SECTIONS.items() if name in values},
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BookError(f"this is not a recipe of this version of the book ({error}): train the model again") from None
 
 
