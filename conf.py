@@ -18,6 +18,8 @@ external_toc_exclude_missing = True
 
 nb_execution_mode = "off"  # the Makefile has executed the chapters
 nb_ipywidgets_js = {}  # the chapters' controls are plain HTML
+# A chapter saved from JupyterLab carries a live control's widget too: a page without a kernel takes the HTML beside it.
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist", "html_image"]
 myst_heading_anchors = 3

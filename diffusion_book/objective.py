@@ -37,7 +37,12 @@ def logit_normal(batch_size: int, generator: torch.Generator, mean: float = 0.0,
     return torch.sigmoid(mean + std * torch.special.ndtri(quantiles))
 
 
-TIME_SAMPLINGS: dict[str, TimeSampling] = {"uniform": uniform, "logit_normal": logit_normal}
+def last(batch_size: int, generator: torch.Generator) -> Tensor:
+    """Always t = 1, for a model that goes from noise to picture in a single step. Shape (B,), float64."""
+    return torch.ones(batch_size, device=generator.device, dtype=torch.float64)
+
+
+TIME_SAMPLINGS: dict[str, TimeSampling] = {"uniform": uniform, "logit_normal": logit_normal, "last": last}
 
 
 def on_grid(t: Tensor, timesteps: int) -> Tensor:
@@ -70,6 +75,7 @@ def diffusion_loss(
     time_sampling: TimeSampling = uniform,
     timesteps: int | None = None,
     min_snr_gamma: float | None = None,
+    eps: Tensor | None = None,
     **condition,
 ) -> Tensor:
     """Mean squared error of the network's output, one number a picture.
@@ -80,6 +86,7 @@ def diffusion_loss(
         generator: draws the times and the noise, nothing else does.
         timesteps: train on DDPM's grid of so many steps; None trains at any time in (0, 1].
         min_snr_gamma: weight the error by `min_snr_weight`; None counts the target's error as it is.
+        eps: the noise that belongs to x0, of its shape, for reflow; None draws it.
         condition: handed to the network.
 
     Returns:
@@ -90,7 +97,8 @@ def diffusion_loss(
     t = time_sampling(len(x0), generator).to(x0.device)  # (B,)
     if timesteps is not None:
         t = on_grid(t, timesteps)
-    eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+    if eps is None:
+        eps = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
     alpha, sigma = schedule(t)
     output = network(add_noise(schedule, x0, eps, t), t.to(x0.dtype), **condition)
     error = (output.to(x0.dtype) - target_value(target, x0, eps, alpha, sigma)).square()

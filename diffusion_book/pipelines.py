@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_book import weights
 from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state, build_autoencoder, check_fits
@@ -15,6 +16,8 @@ from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.errors import BookError, choose
+from diffusion_book.guidance import check_guidance, guided
+from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
 from diffusion_book.samplers import SAMPLERS, State, check_eta, randn, sample, sample_generators, time_grid
 from diffusion_book.schedules import SCHEDULES, Schedule
@@ -23,6 +26,7 @@ from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.experiment import find_checkpoint
 from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict
 
+Labels = int | Sequence[int] | Tensor | None
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
 
 
@@ -39,7 +43,7 @@ class Pipeline:
     """
 
     recipe: Recipe
-    network: UNet
+    network: nn.Module
     device: torch.device
     dtype: torch.dtype
     card: dict
@@ -57,9 +61,29 @@ class Pipeline:
         return config.in_channels, config.image_size, config.image_size
 
     @property
+    def num_classes(self) -> int:
+        """Classes that the model can be asked for; 0 where it knows none."""
+        return self.recipe.condition.num_classes if self.recipe.condition else 0
+
+    @property
     def denoiser(self) -> DenoiserFunction:
-        """(x_t, t) -> Prediction(x0, eps), with x0 clipped to the range of pictures; latents have no such range."""
-        denoiser = Denoiser(self._run, self.schedule, TARGETS[self.recipe.diffusion.target])
+        """(x_t, t) -> Prediction(x0, eps), with x0 clipped to the range of pictures; latents have no such range.
+
+        That of a model with classes is asked with labels as well: (x_t, t, labels=labels), each a class or `NO_CLASS`.
+        """
+        return self._clip(self._denoiser)
+
+    def guided(
+        self, guidance_scale: float | Tensor, guidance_interval: tuple[float, float] = (0.0, 1.0)
+    ) -> DenoiserFunction:
+        """(x_t, t, labels=labels) -> Prediction(x0, eps) with guidance, clipped after it. See `guidance.guided`."""
+        return self._clip(guided(self._denoiser, guidance_scale, guidance_interval))
+
+    @property
+    def _denoiser(self) -> Denoiser:
+        return Denoiser(self._run, self.schedule, TARGETS[self.recipe.diffusion.target])
+
+    def _clip(self, denoiser: DenoiserFunction) -> DenoiserFunction:
         return denoiser if self.autoencoder else clipped(denoiser, self.schedule)
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
@@ -74,14 +98,15 @@ class Pipeline:
     def sample(
         self,
         num_samples: int = 64,
-        labels=None,
-        guidance_scale: float = 1.0,
+        labels: Labels = None,
+        guidance_scale: float | Tensor | None = None,
         sampler: str = "ddim",
         steps: int = 50,
         eta: float = 0.0,
         seed: int = 0,
         callback: Callable[[int, int], object] | None = None,
         *,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Tensor:
@@ -89,12 +114,17 @@ class Pipeline:
 
         Args:
             num_samples: how many.
-            labels, guidance_scale: for class-conditional models; this one has no classes.
-            sampler: "ddpm" (random) or "ddim".
-            steps: function evaluations, 1 to the training's number of timesteps.
+            labels: what to draw, for a model with classes: one class for all, or one for each picture; `NO_CLASS` (-1)
+                asks for anything. Default: all classes in turn, picture i of class i modulo their number.
+            guidance_scale: how strongly pictures are pushed towards their class, one for all or one for each:
+                0 not to the class at all, 1 as trained, more for clearer and less varied pictures. Default: the recipe's.
+            sampler: one of `samplers.SAMPLERS`: "ddpm" (random), "ddim", "euler", "midpoint", "heun", "dpm++".
+            steps: of the sampler, 1 to the training's number of timesteps. "midpoint" and "heun" ask the network twice
+                in a step (`samplers.evaluations`), and guidance in each case for both of its branches.
             eta: for "ddim": the share of fresh noise, 0 to 1.
             seed: sample i of a seed is the same picture whatever num_samples and batch_size are.
             callback: called after each step with the steps done and the steps to do, over all batches.
+            guidance_interval: times t within which guidance acts.
             noise: start from this (num_samples, *shape) instead of drawing it.
             batch_size: drawn at once.
 
@@ -104,18 +134,20 @@ class Pipeline:
         Raises:
             BookError: bad arguments, or out of memory.
         """
-        if labels is not None or guidance_scale != 1.0:
-            raise BookError(f"'{self.recipe.model}' knows no classes: leave out labels and guidance_scale")
+        labels, guidance_scale = self.ask(range(num_samples), labels, guidance_scale)
         pictures, done = [], 0
         batches = range(0, num_samples, batch_size) if num_samples > 0 and batch_size > 0 else []
         for start in batches:
             stop = min(start + batch_size, num_samples)
             states = self.states(
                 range(start, stop),
+                labels=None if labels is None else labels[start:stop],
+                guidance_scale=None if guidance_scale is None else guidance_scale[start:stop],
                 sampler=sampler,
                 steps=steps,
                 eta=eta,
                 seed=seed,
+                guidance_interval=guidance_interval,
                 noise=None if noise is None else noise[start:stop],
             )
             for number, state in enumerate(states):
@@ -132,17 +164,22 @@ class Pipeline:
         self,
         indices: range | list[int],
         *,
+        labels: Labels = None,
+        guidance_scale: float | Tensor | None = None,
         sampler: str = "ddim",
         steps: int = 50,
         eta: float = 0.0,
         seed: int = 0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise: Tensor | None = None,
     ) -> Iterator[State]:
         """Every state on the way from noise to the samples with these indices, as one batch.
 
         The states are what the network sees, (B, *shape) on its device: `to_images` turns `x`
-        or `prediction.x0` into pictures. Arguments and errors as in `sample`.
+        or `prediction.x0` into pictures. Arguments and errors as in `sample`; by default sample i is of class
+        i modulo their number here too.
         """
+        labels, guidance_scale = self.ask(indices, labels, guidance_scale)
         step = choose("sampler", sampler, SAMPLERS)
         check_eta(eta)
         times = time_grid(steps, self.recipe.diffusion.timesteps)
@@ -155,20 +192,70 @@ class Pipeline:
             raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(len(indices), *self.shape)}")
         with out_of_memory_names("--batch_size"):
             yield from sample(
-                self.denoiser,
+                self.denoiser if labels is None else self.guided(guidance_scale, guidance_interval),
                 noise.to(self.device),
                 times,
                 step,
                 schedule=self.schedule,
                 generator=generators,
                 eta=eta,
+                **({} if labels is None else {"labels": labels.to(self.device)}),
             )
+
+    def ask(
+        self, indices: Sequence[int], labels: Labels = None, guidance_scale: float | Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What `sample` is asked for, spelled out: a label and a scale for each sample, or None where there are no classes.
+
+        Args:
+            indices: of the samples.
+            labels, guidance_scale: as in `sample`.
+
+        Returns:
+            Labels (B,), int64, and scales (B,), float64.
+
+        Raises:
+            BookError: labels or a scale for a model without classes, labels that do not exist, or not one each.
+        """
+        number, model = len(indices), self.recipe.model
+        if not self.recipe.condition:
+            if labels is not None or guidance_scale is not None:
+                raise BookError(f"'{model}' knows no classes: leave out labels and guidance_scale")
+            return None, None
+        if labels is None:
+            labels = torch.tensor(list(indices), dtype=torch.int64) % self.num_classes
+        try:
+            labels = torch.as_tensor(labels if isinstance(labels, Tensor | Integral) else list(labels)).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise BookError(f"the labels are {labels!r:.60}: give whole numbers, one for each picture") from None
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise BookError(f"the labels are of type {labels.dtype}: give whole numbers")
+        labels = labels.long()  # bytes cannot be compared with NO_CLASS, which is negative
+        if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != number):
+            raise BookError(f"labels of shape {tuple(labels.shape)} for {number} samples: give one, or one for each")
+        if ((labels < NO_CLASS) | (labels >= self.num_classes)).any():
+            raise BookError(
+                f"labels from {labels.min()} to {labels.max()}: "
+                f"'{model}' knows the classes 0 to {self.num_classes - 1}, and {NO_CLASS} for none"
+            )
+        scale = self.recipe.condition.guidance_scale if guidance_scale is None else guidance_scale
+        scale = check_guidance(scale).cpu()
+        if scale.ndim == 1 and len(scale) != number:
+            raise BookError(f"{len(scale)} guidance scales for {number} samples: give one, or one for each")
+        return labels.expand(number), scale.expand(number)  # () or (B,) -> (B,)
 
     def to_images(self, x: Tensor) -> Tensor:
         """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU."""
         if self.autoencoder is not None:
             x = self.autoencoder.decode(x)  # (B, 2, 4, 4) -> (B, 1, 32, 32)
         return crop(x).clamp(-1, 1).float().cpu()
+
+
+def build_network(recipe: Recipe) -> nn.Module:
+    """The network of a diffusion model, with random weights."""
+    if recipe.condition is None:
+        return UNet(recipe.network)
+    return ConditionalUNet(recipe.network, recipe.condition.num_classes, recipe.condition.num_tokens)
 
 
 def list_models() -> list[str]:
@@ -280,7 +367,7 @@ def build(
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
         check_fits(recipe.network, autoencoder)
-    network = UNet(recipe.network)
+    network = build_network(recipe)
     try:
         network.load_state_dict(tensors)
     except RuntimeError:

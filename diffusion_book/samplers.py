@@ -1,7 +1,9 @@
 """From noise to pictures: pure steps between two times, and the loop that walks a grid of times.
 
-A step is a function `step(prediction, x_t, t, s, *, schedule, noise, eta) -> x_s` from time t to the
-less noisy time s. It draws nothing and remembers nothing: the noise it may use is handed in.
+A step is a function `step(prediction, x_t, t, s, *, schedule, noise, eta, ask, before) -> x_s` from time t to the
+less noisy time s. It draws nothing and remembers nothing: the noise it may use is handed in, and so are the
+denoiser, for steps that ask a second time, and the prediction before this one, for steps that look back.
+Each names only what it reads.
 """
 
 from __future__ import annotations
@@ -38,7 +40,15 @@ def ddpm(
 
 
 def ddim(
-    prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule: Schedule, noise: Tensor, eta: float = 0.0
+    prediction: Prediction,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    schedule: Schedule,
+    noise: Tensor,
+    eta: float = 0.0,
+    **_,
 ) -> Tensor:
     """Mix picture and noise anew for time s; a share of the noise, set by eta, is fresh.
 
@@ -58,7 +68,115 @@ def ddim(
     return alpha_s * prediction.x0 + kept * prediction.eps + fresh * noise
 
 
-SAMPLERS: dict[str, Step] = {"ddpm": ddpm, "ddim": ddim}
+def euler(prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule: Schedule, **_) -> Tensor:
+    """Follow the path, as it goes at time t, to time s: dx = x0 dalpha + eps dsigma.
+
+    On the straight path of a rectified flow that is x_t + (s - t) (eps - x0), Euler's step along the velocity.
+    On any path it is `ddim` with eta = 0, for x_t = alpha_t x0 + sigma_t eps cancels.
+
+    Source: Liu et al. 2022, section 2.1.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    return x_t + expand(alpha_s - alpha_t, x_t) * prediction.x0 + expand(sigma_s - sigma_t, x_t) * prediction.eps
+
+
+def midpoint(
+    prediction: Prediction,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    schedule: Schedule,
+    ask: Callable[[Tensor, Tensor], Prediction],
+    **_,
+) -> Tensor:
+    """Go half the way with Euler, ask there, and take that answer for the whole way. Two evaluations.
+
+    Source: Runge 1895; Hairer, Norsett & Wanner 1993, section II.1.
+    """
+    middle = (t + s) / 2
+    halfway = ask(euler(prediction, x_t, t, middle, schedule=schedule), middle)
+    return euler(halfway, x_t, t, s, schedule=schedule)
+
+
+def heun(
+    prediction: Prediction,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    schedule: Schedule,
+    ask: Callable[[Tensor, Tensor], Prediction],
+    **_,
+) -> Tensor:
+    """Go the whole way with Euler, ask at its end, and go again with the mean of both answers. Two evaluations.
+
+    The last step, to s = 0, stays Euler's: no noise is left there to ask about.
+
+    Source: Karras et al. 2022, algorithm 1 (without its churn).
+    """
+    x_s = euler(prediction, x_t, t, s, schedule=schedule)
+    if (s <= 0).all():
+        return x_s
+    end = ask(x_s, s)
+    mean = Prediction((prediction.x0 + end.x0) / 2, (prediction.eps + end.eps) / 2)
+    return euler(mean, x_t, t, s, schedule=schedule)
+
+
+def dpm_plus_plus(
+    prediction: Prediction,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    schedule: Schedule,
+    before: tuple[Tensor, Prediction] | None = None,
+    **_,
+) -> Tensor:
+    """DPM-Solver++ (2M): one evaluation a step, and the second order from the step before.
+
+    It is exact in the noise and extends x0 in a straight line over lambda = log(alpha / sigma), from the last two
+    predictions. The first step has only one, and the last, to s = 0, ends in the predicted picture.
+
+    Source: Lu et al. 2022 (DPM-Solver++), algorithm 2.
+    """
+    check_start(t)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    x0 = prediction.x0
+    if before is not None and (s > 0).all():
+        earlier, prediction_before = before
+        lambda_before, lambda_t, lambda_s = (log_ratio(schedule, time) for time in (earlier, t, s))
+        extend = expand((lambda_s - lambda_t) / (lambda_t - lambda_before) / 2, x_t)  # 1 / (2 r) of the paper
+        x0 = x0 + extend * (x0 - prediction_before.x0)
+    kept = sigma_s / sigma_t
+    return expand(kept, x_t) * x_t + expand(alpha_s - alpha_t * kept, x_t) * x0
+
+
+def log_ratio(schedule: Schedule, t: Tensor) -> Tensor:
+    """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; of the shape of t.
+
+    Source: Lu et al. 2022 (DPM-Solver), section 2.2.
+    """
+    alpha, sigma = schedule(t)
+    return alpha.log() - sigma.log()
+
+
+SAMPLERS: dict[str, Step] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "dpm++": dpm_plus_plus,
+}
+
+DETERMINISTIC = (euler, midpoint, heun, dpm_plus_plus)
+"""steps that use no fresh noise, so that none is drawn for them"""
+
+
+def evaluations(sampler: str, steps: int) -> int:
+    """How often a sampler asks the network for one picture in so many steps."""
+    return {"midpoint": 2 * steps, "heun": 2 * steps - 1}.get(sampler, steps)
 
 
 def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
@@ -72,7 +190,7 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
     if not 1 <= steps <= timesteps:
         raise BookError(
             f"{steps} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
-            "set steps (generate's --ddim_steps) in that range"
+            "set steps (generate's --ddim_steps or --sampling_steps) in that range"
         )
     whole = torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round()
     return whole / timesteps
@@ -146,7 +264,7 @@ def sample(
     """Walk from noise to picture, and yield every state on the way, the noise itself first.
 
     Args:
-        denoiser: (x_t, t, **condition) -> Prediction(x0, eps); called once a step.
+        denoiser: (x_t, t, **condition) -> Prediction(x0, eps); called once a step, by `midpoint` and `heun` twice.
         x: pure noise, (B, ...).
         times: from `time_grid`, decreasing, float64: S + 1 numbers for S steps.
         step: one of SAMPLERS.
@@ -156,11 +274,17 @@ def sample(
     Yields:
         S + 1 states.
     """
+
+    def ask(x_t: Tensor, t: Tensor) -> Prediction:
+        return denoiser(x_t, t, **condition)
+
     yield State(float(times[0]), x, None)
-    draws = step is not ddim or eta > 0
+    draws = step not in DETERMINISTIC and (step is not ddim or eta > 0)
+    before = None
     for t, s in pairwise(times):
-        predicted = denoiser(x, t, **condition)
+        predicted = ask(x, t)
         fresh = draws and float(s) > 0  # the last step ends at the picture itself
         noise = randn(x.shape, generator).to(x) if fresh else torch.zeros_like(x)
-        x = step(predicted, x, t, s, schedule=schedule, noise=noise, eta=eta)
+        x = step(predicted, x, t, s, schedule=schedule, noise=noise, eta=eta, ask=ask, before=before)
+        before = (t, predicted)
         yield State(float(s), x, predicted)

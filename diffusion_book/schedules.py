@@ -6,7 +6,7 @@ A schedule is a function `schedule(t) -> (alpha, sigma)` with
 
 DDPM's integer step k of T is t = k / T. All else that papers call schedule (beta, alpha-bar, the
 signal-to-noise ratio, the posterior variance) is derived from this pair by the functions below.
-Both schedules here are variance preserving: alpha^2 + sigma^2 = 1.
+`cosine` and `linear` are variance preserving, alpha^2 + sigma^2 = 1; the straight path of `rectified` is not.
 """
 
 from __future__ import annotations
@@ -78,7 +78,21 @@ def _linear_log_alpha_bar(beta_start: float, beta_end: float) -> Tensor:
     return torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
 
 
-SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "linear": linear}
+def rectified(t: Tensor) -> tuple[Tensor, Tensor]:
+    """The straight path from picture to noise: alpha = 1 - t, sigma = t.
+
+    Args:
+        t: any shape, in [0, 1].
+
+    Returns:
+        alpha and sigma, of the shape of t.
+
+    Source: Liu et al. 2022, equation 1 (there time runs the other way, from noise at 0 to data at 1).
+    """
+    return 1 - t, t.clone()
+
+
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "linear": linear, "rectified": rectified}
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

@@ -41,7 +41,15 @@ def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return -sigma, alpha
 
 
-TARGETS: dict[str, Target] = {"noise": noise, "image": image, "v": v}
+def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Predict eps - x0, the velocity dx/dt along the straight path of `schedules.rectified`.
+
+    Source: Liu et al. 2022, equation 1 (there x0 - eps, for time runs the other way).
+    """
+    return -torch.ones_like(alpha), torch.ones_like(alpha)
+
+
+TARGETS: dict[str, Target] = {"noise": noise, "image": image, "v": v, "velocity": velocity}
 
 
 def target_value(target: Target, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -53,15 +53,15 @@ scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from
 # | 0 | this page | here |
 # | [1 · DDPM](01_ddpm.ipynb) | the first diffusion model that drew good pictures: derived, trained, sampled | here |
 # | [2 · DDIM](02_ddim.ipynb) | the same weights in 50 steps instead of 1,000; encoding and interpolation | here |
-# | 3 · Variational autoencoder | pictures squeezed into a few numbers, and back | to come |
-# | 4 · Latent diffusion | diffusion on those numbers | to come |
-# | 5 · Guidance by concatenation | "draw a seven": classes, and classifier-free guidance | to come |
-# | 6 · Cross-attention | the same, as text-to-image models do it | to come |
+# | [3 · Variational autoencoder](03_vae.ipynb) | pictures squeezed into a few numbers, and back | here |
+# | [4 · Latent diffusion](04_latent_diffusion.ipynb) | diffusion on those numbers | here |
+# | [5 · Guidance by concatenation](05_guidance_by_concatenation.ipynb) | "draw a seven": classes, and classifier-free guidance | here |
+# | [6 · Cross-attention](06_cross_attention.ipynb) | the same, as text-to-image models do it | here |
 # | 7 · Rectified flow | straight paths from noise to picture | to come |
-# | 8 · Scoreboard | all models measured on one scale | to come |
+# | [8 · Scoreboard](08_scoreboard.ipynb) | all models measured on one scale | here |
 # | 9 · Clinic | models broken on purpose, and how to tell what ails them | to come |
 #
-# Read chapters 1 and 2 in order. You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule.
+# Read chapters 1 to 6 in order. You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule.
 #
 # A chapter states what it is after and shows it at once. It starts with a toy on a line or in the plane, where
 # everything can be drawn. It then goes from equation to code to check, a few lines at a time: after each equation
@@ -147,7 +147,7 @@ for dataset in (train, data.load("digits")):
 # $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I),$$
 #
 # with $x_0$ the clean picture, $\epsilon$ the noise, and a *schedule* that says how much there is of each. Here
-# are the two schedules of the first chapters.
+# are the schedules of the book: `cosine` and `linear` for diffusion, and `rectified`, the straight way, for chapter 7.
 
 # %%
 plots.plot_schedule(schedules.SCHEDULES)
@@ -157,7 +157,7 @@ plots.plot_schedule(schedules.SCHEDULES)
 t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
 for name, schedule in schedules.SCHEDULES.items():
     alpha, sigma = schedule(t)
-    print(f"{name:>6}: alpha", " ".join(f"{value:.3f}" for value in alpha), end=", ")
+    print(f"{name:>9}: alpha", " ".join(f"{value:.3f}" for value in alpha), end=", ")
     print("alpha^2 + sigma^2 = 1:", bool(torch.allclose(alpha**2 + sigma**2, torch.ones_like(t))))
 
 # %% [markdown]

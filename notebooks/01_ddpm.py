@@ -253,12 +253,13 @@ print("equation (2) holds at all", T, "steps")
 # figure shows the signal-to-noise ratio, $\mathrm{SNR} = \alpha_t^2 / \sigma_t^2$, of both.
 
 # %%
-plots.plot_schedule(schedules.SCHEDULES)
+diffusion = {"cosine": schedules.cosine, "linear": schedules.linear}
+plots.plot_schedule(diffusion)
 
 # %%
 # NBVAL_CHECK_OUTPUT
 t = k[1:] / T
-for name, schedule in schedules.SCHEDULES.items():
+for name, schedule in diffusion.items():
     snr = schedules.signal_to_noise(schedule, t)
     more, lost = (snr > 1).sum(), (snr < 0.01).sum()
     print(f"{name:>6}: SNR above 1 in {more} steps, below 0.01 in {lost}")
@@ -350,7 +351,8 @@ def solve(y, x_t, a, b, alpha, sigma):
 picture, noise = torch.randn(2, 8, 1, 32, 32, generator=generator).double()
 alpha, sigma = cosine(torch.linspace(0.05, 0.95, 8).double())  # (8,)
 x_t = add_noise(cosine, picture, noise, torch.linspace(0.05, 0.95, 8).double())
-for name, target in targets.TARGETS.items():
+choices = {"noise": targets.noise, "image": targets.image, "v": targets.v}
+for name, target in choices.items():
     y = targets.target_value(target, picture, noise, alpha, sigma)
     pair = [value.reshape(8, 1, 1, 1) for value in (*target(alpha, sigma), alpha, sigma)]
     mine = solve(y, x_t, *pair)
@@ -365,11 +367,11 @@ for name, target in targets.TARGETS.items():
 # %%
 # NBVAL_CHECK_OUTPUT
 print("an error of 1 becomes, in x0 / in eps")
-print(" " * 8 + "".join(f"{name:>20}" for name in targets.TARGETS))
+print(" " * 8 + "".join(f"{name:>20}" for name in choices))
 for step in (1, 500, 900, 990, 1000):
     alpha, sigma = cosine(k[step] / T)
     row = f"k = {step:4}"
-    for target in targets.TARGETS.values():
+    for target in choices.values():
         a, b = target(alpha, sigma)
         d = (alpha * b - sigma * a).abs()
         row += f"  {sigma / d:9.2f} / {alpha / d:6.2f}"

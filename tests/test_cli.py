@@ -38,7 +38,11 @@ def test_as_a_process_it_refuses_with_one_line_and_code_2():
 
 
 @pytest.mark.parametrize(
-    "command", ["train ddpm", "train vae", "train ldm", "generate ldm", "evaluate vae", "pretrain"]
+    "command",
+    [
+        *("train ddpm", "train vae", "train ldm", "train ldm-concat", "train ldm-cross-attention"),
+        *("generate ldm", "generate ldm-concat", "evaluate vae", "evaluate ldm-cross-attention", "pretrain"),
+    ],
 )
 def test_help_tells_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -108,7 +112,7 @@ def test_models_are_listed(capsys):
         ("train ddpm --resume nowhere", "there is no checkpoint nowhere"),
         (
             "pretrain",
-            "nothing to make: name one of classifier, classifier-check, reference, ddpm, vae, vae-2d, ldm, or",
+            "nothing to make: name one of classifier, classifier-check, reference, ddpm, vae, vae-2d, ldm, ldm-concat,",
         ),
         ("pretrain gan", "unknown name 'gan'"),
         ("pretrain classifier ddpm --resume nowhere", "belong to one name"),
@@ -237,7 +241,7 @@ def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_re
         return images, {**dataclasses.asdict(setting), "cfid": 1.0, "ratio": images.mean().item()}
 
     monkeypatch.setattr(pretrain, "evaluate", evaluate)
-    monkeypatch.setattr(pretrain, "SETTINGS", (Setting("ddim", 4), Setting("ddpm", 8)))
+    monkeypatch.setitem(pretrain.SETTINGS, "ddpm", (Setting("ddim", 4), Setting("ddpm", 8)))
     options = ["--device", "cpu", "--precision", "fp32", "--weights-dir", str(tmp_path)]
     main(["pretrain", "ddpm", *options, "--output-dir", f"{tmp_path}/runs"])
     (folder,) = (tmp_path / "runs").iterdir()

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from diffusion_book import weights
+from diffusion_book import data, weights
 from diffusion_book.data import quantise
 from diffusion_book.errors import BookError
 from diffusion_book.evaluation import measures
@@ -255,3 +255,23 @@ def test_pictures_that_cannot_be_measured_are_refused():
         measure(pictures(9))
     with pytest.raises(BookError, match="not finite"):
         measure(pictures(10).fill_(math.nan))
+
+
+def test_models_with_classes_are_asked_for_the_digits_in_the_shares_of_the_data():
+    for number in (10, 999, 10_000, 60_000):
+        labels = measures.natural_labels(number)
+        assert labels.shape == (number,)
+        assert torch.equal(labels, measures.natural_labels(number))
+        expected = torch.tensor(measures.CLASS_COUNTS) * number / 60_000
+        assert ((labels.bincount(minlength=10) - expected).abs() <= 1).all()
+    assert sum(measures.CLASS_COUNTS) == 60_000
+    halves = measures.natural_labels(10_000).chunk(2)  # mixed, so that each batch has all digits
+    assert (halves[0].bincount(minlength=10) - halves[1].bincount(minlength=10)).abs().max() < 150
+
+
+def test_the_shares_are_those_of_mnist():
+    try:
+        labels = data.load("mnist").labels
+    except BookError:
+        pytest.skip("MNIST is not here")
+    assert tuple(labels.bincount().tolist()) == measures.CLASS_COUNTS

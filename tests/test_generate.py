@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import refused
 from PIL import Image
+from tiny import part_of_the_reference
 
 from diffusion_book import pipelines
 from diffusion_book.cli import evaluate as evaluate_command
@@ -15,7 +16,6 @@ from diffusion_book.cli.generate import ModelOptions, load_model, save_pdf
 from diffusion_book.cli.main import main
 from diffusion_book.data import quantise
 from diffusion_book.evaluation import measures
-from diffusion_book.evaluation.features import reference_features
 from diffusion_book.networks.classifier import build_classifier
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.training.checkpoint import save_checkpoint
@@ -126,7 +126,7 @@ def test_generate_refuses(options, said, tmp_path, checkpoint, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--sampler euler", "unknown sampler 'euler': choose one of ddpm, ddim"),
+        ("--sampler leapfrog", "unknown sampler 'leapfrog': choose one of ddpm, ddim, euler, midpoint, heun, dpm++"),
         ("--steps 0", "0 steps: the number of steps must be 1 to 20"),
         ("--steps 1000", "1000 steps: the number of steps must be 1 to 20"),
         ("--steps 5 --eta -1", "eta is -1.0: it must be between 0"),
@@ -175,21 +175,14 @@ def test_bad_checkpoints_are_refused(command, tmp_path, checkpoint, capsys):
 
 
 @pytest.fixture
-def part_of_the_reference(monkeypatch):
-    """The neighbours of 10,000 pictures among 60,000 take a while: look at some of them."""
-    caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
-    whole = reference_features()
-    part = whole | {"train": whole["train"][:2000], "test": whole["test"][:500]}
-    monkeypatch.setattr(measures, "reference_features", lambda: part)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+def small_reference():
+    """Measures in seconds."""
+    with part_of_the_reference():
+        yield
 
 
 def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
-    tmp_path, checkpoint, part_of_the_reference, monkeypatch, capsys
+    tmp_path, checkpoint, small_reference, monkeypatch, capsys
 ):
     options = [
         "--num_samples",

@@ -14,7 +14,7 @@ from torch import nn
 from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.data import Dataset
 from diffusion_book.gaussian import DiagonalGaussian
-from diffusion_book.training import latents
+from diffusion_book.training import cache, latents
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.recipes import DiffusionConfig, TrainingConfig
@@ -167,7 +167,7 @@ def test_a_full_disk_only_costs_the_time(autoencoder, tmp_path, monkeypatch, cap
         path.write_bytes(b"half of i")
         raise error
 
-    monkeypatch.setattr(latents, "save_file", full)
+    monkeypatch.setattr(cache, "save_file", full)
     assert len(encode_dataset(autoencoder, pictures(NUMBER), tmp_path)) == NUMBER
     (line,) = capsys.readouterr().err.splitlines()
     assert "notice: the latents are not kept" in line

@@ -27,7 +27,7 @@ def generator(seed: int = 0) -> torch.Generator:
 # --- Weights -------------------------------------------------------------------------------------
 
 
-@schedules
+@pytest.mark.parametrize("schedule", [SCHEDULES["cosine"], SCHEDULES["linear"]], ids=["cosine", "linear"])
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_weights_are_the_paper_s_three_formulas(schedule, gamma):
     """Hang et al. 2023, section 3.4: for eps min(SNR, g) / SNR, for x0 min(SNR, g), for v min(SNR, g) / (SNR + 1)."""
@@ -36,6 +36,27 @@ def test_min_snr_weights_are_the_paper_s_three_formulas(schedule, gamma):
     for target, expected in (("noise", capped / snr), ("image", capped), ("v", capped / (snr + 1))):
         weight = min_snr_weight(TARGETS[target], *schedule(GRID), gamma)
         torch.testing.assert_close(weight, expected, rtol=1e-7, atol=0)
+
+
+@schedules
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+@pytest.mark.parametrize("name", TARGETS)
+def test_min_snr_weights_on_every_path(schedule, gamma, name):
+    """The weight is min(SNR, g) over the square of d output / d x0, with x_t held: worked out for each target."""
+    t = GRID[:-1]  # at t = 1 of the straight path no output of "noise" tells anything of x0
+    alpha, sigma = schedule(t)
+    # eps = (x_t - alpha x0) / sigma in each definition gives the slope of the output over x0.
+    slope = {
+        "noise": -alpha / sigma,
+        "image": torch.ones_like(t),
+        "v": -alpha.square() / sigma - sigma,
+        "velocity": -alpha / sigma - 1,
+    }[name]
+    expected = (alpha / sigma).square().clamp(max=gamma) / slope.square()
+    weight = min_snr_weight(TARGETS[name], alpha, sigma, gamma)
+    torch.testing.assert_close(weight, expected, rtol=1e-7, atol=0)
+    if schedule is SCHEDULES["rectified"] and name == "velocity":  # there x0 = x_t - t velocity
+        torch.testing.assert_close(weight, ((1 - t) / t).square().clamp(max=gamma) * t.square())
 
 
 @schedules

@@ -33,7 +33,15 @@ def pipe() -> Pipeline:
 
 
 SAMPLERS = pytest.mark.parametrize(
-    "options", [{"sampler": "ddpm"}, {"sampler": "ddim"}, {"sampler": "ddim", "eta": 0.5}]
+    "options",
+    [
+        {"sampler": "ddpm"},
+        {"sampler": "ddim"},
+        {"sampler": "ddim", "eta": 0.5},
+        {"sampler": "midpoint"},
+        {"sampler": "heun"},
+        {"sampler": "dpm++"},
+    ],
 )
 
 
@@ -116,7 +124,7 @@ def test_the_recipe_decides_schedule_target_and_grid():
         ({"batch_size": 0}, "batches of 0"),
         ({"steps": 0}, "0 steps"),
         ({"steps": 1001}, "1001 steps"),
-        ({"sampler": "euler"}, "unknown sampler 'euler': choose one of ddpm, ddim"),
+        ({"sampler": "runge"}, r"unknown sampler 'runge': choose one of ddpm, ddim, euler, midpoint, heun, dpm\+\+$"),
         ({"eta": -0.5}, "eta is -0.5"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"seed": -1}, "seed is -1"),

@@ -14,13 +14,16 @@ from diffusion_book.schedules import (
     expand,
     linear,
     posterior,
+    rectified,
     signal_to_noise,
     transition,
 )
 
 T = 1000
 GRID = torch.arange(T + 1, dtype=torch.float64) / T
-both = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+PRESERVING = ("cosine", "linear")  # alpha^2 + sigma^2 = 1, as in every chain of DDPM
+every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+preserving = pytest.mark.parametrize("schedule", [SCHEDULES[name] for name in PRESERVING], ids=PRESERVING)
 
 
 def nichol_alpha_bar(t: float, s: float = 0.008) -> float:
@@ -77,7 +80,7 @@ def test_linear_between_its_steps_lies_between_them():
     assert middle.item() == pytest.approx(ends.prod().sqrt().item(), rel=1e-12)
 
 
-@both
+@every
 def test_it_starts_at_the_data_and_ends_at_noise(schedule):
     alpha, sigma = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert (alpha[0].item(), sigma[0].item()) == (1.0, 0.0)
@@ -85,7 +88,7 @@ def test_it_starts_at_the_data_and_ends_at_noise(schedule):
     assert sigma[1].item() > 0.9999
 
 
-@both
+@preserving
 def test_it_preserves_variance(schedule):
     alpha, sigma = schedule(torch.linspace(0, 1, 7777, dtype=torch.float64))
     torch.testing.assert_close(
@@ -93,7 +96,38 @@ def test_it_preserves_variance(schedule):
     )
 
 
-@both
+def test_the_straight_path_is_straight():
+    """x_t = (1 - t) x0 + t eps: the shares add up to 1, and nowhere between its ends does it preserve variance."""
+    t = torch.linspace(0, 1, 7777, dtype=torch.float64)
+    alpha, sigma = rectified(t)
+    assert torch.equal(alpha, 1 - t)
+    assert torch.equal(sigma, t)
+    assert sigma is not t  # whoever changes what came back does not change the time
+    inside = (alpha.square() + sigma.square())[1:-1]
+    assert (inside < 1).all()
+    assert inside.min().item() == pytest.approx(0.5)
+    x0, eps = torch.randn(2, 7777, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(add_noise(rectified, x0, eps, t), torch.lerp(x0, eps, t[:, None]))
+
+
+def test_the_chain_behind_the_straight_path():
+    """Its one Markov chain, worked out by hand: a_ts = (1 - t) / (1 - s), v_ts = (t - s)(t + s - 2 t s) / (1 - s)^2.
+
+    It is no chain of DDPM: a_ts^2 + v_ts falls short of 1, by 2 (t - s)(1 - t) / (1 - s).
+    """
+    t, s = GRID[1:], GRID[:-1]
+    a, v = transition(rectified, t, s)
+    torch.testing.assert_close(a, (1 - t) / (1 - s))
+    torch.testing.assert_close(v, (t - s) * (t + s - 2 * t * s) / (1 - s).square(), rtol=1e-9, atol=1e-15)
+    assert (v > 0).all()
+    torch.testing.assert_close(1 - a.square() - v, 2 * (t - s) * (1 - t) / (1 - s), rtol=0, atol=1e-12)
+    from_x_t, from_x_0, variance = posterior(rectified, t, s)
+    torch.testing.assert_close(from_x_t, (1 - t) / (1 - s) * (s / t).square(), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(from_x_0, (t - s) * (t + s - 2 * t * s) / (t.square() * (1 - s)), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(variance, from_x_0 * s.square() / (1 - s), rtol=1e-9, atol=1e-15)
+
+
+@every
 def test_signal_falls_at_every_step(schedule):
     ratio = signal_to_noise(schedule, GRID)
     assert ratio[0] == math.inf
@@ -103,7 +137,7 @@ def test_signal_falls_at_every_step(schedule):
     assert (sigma.diff() > 0).all()
 
 
-@both
+@every
 def test_single_precision_keeps_its_digits_near_the_data(schedule):
     """sqrt(1 - alpha^2) would keep two of seven digits at t = 0.001."""
     t = torch.tensor([1e-5, 1e-4, 1e-3, 2e-3, 1e-2, 0.1, 0.5, 0.9])
@@ -112,7 +146,7 @@ def test_single_precision_keeps_its_digits_near_the_data(schedule):
     assert schedule(torch.tensor(0.0))[1].item() == 0.0
 
 
-@both
+@every
 def test_iterating_q_gives_q_of_x0_in_closed_form(schedule):
     """Mean and variance of x_k, one step q(x_k | x_{k-1}) = N(a x, v) at a time, for all 1,000 steps."""
     a, v = transition(schedule, GRID[1:], GRID[:-1])
@@ -124,7 +158,7 @@ def test_iterating_q_gives_q_of_x0_in_closed_form(schedule):
         assert variance == pytest.approx(sigma[k + 1].item() ** 2, rel=1e-9)
 
 
-@both
+@preserving
 def test_each_step_is_ddpm_s_own(schedule):
     """q(x_k | x_{k-1}) = N(sqrt(1 - beta_k) x_{k-1}, beta_k): Ho et al. 2020, equation 2."""
     a, v = transition(schedule, GRID[1:], GRID[:-1])
@@ -133,7 +167,7 @@ def test_each_step_is_ddpm_s_own(schedule):
     assert (v > 0).all()
 
 
-@both
+@every
 def test_simulating_the_chain_gives_the_same_moments(schedule):
     """The same by drawing: 40,000 walkers through 50 steps end as one draw of q(x_t | x_0) does."""
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +185,7 @@ def test_simulating_the_chain_gives_the_same_moments(schedule):
     assert abs(direct.mean().item() - x.mean().item()) < 6 * error
 
 
-@both
+@every
 def test_transitions_compose(schedule):
     """q(x_t | x_r) through a stop at s, for any three times and not only neighbours of a grid."""
     r, s, t = (torch.tensor(value, dtype=torch.float64) for value in (0.123, 0.4567, 0.9))
@@ -162,7 +196,7 @@ def test_transitions_compose(schedule):
     assert (a_ts.square() * v_sr + v_ts).item() == pytest.approx(v_tr.item(), rel=1e-12)
 
 
-@both
+@every
 def test_the_posterior_is_bayes_rule(schedule):
     """q(x_s | x_t, x_0) from the product of two Gaussians, in precisions: a way the library does not take."""
     for t_value, s_value in ((1.0, 0.999), (0.5, 0.499), (0.7, 0.2), (0.002, 0.001)):
@@ -176,7 +210,7 @@ def test_the_posterior_is_bayes_rule(schedule):
         assert from_x_0 == pytest.approx(alpha_s / sigma_s**2 / precision, rel=1e-9)
 
 
-@both
+@preserving
 def test_the_posterior_on_the_grid_is_equation_7_of_ho(schedule):
     alpha, sigma = schedule(GRID)
     alpha_bar, beta = alpha.square(), betas(schedule)
@@ -188,7 +222,7 @@ def test_the_posterior_on_the_grid_is_equation_7_of_ho(schedule):
     torch.testing.assert_close(variance, (1 - before) / (1 - after) * beta, rtol=1e-7, atol=1e-11)
 
 
-@both
+@every
 def test_the_last_step_back_ends_at_the_picture(schedule):
     zero = torch.tensor(0.0, dtype=torch.float64)
     from_x_t, from_x_0, variance = posterior(schedule, torch.tensor(0.02, dtype=torch.float64), zero)
@@ -196,7 +230,7 @@ def test_the_last_step_back_ends_at_the_picture(schedule):
     assert from_x_0.item() == pytest.approx(1.0, rel=1e-12)
 
 
-@both
+@every
 def test_add_noise_takes_one_time_or_one_a_picture(schedule):
     x0, eps = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)

@@ -15,6 +15,7 @@ from diffusion_book.errors import BookError
 from diffusion_book.samplers import State
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.targets import Prediction
+from diffusion_book.training.recipes import RECIPES
 from diffusion_book.viz import plots
 from diffusion_book.viz.animation import animate, save_animation
 from diffusion_book.viz.grids import GAP, grid, save_grid, show_grid, show_rows
@@ -105,9 +106,8 @@ class TestFigures:
         assert tuple(pixels(figure)[0, 0]) == tuple(int(PAPER[i : i + 2], 16) for i in (1, 3, 5))
 
     def test_every_model_has_a_colour_of_its_own(self):
-        assert set(COLOURS) == {
-            "ddpm", "ddim", "vae", "ldm", "ldm-concat", "ldm-cross-attention", "rf", "latent-rf", "data"
-        }  # fmt: skip
+        drawing = {name for name, recipe in RECIPES.items() if recipe.diffusion}
+        assert set(COLOURS) == drawing | {"ddim", "vae", "data"}
         assert len(set(COLOURS.values())) == len(COLOURS)
 
     def test_sequence_gets_darker(self):

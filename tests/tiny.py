@@ -1,15 +1,22 @@
-"""Small models with random weights and a few pictures: what the tests of latents share."""
+"""Small models with random weights and a few pictures: what the tests of latents and of classes share."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import nn
 
 from diffusion_book import data
 from diffusion_book.autoencoder import Autoencoder, build_autoencoder
+from diffusion_book.evaluation import measures
+from diffusion_book.evaluation.features import reference_features
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.networks.vae import VAE, VAEConfig
-from diffusion_book.pipelines import Pipeline, build
+from diffusion_book.pipelines import Pipeline, build, build_network
 from diffusion_book.training.models import set_latent_scale
-from diffusion_book.training.recipes import DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
+from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 
 SMALL_VAE = VAEConfig(base_channels=8, channel_multipliers=(1, 2), layers_per_block=1, patch_size=4)  # 2 x 4 x 4
 SMALL_UNET = UNetConfig(
@@ -21,6 +28,10 @@ SMALL_UNET = UNetConfig(
     in_channels=2,
     image_size=4,
 )
+SMALL_CLASS_UNETS = {
+    "ldm-concat": dataclasses.replace(SMALL_UNET, concat_channels=3),
+    "ldm-cross-attention": dataclasses.replace(SMALL_UNET, context_dim=6),
+}
 
 
 def pictures(number: int) -> data.Dataset:
@@ -61,3 +72,41 @@ def random_latent_pipeline(autoencoder: Autoencoder, seed: int = 0, timesteps: i
     )
     network = wake(UNet(SMALL_UNET))
     return build(recipe, network.state_dict(), autoencoder=autoencoder, device="cpu", precision="fp32")
+
+
+def random_class_pipeline(
+    autoencoder: Autoencoder, model: str = "ldm-concat", seed: int = 0, timesteps: int = 1000, **condition
+) -> Pipeline:
+    """A diffusion model of its latents that knows classes, and has learned nothing.
+
+    Args:
+        model: ldm-concat or ldm-cross-attention.
+        condition: fields of `ConditionConfig`.
+    """
+    torch.manual_seed(seed)
+    recipe = Recipe(
+        model,
+        TrainingConfig(dataset="digits"),
+        network=SMALL_CLASS_UNETS[model],
+        diffusion=DiffusionConfig(timesteps=timesteps),
+        condition=ConditionConfig(**condition),
+    )
+    network = wake(build_network(recipe))
+    return build(recipe, network.state_dict(), autoencoder=autoencoder, device="cpu", precision="fp32")
+
+
+@contextlib.contextmanager
+def part_of_the_reference() -> Iterator[None]:
+    """While inside, measures look at a part of the real pictures: the neighbours of all take a while."""
+    caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
+    whole = reference_features()
+    part = whole | {"train": whole["train"][:2000], "test": whole["test"][:500]}
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measures, "reference_features", lambda: part)
+            yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import data
+from diffusion_book import data, pipelines
 from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import BookError, choose
-from diffusion_book.evaluation.measures import measure, subset_order
+from diffusion_book.evaluation.measures import measure, natural_labels, subset_order
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
+from diffusion_book.evaluation.scoreboard import SETTING, row_of, scoreboard
 from diffusion_book.files import make_folder, write_text
 from diffusion_book.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
@@ -44,15 +46,23 @@ class Setting:
     """How the samples are drawn."""
 
     sampler: str = "ddim"
-    """ddpm or ddim"""
+    """ddpm, ddim, euler, midpoint, heun or dpm++"""
     steps: int = 50
-    """network evaluations a sample, 1 to the training's timesteps"""
+    """of the sampler, 1 to the training's timesteps"""
     eta: float = 0.0
     """share of fresh noise in ddim, 0 to 1"""
     seed: int = 0
     """of the noise"""
     num_samples: int = 10_000
     """samples, 10 to 60,000"""
+
+
+@dataclass(frozen=True)
+class ClassSetting(Setting):
+    """How the samples of a model with classes are drawn: each digit as often as in MNIST."""
+
+    guidance_scale: float = 1.0
+    """how strongly they are pushed towards their class; 1 = as trained"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,27 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class EvaluateClasses(Evaluate):
+    """Options of `evaluate` for a model with classes."""
+
+    setting: ClassSetting = field(default_factory=ClassSetting)
+
+
+@dataclass(frozen=True)
+class EvaluateOneStep(Evaluate):
+    """Options of `evaluate` for a model that was distilled to a single step."""
+
+    setting: Setting = field(default_factory=lambda: Setting(steps=1))
+
+
+@dataclass(frozen=True)
+class EvaluateClassOneStep(Evaluate):
+    """Options of `evaluate` for a model with classes that was distilled to a single step."""
+
+    setting: ClassSetting = field(default_factory=lambda: ClassSetting(steps=1))
+
+
+@dataclass(frozen=True)
 class EvaluateVAE:
     """Options of `evaluate` for an autoencoder."""
 
@@ -76,11 +107,26 @@ class EvaluateVAE:
     """folder for the folder of results"""
 
 
-MODELS = {"ddpm": Evaluate, "ldm": Evaluate, "vae": EvaluateVAE, "vae-2d": EvaluateVAE}
+MODELS = {
+    "ddpm": Evaluate,
+    "vae": EvaluateVAE,
+    "vae-2d": EvaluateVAE,
+    "ldm": Evaluate,
+    "ldm-concat": EvaluateClasses,
+    "ldm-cross-attention": EvaluateClasses,
+    "rf": Evaluate,
+    "rf-reflow": Evaluate,
+    "rf-one-step": EvaluateOneStep,
+    "latent-rf": Evaluate,
+    "latent-rf-class": EvaluateClasses,
+    "latent-rf-class-one-step": EvaluateClassOneStep,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
+    if "--all" in arguments:
+        return evaluate_all([argument for argument in arguments if argument != "--all"])
     model, kind, rest = choose_model(arguments, "evaluate", MODELS)
     if kind is None:
         return 0
@@ -94,6 +140,61 @@ def main(arguments: Sequence[str]) -> int:
     save_grid(images, folder / "grid.png", columns=10)
     print(folder)
     return 0
+
+
+@dataclass(frozen=True)
+class EvaluateAll:
+    """Options of `evaluate --all`."""
+
+    num_samples: int | None = None
+    """only figures of so many samples; without it, all figures"""
+    most_evaluations: int | None = None
+    """only settings with at most so many network evaluations a picture; without it, all"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1"""
+    precision: str = "auto"
+    """auto, fp32 or bf16"""
+    output_dir: Path = Path("evaluations")
+    """folder for the folder of results"""
+
+
+def evaluate_all(arguments: Sequence[str]) -> int:
+    """Draw and measure again what the cards of all shipped models tell, and compare: 1 where a figure differs."""
+    description = "Recompute the scoreboard: every figure on every card of the shipped models, and whether it agrees."
+    options = parse(EvaluateAll, arguments, "evaluate --all", description, EvaluateAll())
+    wanted = [
+        row
+        for row in scoreboard(options.num_samples)
+        if options.most_evaluations is None or row.evaluations <= options.most_evaluations
+    ]
+    if not wanted:
+        raise BookError("no figure on any card fits: raise --most_evaluations, or leave out --num_samples")
+    make_folder(options.output_dir)
+    folder = timestamped_folder(options.output_dir, "all")
+    results, agreed = [], True
+    for name, rows in itertools.groupby(wanted, key=lambda row: row.model):
+        pipe = pipelines.load(name, device=options.device, precision=options.precision)
+        for row in rows:
+            kind = ClassSetting if "guidance_scale" in row.setting else Setting
+            _, entry = evaluate(pipe, kind(**row.setting))
+            same = agrees(entry, row.measures)
+            agreed &= same
+            results.append({**asdict(row_of(name, pipe.card, entry)), "card": row.measures, "agrees": same})
+            # Written anew after every figure: whatever interrupts, nothing measured is lost.
+            write_text(folder / "scoreboard.json", json.dumps(results, indent=2) + "\n")
+            print(f"{name:26}{scoreboard_line(entry)}{'' if same else '  does NOT agree with the card'}", flush=True)
+    print(folder)
+    return 0 if agreed else 1
+
+
+def scoreboard_line(entry: dict) -> str:
+    """Setting and main measures of an entry, in a line."""
+    guidance = f"guidance {entry['guidance_scale']:g}" if "guidance_scale" in entry else ""
+    accuracy = f"{entry['class_accuracy']:.2%}" if entry["class_accuracy"] is not None else ""
+    return (
+        f"{entry['sampler']:9}{entry['steps']:5} steps {guidance:13}x {entry['num_samples']:<6}"
+        f"cFID {entry['cfid']:8.3f}  R {entry['ratio']:7.2f}  {accuracy}"
+    )
 
 
 def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict]:
@@ -134,6 +235,7 @@ def check(pipe: Pipeline, setting: Setting) -> None:
     check_eta(setting.eta)
     sample_generators(setting.seed, range(1))
     subset_order(setting.num_samples)
+    pipe.ask(range(1), guidance_scale=getattr(setting, "guidance_scale", None))
 
 
 def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict]:
@@ -145,9 +247,11 @@ def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> 
     """
     began = time.perf_counter()
     with progress_bar(f"{setting.sampler}, {setting.steps} steps") as bar:
-        images = pipe.sample(**asdict(setting), batch_size=batch_size, callback=bar.advance)
+        # Asked for other shares of the digits than the data's, a perfect model would look bad.
+        labels = natural_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
+        images = pipe.sample(**asdict(setting), labels=labels, batch_size=batch_size, callback=bar.advance)
     seconds = time.perf_counter() - began
-    measures = measure(images).to_dict()
+    measures = measure(images, labels).to_dict()
     return images, {**asdict(setting), **measures, "images_per_second": round(len(images) / seconds, 2)}
 
 
@@ -167,6 +271,7 @@ def table(entry: dict) -> str:
     """The measures, one a line, beside those of real pictures."""
     head = f"{entry['num_samples']:,} samples, {entry['sampler']}, {entry['steps']} steps"
     head += f", eta {entry['eta']:g}" if entry["sampler"] == "ddim" else ""
+    head += f", guidance {entry['guidance_scale']:g}" if "guidance_scale" in entry else ""
     return f"{head}, {entry['images_per_second']:g} images/s\n{rows(entry)}"
 
 
@@ -176,14 +281,23 @@ def rows(entry: dict) -> str:
     for name, key, real, meaning in ROWS:
         beside = f"{entry[real]:.4f}" if real else ""
         lines.append(f"{name:11}{entry[key]:10.4f}{beside:>10}  {meaning}")
+    if entry["class_accuracy"] is not None:
+        lines.append(
+            f"{'class':11}{entry['class_accuracy']:10.4f}{'':10}  share taken for the class that was asked for"
+        )
     shares = " ".join(f"{share:.3f}" for share in entry["class_share"])
     return "\n".join([*lines, f"{'digits 0-9':11}{shares}"])
 
 
 def find_entry(card: dict, entry: dict) -> dict | None:
     """What a card says of the same setting as `entry`'s; None where it is silent."""
-    keys = ("sampler", "steps", "eta", "seed", "num_samples")
-    return next((each for each in card.get("metrics", []) if all(each[key] == entry[key] for key in keys)), None)
+    found = (each for each in card.get("metrics", []) if all(each.get(key) == entry.get(key) for key in SETTING))
+    return next(found, None)
+
+
+def agrees(entry: dict, listed: dict) -> bool:
+    """Whether a figure that was measured again is the one on the card, but for rounding."""
+    return abs(entry["cfid"] - listed["cfid"]) <= AGREE * listed["cfid"]
 
 
 def comparison(entry: dict, listed: dict | None, card: dict) -> str:
@@ -192,5 +306,5 @@ def comparison(entry: dict, listed: dict | None, card: dict) -> str:
         return "a checkpoint of your own has no card to compare with"
     if listed is None:
         return "the card has no figures for this setting"
-    verdict = "agrees" if abs(entry["cfid"] - listed["cfid"]) <= AGREE * listed["cfid"] else "does NOT agree"
+    verdict = "agrees" if agrees(entry, listed) else "does NOT agree"
     return f"the card says cFID {listed['cfid']:.4f}, R {listed['ratio']:.3f}: it {verdict} within {AGREE:.0%}"

@@ -17,7 +17,7 @@ from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import BookError, choose
 from diffusion_book.files import make_folder, write_whole
 from diffusion_book.pipelines import Pipeline
-from diffusion_book.samplers import check_eta, sample_generators, time_grid
+from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
 from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.experiment import find_checkpoint, timestamped_folder
 from diffusion_book.training.recipes import RECIPES
@@ -45,15 +45,9 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class GenerateDiffusion:
-    """Options of `generate` for a model without classes."""
+class Samples:
+    """How many pictures, and where they go."""
 
-    mode: str = "ddim"
-    """ddpm (random, one step for each timestep of the training) or ddim (few steps)"""
-    ddim_steps: int = 50
-    """steps of ddim, 1 to the training's timesteps"""
-    eta: float = 0.0
-    """share of fresh noise in ddim, 0 to 1"""
     num_samples: int = 16
     """pictures"""
     nrow: int = 4
@@ -65,7 +59,92 @@ class GenerateDiffusion:
     model: ModelOptions = field(default_factory=ModelOptions)
 
 
-MODELS = {"ddpm": GenerateDiffusion, "ldm": GenerateDiffusion}
+@dataclass(frozen=True)
+class GenerateDiffusion(Samples):
+    """Options of `generate` for a diffusion model without classes."""
+
+    mode: str = "ddim"
+    """ddpm (random, one step for each timestep of the training) or ddim (few steps)"""
+    ddim_steps: int = 50
+    """steps of ddim, 1 to the training's timesteps"""
+    eta: float = 0.0
+    """share of fresh noise in ddim, 0 to 1"""
+
+
+@dataclass(frozen=True)
+class ClassSamples(Samples):
+    """How many pictures, and of which class."""
+
+    class_label: int | None = None
+    """the class to draw; without it, all classes in turn"""
+    guidance_scale: float = 3.0
+    """how strongly pictures are pushed towards their class: 1 = not at all, more = clearer and less varied"""
+    num_samples: int = 10
+    """pictures; the default is one a class"""
+    nrow: int = 10
+    """pictures a row of the grid"""
+
+
+@dataclass(frozen=True)
+class GenerateClasses(ClassSamples):
+    """Options of `generate` for a diffusion model with classes."""
+
+    sampler: str = "ddim"
+    """one of the samplers of the book: ddpm, ddim, euler, midpoint, heun, dpm++"""
+    sampling_steps: int = 50
+    """steps of the sampler, 1 to the training's timesteps"""
+    eta: float = 0.0
+    """share of fresh noise in ddim, 0 to 1"""
+
+
+@dataclass(frozen=True)
+class GenerateFlow(Samples):
+    """Options of `generate` for a rectified flow without classes."""
+
+    sampler: str = "midpoint"
+    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact)"""
+    sampling_steps: int = 50
+    """steps of the sampler, 1 to the training's timesteps"""
+
+
+@dataclass(frozen=True)
+class GenerateClassFlow(GenerateClasses):
+    """Options of `generate` for a rectified flow with classes."""
+
+    sampler: str = "midpoint"
+    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact)"""
+
+
+@dataclass(frozen=True)
+class GenerateOneStep(Samples):
+    """Options of `generate` for a model that was distilled to a single step."""
+
+    sampler: str = "euler"
+    """euler; others ask at times that this model never saw"""
+    sampling_steps: int = 1
+    """steps of the sampler"""
+
+
+@dataclass(frozen=True)
+class GenerateClassOneStep(ClassSamples, GenerateOneStep):
+    """Options of `generate` for a model with classes that was distilled to a single step."""
+
+    guidance_scale: float = 1.0
+    """1 = as distilled: the guidance is already in the model"""
+
+
+MODELS = {
+    "ddpm": GenerateDiffusion,
+    "ldm": GenerateDiffusion,
+    "ldm-concat": GenerateClasses,
+    "ldm-cross-attention": GenerateClasses,
+    "rf": GenerateFlow,
+    "rf-reflow": GenerateFlow,
+    "rf-one-step": GenerateOneStep,
+    "latent-rf": GenerateFlow,
+    "latent-rf-class": GenerateClassFlow,
+    "latent-rf-class-one-step": GenerateClassOneStep,
+}
 MODES = ("ddpm", "ddim")
 
 
@@ -76,21 +155,37 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     description = f"Draw pictures with '{model}': a grid, and for each picture a folder with its way from the noise."
     options = parse(kind, rest, f"generate {model}", description, kind())
-    choose("mode", options.mode, dict.fromkeys(MODES))
     for name in ("num_samples", "nrow"):
         if getattr(options, name) < 1:
             raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
+    choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     pipe = load_model(model, options.model)
-    steps = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
-    time_grid(steps, pipe.recipe.diffusion.timesteps)
-    check_eta(options.eta)
+    asked = how(pipe, options)
+    # Refuse what cannot be done before the long work begins.
+    choose("sampler", asked["sampler"], SAMPLERS)
+    time_grid(asked["steps"], pipe.recipe.diffusion.timesteps)
+    check_eta(asked["eta"])
     sample_generators(options.seed, range(1))
-    make_folder(options.output_dir)  # refuse what cannot be done before the long work begins
-    times, stills = draw(pipe, options, steps)
+    pipe.ask(range(options.num_samples), asked.get("labels"), asked.get("guidance_scale"))
+    make_folder(options.output_dir)
+    times, stills = draw(pipe, options, asked)
     folder = timestamped_folder(options.output_dir, model)
     write_samples(folder, times, stills, options.nrow)
     print(folder)
     return 0
+
+
+def how(pipe: Pipeline, options: Samples) -> dict:
+    """What these options ask `Pipeline.states` for, but for the indices."""
+    asked = {"seed": options.seed, "eta": getattr(options, "eta", 0.0)}
+    if isinstance(options, GenerateDiffusion):
+        asked["sampler"] = options.mode
+        asked["steps"] = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
+    else:
+        asked["sampler"], asked["steps"] = options.sampler, options.sampling_steps
+    if isinstance(options, ClassSamples):
+        asked["labels"], asked["guidance_scale"] = options.class_label, options.guidance_scale
+    return asked
 
 
 def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
@@ -112,26 +207,23 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     return pipelines.load(path or model, vae=vae, **where)
 
 
-def draw(pipe: Pipeline, options: GenerateDiffusion, steps: int) -> tuple[list[float], Tensor]:
+def draw(pipe: Pipeline, options: Samples, asked: dict) -> tuple[list[float], Tensor]:
     """Sample, and keep some stills of the way.
+
+    Args:
+        asked: from `how`.
 
     Returns:
         Their times, from 1 to 0, and the stills (num_samples, frames, 1, 28, 28) in [-1, 1].
     """
+    steps, batch_size = asked["steps"], options.model.batch_size
     kept = set(torch.linspace(0, steps, min(FRAMES, steps + 1)).round().long().tolist())
-    starts = range(0, options.num_samples, options.model.batch_size)
+    starts = range(0, options.num_samples, batch_size)
     parts = []
-    with tqdm(
-        total=steps * len(starts), desc=f"{options.mode}, {steps} steps", unit="step", disable=None, dynamic_ncols=True
-    ) as bar:
+    description = f"{asked['sampler']}, {steps} steps"
+    with tqdm(total=steps * len(starts), desc=description, unit="step", disable=None, dynamic_ncols=True) as bar:
         for start in starts:
-            states = pipe.states(
-                range(start, min(start + options.model.batch_size, options.num_samples)),
-                sampler=options.mode,
-                steps=steps,
-                eta=options.eta,
-                seed=options.seed,
-            )
+            states = pipe.states(range(start, min(start + batch_size, options.num_samples)), **asked)
             chosen = []
             for number, state in enumerate(states):
                 bar.update(number > 0)

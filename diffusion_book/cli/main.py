@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "draw pictures with a trained model",
     "evaluate": "measure how good a model's pictures are",
     "visualize": "draw what a trained model has learned",
+    "diagnose": "find out what is wrong with a trained model",
     "pretrain": "make the weights that come with the book again",
     "doctor": "check that everything the book needs is here",
 }

@@ -16,16 +16,18 @@ from torch import nn
 
 from diffusion_book import data, pipelines, weights
 from diffusion_book.autoencoder import Autoencoder, build_autoencoder
-from diffusion_book.cli.evaluate import Setting, evaluate, find_entry
+from diffusion_book.cli.evaluate import ClassSetting, Setting, evaluate, find_entry, progress_bar
 from diffusion_book.cli.main import parse
 from diffusion_book.cli.train import report_stop
 from diffusion_book.errors import BookError, choose
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
+from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
+from diffusion_book.pipelines import Pipeline
 from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.experiment import ENVIRONMENT, find_checkpoint, read_records
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict, recipe_of
+from diffusion_book.training.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.training.run import RunOptions, Stopped, run_training
 
 REFERENCE = "reference"
@@ -34,7 +36,7 @@ NAMES = (*CLASSIFIERS, REFERENCE, *(name for name in RECIPES if name not in CLAS
 
 # Frechet distances depend on the number of samples. All of DDPM's thousand steps are affordable for
 # 2,000 samples only, so the others are measured with as many too.
-SETTINGS = (
+DIFFUSION = (
     Setting("ddim", 50, num_samples=2000),
     Setting("ddim", 20, num_samples=2000),
     Setting("ddim", 10, num_samples=2000),
@@ -44,7 +46,48 @@ SETTINGS = (
     Setting("ddim", 50, num_samples=10_000),
     Setting("ddpm", 1000, num_samples=2000),
 )
-"""what the card of a diffusion model tells"""
+CLASSES = (
+    *(
+        ClassSetting("ddim", 50, num_samples=2000, guidance_scale=scale)
+        for scale in (0.0, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+    ),
+    *(ClassSetting("ddim", steps, num_samples=2000, guidance_scale=1.0) for steps in (20, 10)),
+    *(ClassSetting("ddim", 50, num_samples=10_000, guidance_scale=scale) for scale in (1.0, 1.2)),
+)
+FLOW = (
+    *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20, 50, 100)),
+    *(Setting("midpoint", steps, num_samples=2000) for steps in (5, 10, 25)),
+    *(Setting("heun", steps, num_samples=2000) for steps in (5, 10, 25)),
+    Setting("euler", 50, num_samples=10_000),
+)
+CLASS_FLOW = (
+    *(ClassSetting("euler", 50, num_samples=2000, guidance_scale=scale) for scale in (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)),
+    *(ClassSetting("euler", steps, num_samples=2000, guidance_scale=1.0) for steps in (1, 2, 5, 10, 20, 100)),
+    ClassSetting("euler", 50, num_samples=10_000, guidance_scale=1.0),
+)
+REFLOW = tuple(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20))
+SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "ddpm": DIFFUSION,
+    "ldm": DIFFUSION,
+    "ldm-concat": CLASSES,
+    "ldm-cross-attention": CLASSES,
+    "rf": FLOW,
+    "rf-reflow": REFLOW,
+    "rf-one-step": (Setting("euler", 1, num_samples=2000), Setting("euler", 1, num_samples=10_000)),
+    "latent-rf": FLOW,
+    "latent-rf-class": CLASS_FLOW,
+    "latent-rf-class-one-step": (
+        ClassSetting("euler", 1, num_samples=2000, guidance_scale=1.0),
+        ClassSetting("euler", 1, num_samples=10_000, guidance_scale=1.0),
+    ),
+}
+"""what the card of each diffusion model tells"""
+
+
+SUBSTITUTES = ("ldm-concat", "ldm-cross-attention")
+"""models whose samples a classifier is trained on"""
+SUBSTITUTE = ClassSetting("ddim", 20, num_samples=60_000)
+"""how these samples are drawn"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +146,8 @@ def train(name: str, options: Pretrain) -> Path:
     """Train one model by its recipe; gives the experiment folder."""
     recipe = recipe_for(name, options.run)
     autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
-    return run_training(recipe, options.run, autoencoder)
+    parent = load_pipeline(PARENTS[name], options) if recipe.reflow else None
+    return run_training(recipe, options.run, autoencoder, parent)
 
 
 def recipe_for(name: str, options: RunOptions) -> Recipe:
@@ -130,6 +174,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
         "steps": checkpoint["step"],
         **{key: start[key] for key in ("parameters", *ENVIRONMENT) if key in start},
         **({"vae_sha256": checkpoint["autoencoder"]["sha256"]} if "autoencoder" in checkpoint else {}),
+        **({"parent": checkpoint["parent"]["model"]} if "parent" in checkpoint else {}),
         "command": f"diffusion-book pretrain {recipe['model']}"
         + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
         "learning_curve": [
@@ -149,7 +194,7 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
         options: where the weights are, and the device.
     """
     folder = options.weights_dir
-    card, tensors = weights.read_card(name, folder), weights.read_weights(name, folder)
+    card = weights.read_card(name, folder)
     if name in CLASSIFIERS:
         test = data.load(card["data_set"], "test")
         weights.write_card(name, {**card, "test_accuracy": accuracy(load_classifier(name, folder), test)}, folder)
@@ -160,16 +205,13 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
         weights.write_card(name, card, folder)
         print(f"{name}: squared error {card['reconstruction']['mse']}, cFID {card['reconstruction']['cfid']}")
         return
-    pipe = pipelines.build(
-        recipe,
-        tensors,
-        autoencoder=load_autoencoder("vae", options) if recipe.is_latent else None,
-        device=options.run.device,
-        precision=options.run.precision,
-    )
-    card["metrics"] = before.get("metrics", []) if before.get("sha256") == card["sha256"] else []
+    pipe = load_pipeline(name, options)
+    same = before.get("sha256") == card["sha256"]
+    card["metrics"] = before.get("metrics", []) if same else []
+    if same and "classification_accuracy_score" in before:
+        card["classification_accuracy_score"] = before["classification_accuracy_score"]
     weights.write_card(name, card, folder)
-    for setting in SETTINGS:
+    for setting in SETTINGS[name]:
         if find_entry(card, dataclasses.asdict(setting)) is None:
             _, entry = evaluate(pipe, setting)
             card["metrics"].append(entry)
@@ -177,6 +219,19 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
             print(
                 f"{setting.sampler} {setting.steps} x {setting.num_samples}: cFID {entry['cfid']}, R {entry['ratio']}"
             )
+    if name in SUBSTITUTES and "classification_accuracy_score" not in card:
+        card["classification_accuracy_score"] = measure_substitute(pipe)
+        weights.write_card(name, card, folder)
+        print(f"{name}: a classifier of its samples alone: {card['classification_accuracy_score']['accuracy']}")
+
+
+def measure_substitute(pipe: Pipeline) -> dict:
+    """How well a classifier does on real digits that was trained on this model's samples alone, and the samples' setting."""
+    with progress_bar(f"{SUBSTITUTE.num_samples} samples to train a classifier on") as bar:
+        images = pipe.sample(**dataclasses.asdict(SUBSTITUTE), callback=bar.advance)
+    labels, _ = pipe.ask(range(len(images)))
+    score = classification_accuracy_score(images, labels)
+    return {**dataclasses.asdict(SUBSTITUTE), "accuracy": round(score, 4)}
 
 
 def load_autoencoder(name: str, options: Pretrain) -> Autoencoder:
@@ -186,6 +241,20 @@ def load_autoencoder(name: str, options: Pretrain) -> Autoencoder:
         recipe_from_dict(card["recipe"]),
         weights.read_weights(name, options.weights_dir),
         card=card,
+        device=options.run.device,
+        precision=options.run.precision,
+    )
+
+
+def load_pipeline(name: str, options: Pretrain) -> Pipeline:
+    """A diffusion model with the weights in the folder of the options."""
+    card = weights.read_card(name, options.weights_dir)
+    recipe = recipe_from_dict(card["recipe"])
+    return pipelines.build(
+        recipe,
+        weights.read_weights(name, options.weights_dir),
+        card=card,
+        autoencoder=load_autoencoder("vae", options) if recipe.is_latent else None,
         device=options.run.device,
         precision=options.run.precision,
     )

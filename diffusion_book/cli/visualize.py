@@ -13,6 +13,8 @@ from tqdm import tqdm
 from diffusion_book import data, pipelines
 from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.main import choose_model, parse
+from diffusion_book.cli.visualize_distribution import Distribution, draw_distribution
+from diffusion_book.cli.visualize_guidance import Guidance, draw_guidance
 from diffusion_book.data import crop
 from diffusion_book.errors import BookError
 from diffusion_book.files import make_folder, write_whole
@@ -41,8 +43,8 @@ class LatentSpace:
     """test pictures in the scatter plots, at least 20; no more than the data set has are taken"""
     picture: int = 0
     """test picture whose latent's numbers are changed one by one"""
-    umap: bool = True
-    """draw the UMAP as well, which takes longest"""
+    no_umap: bool = False
+    """leave out the UMAP, which takes longest"""
     output_dir: Path = Path("visualizations")
     """folder for the folder of pictures"""
     device: str = "auto"
@@ -96,7 +98,7 @@ def load_autoencoder(options: LatentSpace) -> Autoencoder:
         load_checkpoint(path)  # says what is wrong with it
     loaded = pipelines.load(path or options.model, device=options.device, precision=options.precision)
     if not isinstance(loaded, Autoencoder):
-        raise BookError(f"{path or '--model'} is a '{loaded.recipe.model}', not a VAE: give one of vae, vae-2d")
+        raise BookError(f"{path or 'this'} is a '{loaded.recipe.model}', not a VAE: give one of vae, vae-2d")
     return loaded
 
 
@@ -120,7 +122,7 @@ def drawings(autoencoder: Autoencoder, test: data.Dataset, options: LatentSpace)
     }
     if autoencoder.latent_shape == (2, 1, 1):
         result["map"] = saving(latents.plot_map, autoencoder, found, labels, names=names)
-    if options.umap:
+    if not options.no_umap:
         result["umap"] = saving(latents.plot_umap, found, labels, names)
     return result
 
@@ -160,6 +162,16 @@ SUBJECTS = {
         LatentSpace,
         "Draw the latent space of a VAE: scatter plots by digit, what single numbers do, ways between digits.",
         draw_latent_space,
+    ),
+    "guidance": Subject(
+        Guidance,
+        "Draw every digit at every guidance scale with the models that know classes, and measure what a scale does.",
+        draw_guidance,
+    ),
+    "distribution": Subject(
+        Distribution,
+        "Draw maps (UMAP) of a model's pictures beside real digits, and the ways of some samples across them.",
+        draw_distribution,
     ),
 }
 """name -> what can be drawn; a new one is one entry"""

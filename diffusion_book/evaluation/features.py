@@ -12,6 +12,8 @@ from diffusion_book.data import CROP_SIZE, quantise
 from diffusion_book.errors import BookError
 from diffusion_book.networks.classifier import build_classifier
 
+DIGITS = ("auto", "mnist", "digits")
+"""data sets whose pictures the classifiers know"""
 REFERENCE = "reference"  # the file of features of real MNIST: "train" (60,000, 64) and "test" (10,000, 64)
 
 

@@ -13,6 +13,9 @@ from diffusion_book.errors import BookError
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import features, logits, reference_features
 
+CLASS_COUNTS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+"""how often each digit stands in the training set of MNIST"""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -52,6 +55,24 @@ class Measures:
         values = dataclasses.asdict(self)
         values["class_share"] = [round(share, 4) for share in self.class_share]
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def natural_labels(num_samples: int, num_classes: int = 10) -> Tensor:
+    """Labels 0 to 9 in the shares that the digits have in MNIST, in an order that is the same at every call: (N,), int64.
+
+    A number of classes other than ten cannot mean digits: then all classes in turn.
+
+    A model with classes is asked for these when it is measured. Asked for as many of each digit, even real pictures
+    would be far from the data: 10,000 of them have a cFID of 0.18, twice the floor.
+    """
+    if num_classes != len(CLASS_COUNTS):
+        return torch.arange(num_samples) % num_classes
+    shares = torch.tensor(CLASS_COUNTS, dtype=torch.float64).cumsum(0) / sum(CLASS_COUNTS)
+    last = (shares * num_samples).round().long()
+    labels = torch.repeat_interleave(
+        torch.arange(len(CLASS_COUNTS)), last.diff(prepend=torch.zeros(1, dtype=torch.int64))
+    )
+    return labels[torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))]
 
 
 def subset_order(num_samples: int) -> Tensor:

@@ -127,12 +127,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W), and for cross-attention (B, tokens, context_dim) -> (B, C, H, W)."""
         batch, channels, height, width = x.shape
+        read, _ = self.read(x, context)
+        read = self.out(read.transpose(1, 2).flatten(2))  # (B, heads, HW, C/heads) -> (B, HW, C)
+        return x + read.transpose(1, 2).reshape(batch, channels, height, width)
+
+    def read(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What every pixel reads, (B, heads, HW, C/heads), and how it looks around, (B, heads, HW, HW or tokens)."""
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, HW, C)
         query = self._split(self.query(pixels))
         key, value = self.key_value(pixels if context is None else context).chunk(2, dim=-1)
-        read, _ = attention(query, self._split(key), self._split(value))
-        read = self.out(read.transpose(1, 2).flatten(2))  # (B, heads, HW, C/heads) -> (B, HW, C)
-        return x + read.transpose(1, 2).reshape(batch, channels, height, width)
+        return attention(query, self._split(key), self._split(value))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, C/heads)

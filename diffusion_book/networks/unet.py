@@ -161,7 +161,7 @@ class UNet(nn.Module):
         self._check(x, concat, context)
         if concat is not None:
             x = torch.cat([x, concat], dim=1)  # (B, in + concat, H, W)
-        embedding = F.silu(self.time(sinusoidal_embedding(t, 2 * self.config.base_channels)))  # (B, 4 base)
+        embedding = F.silu(self.time(sinusoidal_embedding(t, 2 * self.config.base_channels).to(x)))  # (B, 4 base)
         h = self.conv_in(F.pixel_unshuffle(x, self.config.patch_size))  # (B, C p p, H/p, W/p) -> (B, base, ...)
         bridges = [h]
         for level, blocks in enumerate(self.down):

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book.autoencoder import BATCH_SIZE, Autoencoder
 from diffusion_book.data import Dataset, cache_folder, normalise
-from diffusion_book.errors import BookError
-from diffusion_book.files import write_whole
+from diffusion_book.training.cache import cached
 from diffusion_book.weights import hash_of_tensors
 
 
@@ -70,34 +66,8 @@ def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, cache: Path | Non
     # The file's name tells data sets apart by name and size alone, so that a changed one is found to be stale.
     name = f"{dataset.name}-{len(dataset)}-{hashes['autoencoder'][:16]}.safetensors"
     path = (cache or cache_folder() / "latents") / name
-    moments = _read(path, hashes)
-    if moments is None:
-        moments = _compute(autoencoder, dataset)
-        metadata = {**hashes, "moments": hash_of_tensors({"moments": moments})}
-        try:
-            write_whole(path, lambda temporary: save_file({"moments": moments}, temporary, metadata=metadata))
-        except (BookError, SafetensorError) as error:  # a full disk is reported by either
-            print(f"notice: the latents are not kept for the next time ({error})", file=sys.stderr)
-    return LatentDataset(dataset.name, moments, dataset.labels.cpu())
-
-
-def _read(path: Path, hashes: dict[str, str]) -> Tensor | None:
-    """The moments in a cache file; None where there is none that fits."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, moments = file.metadata() or {}, file.get_tensor("moments")
-    except (SafetensorError, OSError) as error:
-        print(f"notice: the cached latents {path.name} are damaged ({error}); computing them again", file=sys.stderr)
-        return None
-    if metadata.pop("moments", None) != hash_of_tensors({"moments": moments}):
-        print(f"notice: the cached latents {path.name} are damaged; computing them again", file=sys.stderr)
-        return None
-    if metadata != hashes:
-        print(f"notice: the cached latents {path.name} belong to other data; computing them again", file=sys.stderr)
-        return None
-    return moments
+    tensors = cached(path, hashes, "latents", lambda: {"moments": _compute(autoencoder, dataset)})
+    return LatentDataset(dataset.name, tensors["moments"], dataset.labels.cpu())
 
 
 def _compute(autoencoder: Autoencoder, dataset: Dataset) -> Tensor:

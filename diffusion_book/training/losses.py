@@ -11,17 +11,24 @@ from torch import Tensor, nn
 from diffusion_book.data import crop
 from diffusion_book.elbo import negative_elbo
 from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.guidance import drop_labels
 from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.targets import TARGETS
-from diffusion_book.training.recipes import DiffusionConfig, ELBOConfig
+from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, ELBOConfig
 from diffusion_book.training.trainer import Loss
 
 
-def loss_of_diffusion(config: DiffusionConfig) -> Loss:
-    """The objective of an unconditional diffusion model, as the trainer wants it."""
+def loss_of_diffusion(config: DiffusionConfig, condition: ConditionConfig | None = None) -> Loss:
+    """The objective of a diffusion model, as the trainer wants it; with classes, some are hidden in training."""
 
-    def loss(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(
+        network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, eps: Tensor | None = None
+    ) -> Tensor:
+        known = {}
+        if condition is not None:
+            hide = condition.unconditional_probability if network.training else 0.0
+            known["labels"] = drop_labels(labels, hide, generator)
         return diffusion_loss(
             network,
             images,
@@ -31,14 +38,27 @@ def loss_of_diffusion(config: DiffusionConfig) -> Loss:
             time_sampling=TIME_SAMPLINGS[config.time_sampling],
             timesteps=config.timesteps,
             min_snr_gamma=config.min_snr_gamma or None,
+            eps=eps,
+            **known,
         )
 
     return loss
 
 
-def loss_of_latent_diffusion(config: DiffusionConfig) -> Loss:
+def loss_of_reflow(config: DiffusionConfig, condition: ConditionConfig | None = None) -> Loss:
+    """The same objective with the noise that each sample came from: what comes as `images` are both, (B, 2 C, H, W)."""
+    loss_of_pairs = loss_of_diffusion(config, condition)
+
+    def loss(network: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        x0, eps = pairs.chunk(2, dim=1)  # (B, 2 C, H, W) -> (B, C, H, W) each
+        return loss_of_pairs(network, x0, labels, generator, eps=eps)
+
+    return loss
+
+
+def loss_of_latent_diffusion(config: DiffusionConfig, condition: ConditionConfig | None = None) -> Loss:
     """The same objective on latents: what comes as `images` are the moments of their posteriors, (B, 2 C, H, W)."""
-    loss_of_latents = loss_of_diffusion(config)
+    loss_of_latents = loss_of_diffusion(config, condition)
 
     def loss(network: nn.Module, moments: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         posterior = DiagonalGaussian.from_moments(moments)

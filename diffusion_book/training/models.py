@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,14 @@ from diffusion_book.elbo import latent_statistics, reconstruction_error
 from diffusion_book.files import write_whole
 from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.networks.classifier import build_classifier
-from diffusion_book.networks.unet import UNet
 from diffusion_book.networks.vae import VAE
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.pipelines import Pipeline, build_network
 from diffusion_book.training.latents import LatentDataset
 from diffusion_book.training.losses import (
     loss_of_classifier,
     loss_of_diffusion,
     loss_of_latent_diffusion,
+    loss_of_reflow,
     loss_of_vae,
 )
 from diffusion_book.training.recipes import Recipe
@@ -32,9 +33,7 @@ from diffusion_book.viz.grids import save_grid
 from diffusion_book.viz.latents import plot_latent_positions, plot_principal_components
 from diffusion_book.viz.strips import denoising_strip, show_strip
 
-GRID_SAMPLES = 64
-SAMPLE_STEPS = 50  # of DDIM, for the samples drawn in and after the training
-STRIP_SAMPLES = 8
+GRID_ROWS = 8
 STRIP_FRAMES = 11
 SCALE_PICTURES = 10_000  # training pictures that the latents' mean and standard deviation are measured on
 LATENT_PICTURES = 5_000  # test pictures in the scatter plots of the latent space
@@ -73,25 +72,32 @@ class Model:
 # Diffusion models, of pictures or of latents
 
 
-def ready_pipeline(recipe: Recipe, network: UNet, device, dtype, autoencoder: Autoencoder | None) -> Pipeline:
+def ready_pipeline(recipe: Recipe, network: nn.Module, device, dtype, autoencoder: Autoencoder | None) -> Pipeline:
     """A pipeline around the network."""
     return Pipeline(recipe, network, device, dtype, {}, autoencoder)
 
 
 def _steps(pipe: Pipeline) -> int:
-    return min(SAMPLE_STEPS, pipe.recipe.diffusion.timesteps)
+    return min(pipe.recipe.diffusion.sampling_steps, pipe.recipe.diffusion.timesteps)
+
+
+def _columns(pipe: Pipeline) -> int:
+    """Of a grid of samples: with classes, one a class."""
+    return pipe.num_classes or 8
 
 
 def draw_samples(pipe: Pipeline, test: Dataset | LatentDataset, path: Path) -> None:
     """A grid of samples, from the same noise every time."""
-    save_grid(pipe.sample(GRID_SAMPLES, steps=_steps(pipe)), path)
+    columns = _columns(pipe)
+    save_grid(pipe.sample(columns * GRID_ROWS, steps=_steps(pipe)), path, columns=columns)
 
 
 def draw_samples_and_their_way(pipe: Pipeline, test: Dataset | LatentDataset, folder: Path) -> None:
     """A grid, its single pictures, and the way of some from noise to picture."""
-    images = pipe.sample(GRID_SAMPLES, steps=_steps(pipe), seed=1)
-    save_pictures(images, folder / "final_samples")
-    states = pipe.states(range(STRIP_SAMPLES), steps=_steps(pipe), seed=1)
+    columns = _columns(pipe)
+    images = pipe.sample(columns * GRID_ROWS, steps=_steps(pipe), seed=1)
+    save_pictures(images, folder / "final_samples", columns)
+    states = pipe.states(range(columns), steps=_steps(pipe), seed=1)
     times, stills = denoising_strip(states, pipe, STRIP_FRAMES)
     figure = show_strip(times, stills, title="From noise to digits, by time t")
     write_whole(folder / "denoising_steps" / "denoising.png", figure.savefig)
@@ -99,9 +105,9 @@ def draw_samples_and_their_way(pipe: Pipeline, test: Dataset | LatentDataset, fo
         save_grid(column, folder / "denoising_steps" / f"step_{number:02d}_t{t:.3f}.png")
 
 
-def save_pictures(images: Tensor, folder: Path) -> None:
+def save_pictures(images: Tensor, folder: Path, columns: int = 8) -> None:
     """Pictures (N, 1, H, W) in [-1, 1] as one grid and one by one."""
-    save_grid(images, folder / "grid.png")
+    save_grid(images, folder / "grid.png", columns=columns)
     for number, image in enumerate(images):
         single = Image.fromarray(quantise(image[0]).numpy())
         write_whole(folder / f"sample_{number:03d}.png", single.save)
@@ -147,7 +153,7 @@ def draw_reconstructions(autoencoder: Autoencoder, test: Dataset, path: Path) ->
 def draw_latent_space(autoencoder: Autoencoder, test: Dataset, folder: Path) -> None:
     """Reconstructions, pictures of latents drawn from the prior, and scatter plots of the latent space."""
     draw_reconstructions(autoencoder, test, folder / "final_samples" / "reconstructions.png")
-    noise = torch.randn(GRID_SAMPLES, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(8 * GRID_ROWS, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(1))
     images = crop(autoencoder.decode(noise)).clamp(-1, 1).cpu()
     save_pictures(images, folder / "final_samples")
     images, labels = test.batch(torch.arange(min(LATENT_PICTURES, len(test))))
@@ -176,19 +182,16 @@ def accuracy(network: nn.Module, dataset: Dataset) -> float:
 
 
 _DIFFUSION = Model(
-    build=lambda recipe: UNet(recipe.network),
-    loss=lambda recipe: loss_of_diffusion(recipe.diffusion),
+    build=build_network,
+    loss=lambda recipe: loss_of_diffusion(recipe.diffusion, recipe.condition),
     ready=ready_pipeline,
     draw_epoch=draw_samples,
     draw_final=draw_samples_and_their_way,
 )
-_LATENT_DIFFUSION = Model(
-    build=lambda recipe: UNet(recipe.network),
-    loss=lambda recipe: loss_of_latent_diffusion(recipe.diffusion),
-    ready=ready_pipeline,
-    draw_epoch=draw_samples,
-    draw_final=draw_samples_and_their_way,
+_LATENT_DIFFUSION = dataclasses.replace(
+    _DIFFUSION, loss=lambda recipe: loss_of_latent_diffusion(recipe.diffusion, recipe.condition)
 )
+_REFLOW = dataclasses.replace(_DIFFUSION, loss=lambda recipe: loss_of_reflow(recipe.diffusion, recipe.condition))
 _VAE = Model(
     build=lambda recipe: VAE(recipe.vae),
     loss=lambda recipe: loss_of_vae(recipe.elbo),
@@ -210,6 +213,14 @@ MODELS: dict[str, Model] = {
     "vae": _VAE,
     "vae-2d": _VAE,
     "ldm": _LATENT_DIFFUSION,
+    "ldm-concat": _LATENT_DIFFUSION,
+    "ldm-cross-attention": _LATENT_DIFFUSION,
+    "rf": _DIFFUSION,
+    "rf-reflow": _REFLOW,
+    "rf-one-step": _REFLOW,
+    "latent-rf": _LATENT_DIFFUSION,
+    "latent-rf-class": _LATENT_DIFFUSION,
+    "latent-rf-class-one-step": _REFLOW,
     "classifier": _CLASSIFIER,
     "classifier-check": _CLASSIFIER,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from diffusion_book.errors import BookError, choose
@@ -18,24 +19,78 @@ class DiffusionConfig:
     """The mathematics of a diffusion model."""
 
     schedule: str = "cosine"
-    """how the noise grows: cosine or linear"""
+    """how the noise grows: cosine, linear or rectified"""
     target: str = "v"
-    """what the network predicts: noise, image or v"""
+    """what the network predicts: noise, image, v or velocity"""
     timesteps: int = 1000
     """steps of the training grid"""
     time_sampling: str = "uniform"
-    """how training times are drawn: uniform or logit_normal"""
+    """how training times are drawn: uniform, logit_normal or last"""
     min_snr_gamma: float = 0.0
     """weight the loss by min(SNR, this); 0 = no weights"""
+    sampling_steps: int = 50
+    """steps of the samples that are drawn in and after the training"""
 
     def __post_init__(self) -> None:
         choose("schedule", self.schedule, SCHEDULES)
         choose("target", self.target, TARGETS)
         choose("time sampling", self.time_sampling, TIME_SAMPLINGS)
-        if self.timesteps < 1:
-            raise BookError(f"timesteps is {self.timesteps}: it must be at least 1")
+        for name in ("timesteps", "sampling_steps"):
+            if getattr(self, name) < 1:
+                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.schedule == "rectified" and self.target == "noise":
+            raise BookError(
+                "the rectified path ends in pure noise, where no picture follows from it: use target velocity"
+            )
         if self.min_snr_gamma < 0:
             raise BookError(f"min_snr_gamma is {self.min_snr_gamma}: it must be 0 (off) or more")
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """How a model is told what to draw."""
+
+    num_classes: int = 10
+    """classes; a label is a number below it"""
+    num_tokens: int = 4
+    """learned tokens a class, where cross-attention reads them"""
+    unconditional_probability: float = 0.1
+    """share of the training pictures whose label is hidden, so that the model learns to draw without one"""
+    guidance_scale: float = 3.0
+    """how strongly samples are pushed towards their class where nothing else is asked for; 1 = not at all"""
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "num_tokens"):
+            if getattr(self, name) < 1:
+                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.unconditional_probability < 1:
+            raise BookError(
+                f"unconditional_probability is {self.unconditional_probability}: it must be at least 0 and below 1"
+            )
+        if not math.isfinite(self.guidance_scale):
+            raise BookError(f"guidance_scale is {self.guidance_scale}: it must be a finite number")
+
+
+@dataclass(frozen=True)
+class ReflowConfig:
+    """How a trained flow draws the couplings of noise and sample that its successor learns from."""
+
+    couplings: int = 20_000
+    """pairs of noise and sample"""
+    sampler: str = "heun"
+    """euler, midpoint or heun"""
+    steps: int = 20
+    """of the sampler, for each pair"""
+    guidance_scale: float = 1.0
+    """of the flow's samples, where it knows classes"""
+
+    def __post_init__(self) -> None:
+        choose("sampler", self.sampler, dict.fromkeys(("euler", "midpoint", "heun")))
+        for name in ("couplings", "steps"):
+            if getattr(self, name) < 1:
+                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not math.isfinite(self.guidance_scale):
+            raise BookError(f"guidance_scale is {self.guidance_scale}: it must be a finite number")
 
 
 @dataclass(frozen=True)
@@ -99,6 +154,8 @@ class Recipe:
     Attributes:
         model: its name, one of RECIPES.
         network, diffusion: of a diffusion model; else None.
+        condition: of a model that knows classes; else None.
+        reflow: of a model that learns from another flow; else None.
         vae, elbo: of an autoencoder; else None.
     """
 
@@ -106,6 +163,8 @@ class Recipe:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     network: UNetConfig | None = None
     diffusion: DiffusionConfig | None = None
+    condition: ConditionConfig | None = None
+    reflow: ReflowConfig | None = None
     vae: VAEConfig | None = None
     elbo: ELBOConfig | None = None
 
@@ -123,13 +182,25 @@ SECTIONS = {
     "training": TrainingConfig,
     "network": UNetConfig,
     "diffusion": DiffusionConfig,
+    "condition": ConditionConfig,
+    "reflow": ReflowConfig,
     "vae": VAEConfig,
     "elbo": ELBOConfig,
 }
 """the parts of a recipe"""
 
-LATENT_MODELS = ("ldm",)
+LATENT_MODELS = (
+    "ldm",
+    "ldm-concat",
+    "ldm-cross-attention",
+    "latent-rf",
+    "latent-rf-class",
+    "latent-rf-class-one-step",
+)
 """models that diffuse an autoencoder's latents"""
+
+PARENTS = {"rf-reflow": "rf", "rf-one-step": "rf-reflow", "latent-rf-class-one-step": "latent-rf-class"}
+"""models that learn from another flow -> the shipped one that they come from"""
 
 
 def recipe_from_dict(values: dict) -> Recipe:
@@ -157,10 +228,22 @@ def _tuples(values: dict) -> dict:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+_LATENT_NETWORK = UNetConfig(
+    base_channels=48,
+    channel_multipliers=(1, 2),
+    layers_per_block=1,
+    attention_levels=(0,),
+    patch_size=1,
+    in_channels=2,
+    image_size=4,
+)
+
+_PIXEL_NETWORK = UNetConfig(base_channels=16, layers_per_block=1)
+_CONCAT_NETWORK = dataclasses.replace(_LATENT_NETWORK, concat_channels=4)
+_FLOW = DiffusionConfig("rectified", "velocity", time_sampling="logit_normal")
+
 RECIPES: dict[str, Recipe] = {
-    "ddpm": Recipe(
-        "ddpm", TrainingConfig(batch_size=64), UNetConfig(base_channels=16, layers_per_block=1), DiffusionConfig()
-    ),
+    "ddpm": Recipe("ddpm", TrainingConfig(batch_size=64), _PIXEL_NETWORK, DiffusionConfig()),
     "vae": Recipe(
         "vae", TrainingConfig(epochs=20, lr=2e-3, batch_size=64, sample_every=4), vae=VAEConfig(), elbo=ELBOConfig()
     ),
@@ -170,19 +253,47 @@ RECIPES: dict[str, Recipe] = {
         vae=VAEConfig(channel_multipliers=(1, 2, 4, 4, 4)),
         elbo=ELBOConfig(kl_weight=1e-4),
     ),
-    "ldm": Recipe(
-        "ldm",
+    "ldm": Recipe("ldm", TrainingConfig(lr=2e-3), _LATENT_NETWORK, DiffusionConfig()),
+    "ldm-concat": Recipe(
+        "ldm-concat",
         TrainingConfig(lr=2e-3),
-        UNetConfig(
-            base_channels=48,
-            channel_multipliers=(1, 2),
-            layers_per_block=1,
-            attention_levels=(0,),
-            patch_size=1,
-            in_channels=2,
-            image_size=4,
-        ),
+        _CONCAT_NETWORK,
         DiffusionConfig(),
+        ConditionConfig(),
+    ),
+    "ldm-cross-attention": Recipe(
+        "ldm-cross-attention",
+        TrainingConfig(lr=2e-3),
+        dataclasses.replace(_LATENT_NETWORK, context_dim=128),
+        DiffusionConfig(),
+        ConditionConfig(),
+    ),
+    "rf": Recipe("rf", TrainingConfig(batch_size=64), _PIXEL_NETWORK, _FLOW),
+    "rf-reflow": Recipe(
+        "rf-reflow",
+        TrainingConfig(batch_size=64),
+        _PIXEL_NETWORK,
+        dataclasses.replace(_FLOW, time_sampling="uniform", sampling_steps=4),
+        reflow=ReflowConfig(),
+    ),
+    "rf-one-step": Recipe(
+        "rf-one-step",
+        TrainingConfig(batch_size=64),
+        _PIXEL_NETWORK,
+        dataclasses.replace(_FLOW, time_sampling="last", sampling_steps=1),
+        reflow=ReflowConfig(),
+    ),
+    "latent-rf": Recipe("latent-rf", TrainingConfig(lr=2e-3), _LATENT_NETWORK, _FLOW),
+    "latent-rf-class": Recipe(
+        "latent-rf-class", TrainingConfig(lr=2e-3), _CONCAT_NETWORK, _FLOW, ConditionConfig(guidance_scale=1.5)
+    ),
+    "latent-rf-class-one-step": Recipe(
+        "latent-rf-class-one-step",
+        TrainingConfig(lr=1e-3),
+        _CONCAT_NETWORK,
+        dataclasses.replace(_FLOW, time_sampling="last", sampling_steps=1),
+        ConditionConfig(unconditional_probability=0.0, guidance_scale=1.0),
+        ReflowConfig(couplings=60_000, guidance_scale=1.5),
     ),
     "classifier": Recipe("classifier", TrainingConfig(dataset="mnist", epochs=8, lr=2e-3, sample_every=8)),
     "classifier-check": Recipe("classifier-check", TrainingConfig(dataset="mnist", epochs=5, lr=2e-3, sample_every=5)),

@@ -18,7 +18,9 @@ from diffusion_book import data
 from diffusion_book.autoencoder import Autoencoder, check_fits
 from diffusion_book.errors import BookError, choose
 from diffusion_book.files import write_text
+from diffusion_book.pipelines import Pipeline
 from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_book.training.couplings import CouplingDataset, draw_couplings
 from diffusion_book.training.experiment import (
     Experiment,
     environment,
@@ -33,6 +35,7 @@ from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.models import MODELS, Model, Trained
 from diffusion_book.training.recipes import Recipe
 from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer
+from diffusion_book.weights import hash_of_tensors
 
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
 
@@ -64,13 +67,17 @@ class Stopped(Exception):
         self.folder = folder
 
 
-def run_training(recipe: Recipe, options: RunOptions, autoencoder: Autoencoder | None = None) -> Path:
+def run_training(
+    recipe: Recipe, options: RunOptions, autoencoder: Autoencoder | None = None, parent: Pipeline | None = None
+) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
     Args:
         recipe: what to train; to continue, the checkpoint's own but for the number of epochs.
         options: where, and for how long. Without max_minutes, a continued training keeps its own.
         autoencoder: for a latent model, whose latents it learns; to continue, the checkpoint's own.
+        parent: for a model that learns from another flow: that flow. Its weights are where the training starts, and
+            its couplings what it learns.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -82,17 +89,29 @@ def run_training(recipe: Recipe, options: RunOptions, autoencoder: Autoencoder |
     model = choose("model", recipe.model, MODELS)
     path = find_checkpoint(options.resume) if options.resume is not None else None
     checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
-    dataset = data.load(recipe.training.dataset)
-    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
-    test = data.load(dataset.name, "test")
+    if recipe.reflow:
+        recipe, dataset, test = reflow_data(recipe, parent, checkpoint.get("parent"))
+    else:
+        dataset = data.load(recipe.training.dataset)
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
+        test = data.load(dataset.name, "test")
+    if recipe.condition and dataset.labels.max() >= recipe.condition.num_classes:
+        raise BookError(
+            f"{dataset.name} has {dataset.labels.max() + 1} classes, the model {recipe.condition.num_classes}: "
+            "raise --num_classes"
+        )
     if recipe.is_latent:
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
         check_fits(recipe.network, autoencoder)
-        dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
+        if not recipe.reflow:
+            dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
     torch.manual_seed(recipe.training.seed)
+    network = model.build(recipe)
+    if parent is not None:
+        network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(
-        model.build(recipe),
+        network,
         model.loss(recipe),
         dataset,
         recipe.training,
@@ -105,13 +124,55 @@ def run_training(recipe: Recipe, options: RunOptions, autoencoder: Autoencoder |
         folder = path.parent.parent
     else:
         folder = timestamped_folder(options.output_dir, recipe.model)
-    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder)
+    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent)
     if checkpoint:
         run.load_state_dict(checkpoint)
     with stop_signals() as stopping:
         run.train(stopping)
         run.finish()
     return folder
+
+
+TEST_COUPLINGS = 1024
+
+
+def reflow_data(
+    recipe: Recipe, parent: Pipeline | None, expected: dict | None
+) -> tuple[Recipe, CouplingDataset, CouplingDataset]:
+    """What a model that learns from another flow is trained and tested on, and its recipe with that flow's data set.
+
+    Raises:
+        BookError: there is no such flow, its network is another one, or a training to continue began with another.
+    """
+    if parent is None:
+        raise BookError(f"'{recipe.model}' learns from a trained flow: give one")
+    if _kind(parent.recipe) != _kind(recipe):
+        raise BookError(
+            f"'{recipe.model}' starts with the weights of '{parent.recipe.model}', whose network is another one: "
+            "leave out the options of the network, or give another flow"
+        )
+    if expected and identity(parent) != expected:
+        raise BookError(f"this training began with another '{expected['model']}': give that one as --reflow-from")
+    known = parent.recipe.training.dataset
+    if recipe.training.dataset not in ("auto", known):
+        raise BookError(
+            f"'{recipe.model}' learns from a flow of {known}, not of {recipe.training.dataset}: leave out --dataset"
+        )
+    training = dataclasses.replace(recipe.training, dataset=known)
+    dataset = draw_couplings(parent, recipe.reflow, recipe.reflow.couplings, seed=recipe.training.seed)
+    test = draw_couplings(parent, recipe.reflow, TEST_COUPLINGS, seed=recipe.training.seed + 1)
+    return dataclasses.replace(recipe, training=training), dataset, test
+
+
+def _kind(recipe: Recipe) -> tuple:
+    """All that decides the shapes of the weights, and whether they are at work on latents."""
+    condition = recipe.condition and (recipe.condition.num_classes, recipe.condition.num_tokens)
+    return recipe.is_latent, recipe.network, condition
+
+
+def identity(pipe: Pipeline) -> dict[str, str]:
+    """Which model this is, for those that learn from it."""
+    return {"model": pipe.recipe.model, "sha256": hash_of_tensors(pipe.network.state_dict())}
 
 
 @contextlib.contextmanager
@@ -148,8 +209,9 @@ class _Run:
         model: Model,
         trainer: Trainer,
         experiment: Experiment,
-        test: data.Dataset | LatentDataset,
+        test: data.Dataset | LatentDataset | CouplingDataset,
         autoencoder: Autoencoder | None,
+        parent: Pipeline | None,
     ) -> None:
         self.recipe = recipe
         self.model = model
@@ -157,6 +219,7 @@ class _Run:
         self.experiment = experiment
         self.test = test
         self.autoencoder = autoencoder
+        self.parent = identity(parent) if parent is not None else None
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
 
@@ -180,6 +243,7 @@ class _Run:
             "max_minutes": trainer.max_seconds / 60,
             "epoch_so_far": [self.loss_sum, self.loss_count, self.epoch_began],
             **({"autoencoder": self.autoencoder.state_dict()} if self.autoencoder else {}),
+            **({"parent": self.parent} if self.parent else {}),
         }
         for name in names:
             self.last_good = save_checkpoint(self.experiment.checkpoints / name, checkpoint)

@@ -3,3 +3,19 @@
 Every `show_...` and `plot_...` function returns a matplotlib Figure that pyplot has already let go
 of: as the last value of a cell it appears once, and in a script it is saved with `figure.savefig`.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusion_book.viz.explorer import guidance_explorer
+
+__all__ = ["guidance_explorer"]
+
+
+def __getattr__(name: str):
+    # Loaded when first used: a command that draws one grid needs no control.
+    if name == "guidance_explorer":
+        from diffusion_book.viz.explorer import guidance_explorer
+
+        return guidance_explorer
+    raise AttributeError(f"module 'diffusion_book.viz' has no attribute '{name}'")

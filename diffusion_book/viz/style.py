@@ -5,8 +5,9 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-# One colour a model, the same on every page. Eight are from Okabe & Ito's palette or lie close to
-# it, so they stay apart for colour-blind readers; the ninth, the data, is nearly black.
+# One colour a model, the same on every page. The first eight are from Okabe & Ito's palette or lie close to it, so
+# they stay apart for colour-blind readers. The flows that learned from flows are close to their parents. The data is
+# nearly black.
 COLOURS: dict[str, str] = {
     "ddpm": "#0072B2",
     "ddim": "#D55E00",
@@ -16,6 +17,10 @@ COLOURS: dict[str, str] = {
     "ldm-cross-attention": "#56B4E9",
     "rf": "#5D3A9B",
     "latent-rf": "#8C564B",
+    "rf-reflow": "#44AA99",
+    "rf-one-step": "#882255",
+    "latent-rf-class": "#999933",
+    "latent-rf-class-one-step": "#B8860B",
     "data": "#333333",
 }
 

@@ -1,0 +1,97 @@
+"""Every model of the book under the same measures: the rows of its scoreboard, as the cards tell them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from diffusion_book import weights
+from diffusion_book.pipelines import Pipeline, list_models
+from diffusion_book.samplers import evaluations
+
+SETTING = ("sampler", "steps", "eta", "seed", "num_samples", "guidance_scale")
+"""what of a card's entry says how the samples were drawn"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one budget.
+
+    Attributes:
+        model: its name.
+        setting: what to hand to `Pipeline.sample`.
+        evaluations: of the network, for one picture; with guidance both branches count.
+        parameters: of the network; a latent model's decoder is not counted.
+        minutes: of training.
+        measures: as on the card: cfid, floor, ratio, kid, precision, recall, class_accuracy ...
+    """
+
+    model: str
+    setting: dict
+    evaluations: int
+    parameters: int
+    minutes: float
+    measures: dict
+
+
+def scoreboard(num_samples: int | None = None) -> list[Row]:
+    """All entries of all shipped cards, model by model.
+
+    Args:
+        num_samples: only entries with so many samples, for Frechet distances of different numbers do not compare.
+    """
+    cards = {name: weights.read_card(name) for name in list_models()}
+    return [
+        row_of(name, card, entry)
+        for name, card in cards.items()
+        for entry in card.get("metrics", [])
+        if num_samples in (None, entry["num_samples"])
+    ]
+
+
+def row_of(name: str, card: dict, entry: dict) -> Row:
+    """The row that an entry of a card makes."""
+    setting = {key: entry[key] for key in SETTING if key in entry}
+    return Row(
+        model=name,
+        setting=setting,
+        evaluations=branches(entry) * evaluations(entry["sampler"], entry["steps"]),
+        parameters=card["parameters"],
+        minutes=card["minutes"],
+        measures={key: value for key, value in entry.items() if key not in SETTING},
+    )
+
+
+def branches(entry: dict) -> int:
+    """How many branches guidance asks for: 2, or 1 where the scale leaves one of them out."""
+    return 1 if entry.get("guidance_scale", 1.0) in (0.0, 1.0) else 2
+
+
+def best(rows: list[Row], **wanted) -> dict[str, Row]:
+    """The row with the lowest cFID of each model, among those whose setting agrees with what is wanted."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if all(row.setting.get(key) == value for key, value in wanted.items()) and (
+            row.model not in found or row.measures["cfid"] < found[row.model].measures["cfid"]
+        ):
+            found[row.model] = row
+    return found
+
+
+def milliseconds(pipe: Pipeline, setting: dict, num_samples: int = 64, repeats: int = 3) -> float:
+    """Time for one picture on this machine, decoding included: the shortest of some tries, after one to warm up.
+
+    Args:
+        pipe: the model.
+        setting: as in a `Row`; its number of samples does not count.
+        num_samples: drawn together.
+        repeats: tries.
+    """
+    asked = {**setting, "num_samples": num_samples}
+    pipe.sample(**{**asked, "steps": min(2, asked["steps"])})
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        pipe.sample(**asked)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * min(seconds) / num_samples

@@ -1,0 +1,97 @@
+"""Pairs of noise and the sample that a trained flow makes of it: what reflow learns from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_book.data import cache_folder
+from diffusion_book.errors import BookError
+from diffusion_book.pipelines import Pipeline
+from diffusion_book.training.cache import cached
+from diffusion_book.training.recipes import ReflowConfig
+from diffusion_book.weights import hash_of_tensors
+
+BATCH_SIZE = 200  # couplings drawn at once
+
+
+@dataclass(frozen=True)
+class CouplingDataset:
+    """Couplings in memory. It stands in for a `Dataset` in the trainer.
+
+    Attributes:
+        name: of the data set that the flow was trained on.
+        samples: (N, C, H, W), what the flow made.
+        noise: (N, C, H, W), what it started from.
+        labels: int64, (N,), the class it was asked for; 0 where it knows none.
+    """
+
+    name: str
+    samples: Tensor
+    noise: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device | str) -> CouplingDataset:
+        """The same data on another device."""
+        return CouplingDataset(self.name, *(value.to(device) for value in (self.samples, self.noise, self.labels)))
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples and their noise, stacked as channels (B, 2 C, H, W), float32, and labels."""
+        return torch.cat([self.samples[index], self.noise[index]], dim=1).float(), self.labels[index]
+
+
+def draw_couplings(
+    parent: Pipeline, config: ReflowConfig, number: int, seed: int = 0, cache: Path | None = None
+) -> CouplingDataset:
+    """Draw noise, and follow a trained flow from it: (x0, eps) that belong to each other.
+
+    Args:
+        parent: the trained flow.
+        config: how it is followed.
+        number: of couplings.
+        seed: of the noise; `Pipeline.sample` with the same seed draws the same.
+        cache: folder; default `couplings` in the user's cache folder.
+
+    Raises:
+        BookError: the parent does not follow a straight path.
+
+    Source: Liu et al. 2022, algorithm 1.
+    """
+    if parent.recipe.diffusion.schedule != "rectified":
+        raise BookError(f"reflow starts from a rectified flow, not from a '{parent.recipe.model}': give one of those")
+    weights = hash_of_tensors(parent.network.state_dict())
+    made_from = {key: str(value) for key, value in asdict(config).items()}
+    made_from |= {"weights": weights, "number": str(number), "seed": str(seed)}
+    name = f"{parent.recipe.model}-{number}-{seed}-{weights[:16]}.safetensors"
+    path = (cache or cache_folder() / "couplings") / name
+    tensors = cached(path, made_from, "couplings", lambda: _compute(parent, config, number, seed))
+    return CouplingDataset(parent.recipe.training.dataset, **tensors)
+
+
+def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> dict[str, Tensor]:
+    found = {"samples": [], "noise": []}
+    starts = range(0, number, BATCH_SIZE)
+    for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=None):
+        indices = range(start, min(start + BATCH_SIZE, number))
+        states = list(
+            parent.states(
+                indices,
+                sampler=config.sampler,
+                steps=config.steps,
+                guidance_scale=config.guidance_scale if parent.num_classes else None,
+                seed=seed,
+            )
+        )
+        # Half the digits of a float are more than a flow of this size deserves, and half the memory.
+        found["samples"].append(states[-1].x.half().cpu())
+        found["noise"].append(states[0].x.half().cpu())
+    labels, _ = parent.ask(range(number))
+    labels = torch.zeros(number, dtype=torch.int64) if labels is None else labels.contiguous()
+    return {**{key: torch.cat(parts).contiguous() for key, parts in found.items()}, "labels": labels}

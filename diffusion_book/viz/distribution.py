@@ -1,0 +1,328 @@
+"""Maps of what a model draws beside what is real, and the ways of single samples across such a map."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+from torch import Tensor
+
+from diffusion_book.data import CROP_SIZE, quantise
+from diffusion_book.errors import BookError
+from diffusion_book.viz.html import Html, data_uri
+from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, new_figure
+
+MARKERS = "ox+^svD*P"  # the first, for what is real, is a dot that others can lie on
+QUALITY = 40  # of WebP
+SIDE = 440  # screen pixels of a map on the page of ways
+MARGIN = 0.04  # of a map, around its outermost points
+
+MEANING = (
+    "UMAP keeps neighbours together. How far apart two groups lie, how large and how dense they are, and the axes "
+    "mean nothing."
+)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Pictures (N, 1, H, W), floats in [-1, 1] or bytes, as points: (N, H * W) in [-1, 1], rounded to bytes."""
+    images = images if images.dtype == torch.uint8 else quantise(images)
+    return (images.float() / 127.5 - 1).flatten(1).cpu()
+
+
+def plot_distributions(
+    maps: dict[str, dict[str, Tensor]], labels: dict[str, Tensor], colours: dict[str, str] = COLOURS
+) -> Figure:
+    """Several sets of pictures on one map, or on several: at the left coloured by set, at the right by digit.
+
+    Args:
+        maps: what was compared, such as "pixels" -> set -> places (N, 2), as `JointMap.places` has them. The first set
+            is the real one; it is drawn with dots, below the others.
+        labels: set -> digits (N,), 0 to 9.
+        colours: of the sets; a set whose name begins with that of a colour takes it.
+
+    Raises:
+        BookError: there are no maps, they are of different sets, or there are too many sets to tell apart.
+    """
+    names = list(labels)
+    if not maps or not names or any(list(places) != names for places in maps.values()):
+        raise BookError("plot_distributions needs at least one map, and each map and the labels with the same sets")
+    if len(names) > len(MARKERS):
+        raise BookError(f"{len(names)} sets on a map cannot be told apart: take at most {len(MARKERS)}")
+    figure, axes = new_figure(11.6, 4.9 * len(maps) + 0.5, len(maps), 2, squeeze=False)
+    paint = {name: colour_of(name, number, colours) for number, name in enumerate(names)}
+    for row, (space, places) in zip(axes, maps.items(), strict=True):
+        for axis, by in zip(row, ("by set", "by digit"), strict=True):
+            for number, name in enumerate(names):
+                by_digit = [DIGIT_COLOURS[label] for label in labels[name].tolist()]
+                scatter(axis, places[name], paint[name] if by == "by set" else by_digit, number)
+            axis.set(title=f"{space}, {by}", xticks=[], yticks=[])
+    figure.legend(handles=set_handles(labels, paint), loc="outside right upper", handletextpad=0.3)
+    figure.legend(handles=digit_handles(labels), loc="outside right lower", title=counts_title(names))
+    figure.supxlabel(MEANING, x=0.01, ha="left", fontsize=10)  # beside the legend, not below it
+    return figure
+
+
+def scatter(axis, places: Tensor, colours: str | list[str], number: int, size: float = 12.0) -> None:
+    """The points of a set; `number` 0 is the real one."""
+    size = min(size, max(size / 3, size * 1500 / max(1, len(places))))  # the more of them, the smaller
+    if number == 0:
+        axis.scatter(*places.T, c=colours, s=size, marker=MARKERS[0], alpha=0.5, linewidths=0)
+    else:
+        marker = MARKERS[number]
+        axis.scatter(*places.T, c=colours, s=size, marker=marker, alpha=0.6, linewidths=0.6 if marker in "x+" else 0)
+
+
+def colour_of(name: str, number: int, colours: dict[str, str] = COLOURS) -> str:
+    """The colour of a set: its own, or that of the longest name that it begins with; the first is the data's."""
+    if name in colours:
+        return colours[name]
+    if number == 0:
+        return COLOURS["data"]
+    known = max((key for key in colours if name.startswith(key)), key=len, default=None)
+    return colours[known] if known else DIGIT_COLOURS[number % 10]
+
+
+def counts(labels: Tensor) -> list[int]:
+    """How many there are of each digit, 0 to 9."""
+    return torch.bincount(labels, minlength=10).tolist()
+
+
+def set_handles(labels: dict[str, Tensor], paint: dict[str, str]) -> list[Line2D]:
+    """Marker, colour and number of pictures of every set."""
+    return [
+        Line2D([], [], color=paint[name], marker=marker, linestyle="", markersize=7, label=f"{name} ({len(each):,})")
+        for (name, each), marker in zip(labels.items(), MARKERS, strict=False)
+    ]
+
+
+def digit_handles(labels: dict[str, Tensor]) -> list[Line2D]:
+    """The colour of every digit and, of at most three sets, how many they have of it."""
+    columns = [counts(each) for each in labels.values()] if len(labels) <= 3 else []
+    texts = [f"{digit}:  {' / '.join(str(column[digit]) for column in columns)}".strip(": ") for digit in range(10)]
+    return [
+        Line2D([], [], color=colour, marker="s", linestyle="", markersize=7, label=text)
+        for colour, text in zip(DIGIT_COLOURS, texts, strict=True)
+    ]
+
+
+def counts_title(names: Sequence[str]) -> str:
+    """What stands above the digits of the legend."""
+    return "digit" if len(names) > 3 else "digit:  " + " / ".join(name.split(" ")[0] for name in names)
+
+
+# Ways across a map
+
+
+@torch.no_grad()
+def predictions(
+    pipe, indices: Sequence[int], frames: int = 41, callback: Callable[[int], object] | None = None, **asked
+) -> tuple[list[float], Tensor]:
+    """What a model takes the finished pictures to be, while it draws them, and at last the pictures.
+
+    Args:
+        pipe: a Pipeline.
+        indices: of the samples.
+        frames: stills, at least 2; evenly spaced over the steps. Fewer where there are fewer steps.
+        callback: called with each number of steps done.
+        asked: for `Pipeline.states`; `steps` has to be among them.
+
+    Returns:
+        The times t at which the predictions were made, from 1 to 0, and the stills (N, frames, 1, 28, 28) in [-1, 1]:
+        x0 as predicted at each of these times, and at t = 0 the picture itself.
+    """
+    steps = asked["steps"]
+    kept = set(torch.linspace(0, steps, max(2, min(frames, steps + 1))).round().long().tolist())
+    times, stills, t = [], [], 1.0
+    for number, state in enumerate(pipe.states(list(indices), **asked)):
+        if number > 0 and number - 1 in kept:  # this prediction was made where the step began
+            times.append(t)
+            stills.append(pipe.to_images(state.prediction.x0))
+        t = state.t
+        if callback is not None:
+            callback(number)
+    return [*times, t], torch.stack([*stills, pipe.to_images(state.x)], dim=1)
+
+
+_HANDLER = (
+    "const n=+this.querySelector('input').value,d=JSON.parse(this.dataset.ways),"
+    "last=d.captions.length-1;"
+    "this.querySelectorAll('[data-way]').forEach(e=>e.style.backgroundPositionX=100*n/last+'%');"
+    "this.querySelectorAll('[data-map]').forEach((p,m)=>{"
+    "p.querySelectorAll('polyline').forEach((e,k)=>e.setAttribute('points',d.maps[m][k].slice(0,n+1).join(' ')));"
+    "p.querySelectorAll('[data-way]').forEach((e,k)=>{const at=d.maps[m][k][n];"
+    "e.style.left=at[0]+'%';e.style.top=at[1]+'%'})});"
+    "this.querySelector('output').textContent=d.captions[n];"
+    "this.querySelector('input').setAttribute('aria-valuetext',d.captions[n])"
+)
+
+_PLAY = (
+    "const b=this,f=b.closest('figure'),s=f.querySelector('input'),"
+    "stop=()=>{clearInterval(b.timer);b.timer=0;b.textContent='Play'};"
+    "if(b.timer){stop()}else{b.textContent='Stop';if(+s.value>=+s.max)s.value=-1;"
+    "b.timer=setInterval(()=>{if(+s.value>=+s.max||!b.isConnected)return stop();"
+    "s.value=+s.value+1;s.dispatchEvent(new Event('input',{bubbles:true}))},150)}"
+)
+
+_TEMPLATE = """\
+<figure data-ways="{data}" oninput="{handler}" style="margin:0;max-width:{width}px;color:inherit;--sheet:url({sheet})">
+<div style="display:flex;flex-wrap:wrap;gap:1em">{maps}</div>
+<div style="display:flex;flex-wrap:wrap;gap:0.5em;margin-top:0.8em">{digits}</div>
+<div style="display:flex;flex-wrap:wrap;gap:0.8em;align-items:center;margin-top:0.6em">
+<button type="button" onclick="{play}" style="font:inherit;min-width:4.5em">Play</button>
+<input type="range" min="0" max="{last}" value="{last}" autocomplete="off" aria-label="step from noise to digit" \
+aria-valuetext="{caption}" style="flex:1;min-width:8em;height:2em">
+<output style="min-width:min({caption_width}ch,100%);font-variant-numeric:tabular-nums">{caption}</output>
+</div>
+<figcaption style="font-size:0.9em;margin-top:0.6em">{note}</figcaption>
+</figure>"""
+
+_MAP = """\
+<div style="flex:1;min-width:min(280px,100%)"><div>{title}</div>
+<div data-map style="position:relative;aspect-ratio:1;overflow:hidden">
+<img src="{source}" alt="{alt}" style="position:absolute;width:100%;height:100%;margin:0;max-width:none">
+<svg viewBox="0 0 100 100" aria-hidden="true" style="position:absolute;width:100%;height:100%">{lines}</svg>
+{thumbs}</div></div>"""
+
+_LINE = '<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="0.6" stroke-linejoin="round"/>'
+
+_DIGIT = (
+    '<span data-way="{number}" role="img" aria-label="{alt}" style="{place}width:{side}px;height:{side}px;'
+    "border:2px solid {colour};box-sizing:content-box;background-image:var(--sheet);background-size:{wide}% {high}%;"
+    'background-origin:content-box;background-clip:content-box;background-position:100% {top}%;image-rendering:pixelated"></span>'
+)
+
+NOTE = (
+    "Every way shows what the model takes its finished picture to be, at times t from 1 (noise) to 0 (the picture); "
+    "colours are those of the finished digits. The map was made of finished pictures alone: a prediction that is unlike "
+    "all of them is still put beside those that it is nearest to. " + MEANING
+)
+
+
+def ways_across(
+    maps: dict[str, dict[str, Tensor]],
+    ways: dict[str, Tensor],
+    stills: Tensor,
+    labels: dict[str, Tensor],
+    digits: Tensor,
+    captions: Sequence[str],
+) -> Html:
+    """Samples on their way across one map or several: a slider and a button move them, with the picture at each point.
+
+    It needs no kernel, no network and no other file.
+
+    Args:
+        maps: as in `plot_distributions`.
+        ways: what was compared -> places (K, T, 2) on that map.
+        stills: the pictures at these places, (K, T, 1, 28, 28), floats in [-1, 1] or bytes.
+        labels: set -> digits (N,), 0 to 9.
+        digits: what the finished pictures show, (K,), 0 to 9.
+        captions: T short texts.
+
+    Raises:
+        BookError: there are no ways, or they do not fit together.
+    """
+    count, frames = stills.shape[:2]
+    fits = [each.shape == (count, frames, 2) for each in ways.values()]
+    if not ways or list(ways) != list(maps) or not all(fits) or len(captions) != frames or len(digits) != count:
+        raise BookError("ways, stills, digits and captions do not fit together: see `ways_across` for their shapes")
+    if count < 1 or frames < 2:
+        raise BookError(f"{count} ways of {frames} points: there must be at least 1 way of 2 points")
+    painted = [DIGIT_COLOURS[digit] for digit in digits.tolist()]
+    names = [f"sample {number}, a {digit}" for number, digit in enumerate(digits.tolist())]
+
+    def digit(number: int, place: str, side: int) -> str:
+        top = 100 * number / max(1, count - 1)
+        return _DIGIT.format(
+            number=number, alt=names[number], place=place, side=side, colour=painted[number],
+            wide=100 * frames, high=100 * count, top=f"{top:g}",
+        )  # fmt: skip
+
+    panels, places = [], []
+    for space, sets in maps.items():
+        picture, box = backdrop(sets, labels, ways[space])
+        at = percent(ways[space], box)  # (K, T, 2)
+        places.append(at)
+        lines = [
+            _LINE.format(points=" ".join(f"{x},{y}" for x, y in way), colour=colour)
+            for way, colour in zip(at, painted, strict=True)
+        ]
+        ends = [f"position:absolute;left:{way[-1][0]}%;top:{way[-1][1]}%;transform:translate(-50%,-50%);" for way in at]
+        thumbs = [digit(number, end, CROP_SIZE) for number, end in enumerate(ends)]
+        alt = f"Map of {space}: dots are {next(iter(labels))}, crosses are drawn, coloured by digit"
+        panels.append(
+            _MAP.format(
+                title=html.escape(space),
+                source=data_uri(picture, quality=70),
+                alt=html.escape(alt),
+                lines="".join(lines),
+                thumbs="".join(thumbs),
+            )
+        )
+    rows = stills[:, :, 0] if stills.dtype == torch.uint8 else quantise(stills[:, :, 0])  # (K, T, 28, 28)
+    sheet = rows.transpose(1, 2).flatten(2).flatten(0, 1)  # -> (K, 28, T, 28) -> (K * 28, T * 28)
+    captions = [str(caption) for caption in captions]
+    text = _TEMPLATE.format(
+        data=html.escape(json.dumps({"maps": places, "captions": captions}, ensure_ascii=False, separators=(",", ":"))),
+        handler=html.escape(_HANDLER),
+        play=html.escape(_PLAY),
+        width=(SIDE + 16) * len(panels),
+        sheet=data_uri(Image.fromarray(sheet.cpu().contiguous().numpy()), quality=QUALITY),
+        maps="".join(panels),
+        digits="".join(digit(number, "", 2 * CROP_SIZE) for number in range(count)),
+        last=frames - 1,
+        caption=html.escape(captions[-1]),
+        caption_width=max(len(caption) for caption in captions),
+        note=html.escape(NOTE),
+    )
+    return Html(text, f"{count} samples on their way across a map ({frames} frames)")
+
+
+def backdrop(
+    sets: dict[str, Tensor], labels: dict[str, Tensor], ways: Tensor
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """A map as a square picture without axes, and its box: left, bottom, width and height in the map's own units."""
+    everything = torch.cat([*sets.values(), ways.flatten(0, 1)])
+    low, high = everything.min(dim=0).values, everything.max(dim=0).values
+    span = (high - low).clamp(min=1e-6)
+    left, bottom = (low - MARGIN * span).tolist()
+    width, height = ((1 + 2 * MARGIN) * span).tolist()
+    figure, axis = new_figure(SIDE / 50, SIDE / 50, layout="none")  # two pixels a screen pixel
+    for number, (name, places) in enumerate(sets.items()):
+        scatter(axis, places, [DIGIT_COLOURS[label] for label in labels[name].tolist()], number, size=24.0)
+    axis.set(xlim=(left, left + width), ylim=(bottom, bottom + height), position=(0, 0, 1, 1))
+    axis.axis("off")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # not savefig, which would cut the margins off
+    picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    return Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.15), (
+        left,
+        bottom,
+        width,
+        height,
+    )
+
+
+def percent(places: Tensor, box: tuple[float, float, float, float]) -> list:
+    """Places (..., 2) as lists of per cent of a box, from its left and from its top."""
+    left, bottom, width, height = box
+    right = (places[..., 0] - left) / width
+    down = 1 - (places[..., 1] - bottom) / height
+    return [[[round(x, 2), round(y, 2)] for x, y in way] for way in (100 * torch.stack([right, down], dim=-1)).tolist()]
+
+
+def page(control: Html, title: str) -> str:
+    """A whole HTML page with one control on it, which asks for nothing outside itself."""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n"
+        "<style>body{margin:1.5em auto;max-width:940px;padding:0 1em;background:#F7F7F5;color:#222;"
+        "font:16px/1.45 sans-serif}h1{font-size:1.3em}</style>\n"
+        f"</head>\n<body>\n<h1>{html.escape(title)}</h1>\n{control.text}\n</body>\n</html>\n"
+    )

@@ -1,0 +1,188 @@
+"""What guidance does: arrows and clouds in the plane, sweeps of pictures, and measures against the scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.viz.plots import CYCLE
+from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.tables import show_table
+
+GREYS = ("#CFCFCC", "#8F8F8C")  # of the data: other classes, the class asked for
+ASKED = COLOURS["ldm-concat"]
+
+
+# In the plane
+
+
+def places(limit: float = 2.5, count: int = 13) -> Tensor:
+    """Points on a square grid: (count * count, 2), float64, row by row from the bottom left.
+
+    Args:
+        limit: of both axes, on both sides of zero.
+        count: points a side, at least 2.
+    """
+    side = torch.linspace(-limit, limit, count, dtype=torch.float64)
+    up, right = torch.meshgrid(side, side, indexing="ij")
+    return torch.stack([right, up], dim=-1).reshape(-1, 2)
+
+
+def show_arrows(
+    panels: dict[str, Tensor], at: Tensor, background: Tensor, asked: Tensor, length: float = 0.25, limit: float = 2.8
+) -> Figure:
+    """Fields in the plane, one panel a field, all drawn to the same scale.
+
+    Args:
+        panels: title -> arrows, (N, 2).
+        at: where they start, (N, 2).
+        background: where the data lie, (M, 2).
+        asked: which of them are of the class asked for, (M,), bool; drawn darker.
+        length: of an arrow of length 1, on the axes.
+        limit: of both axes, on both sides of zero.
+    """
+    figure, axes = _plane(panels, background, asked, limit)
+    for axis, arrows in zip(axes, panels.values(), strict=True):
+        axis.quiver(*at.T, *arrows.T, color=ASKED, angles="xy", scale_units="xy", scale=1 / length, width=0.008)
+    return figure
+
+
+def show_clouds(
+    panels: dict[str, Tensor],
+    background: Tensor,
+    asked: Tensor,
+    contours: dict[str, Tensor] | None = None,
+    limit: float = 2.8,
+) -> Figure:
+    """Samples in the plane over the data, one panel a way of drawing them.
+
+    Args:
+        panels: title -> samples, (N, 2).
+        background: where the data lie, (M, 2).
+        asked: which of them are of the class asked for, (M,), bool; drawn darker.
+        contours: title -> a density on the grid of `places(limit, R)`, (R * R,): its contours are drawn in that panel,
+            around half and nine tenths of what it holds.
+        limit: of both axes, on both sides of zero.
+    """
+    figure, axes = _plane(panels, background, asked, limit)
+    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+        axis.scatter(*points.T, s=5, color=ASKED, linewidths=0, label="samples")
+        if contours and title in contours:
+            density = contours[title]
+            count = round(len(density) ** 0.5)
+            side = torch.linspace(-limit, limit, count, dtype=torch.float64)
+            levels = [level_around(density, share) for share in (0.9, 0.5)]
+            axis.contour(side, side, density.reshape(count, count), levels, colors=COLOURS["ddpm"], linewidths=1.5)
+    return figure
+
+
+def level_around(density: Tensor, share: float) -> float:
+    """The density above which this share of all of it lies: of its values on an even grid, (N,)."""
+    falling = density.sort(descending=True).values
+    held = falling.cumsum(0) / falling.sum()
+    return falling[min(int((held < share).sum()), len(falling) - 1)].item()
+
+
+def _plane(panels: dict[str, Tensor], background: Tensor, asked: Tensor, limit: float):
+    """A row of square axes with the data in grey."""
+    if not panels:
+        raise BookError("a figure of the plane needs at least one panel")
+    figure, axes = new_figure(max(3.4, 2.6 * len(panels)), 2.9, 1, len(panels), sharey=True, squeeze=False)
+    for axis, title in zip(axes[0], panels, strict=True):
+        for colour, chosen in zip(GREYS, (~asked, asked), strict=True):
+            axis.scatter(*background[chosen].T, s=4, color=colour, linewidths=0)
+        axis.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    return figure, axes[0]
+
+
+# Pictures
+
+
+@torch.no_grad()
+def sweep(pipe, labels: Sequence[int], scales: Sequence[float], steps: int = 20, seed: int = 0, **options) -> Tensor:
+    """Every class at every scale. All pictures of a row grow from the same noise.
+
+    Args:
+        pipe: a Pipeline with classes.
+        labels: one a row.
+        scales: one a column.
+        steps, seed: of the sampler; row i starts from noise i of the seed.
+        options: for `Pipeline.sample`, such as guidance_interval.
+
+    Returns:
+        (rows, columns, 1, 28, 28), in [-1, 1].
+
+    Raises:
+        BookError: no labels or no scales, or what `Pipeline.sample` refuses.
+    """
+    rows, columns = len(labels), len(scales)
+    if not rows or not columns:
+        raise BookError(f"a sweep of {rows} labels and {columns} scales: both must be at least 1")
+    pictures = pipe.sample(
+        rows * columns,
+        labels=torch.tensor(list(labels)).repeat_interleave(columns),
+        guidance_scale=torch.tensor(list(scales), dtype=torch.float64).repeat(rows),
+        noise=pipe.noise(rows, seed).repeat_interleave(columns, dim=0),
+        steps=steps,
+        seed=seed,
+        **options,
+    )
+    return pictures.unflatten(0, (rows, columns))  # (R * C, 1, 28, 28) -> (R, C, 1, 28, 28)
+
+
+def show_sweep(
+    pictures: Tensor, rows: Sequence, scales: Sequence[float], title: str | None = None, scale: float = 2.0
+) -> Figure:
+    """A figure of what `sweep` drew: (rows, columns, 1, H, W), with each row's label and w above the columns."""
+    return show_table(pictures, [str(row) for row in rows], [f"w = {value:g}" for value in scales], title, scale)
+
+
+# Measures
+
+
+def plot_against_scale(
+    scales: Sequence[float],
+    panels: dict[str, dict[str, Sequence[float]]],
+    real: dict[str, float] | None = None,
+    log: Sequence[str] = (),
+) -> Figure:
+    """What was measured against the guidance scale, side by side.
+
+    Args:
+        scales: w, evenly spaced on the axis whatever they are, so that small ones do not crowd.
+        panels: title -> name of a curve -> one number for each scale; a model's name gives the curve its colour.
+        real: name of a curve or of a panel -> what real pictures reach, drawn dotted.
+        log: titles of the panels whose numbers are shown on a logarithmic axis.
+
+    Raises:
+        BookError: there are no panels, or a curve has not one number for each scale.
+    """
+    if not panels:
+        raise BookError("plot_against_scale needs at least one panel")
+    real = real or {}
+    figure, axes = new_figure(max(4.5, 3.1 * len(panels)), 3.2, 1, len(panels), squeeze=False)
+    positions = range(len(scales))
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        spare = iter([colour for colour in CYCLE if colour != ASKED])
+        for name, values in curves.items():
+            if len(values) != len(scales):
+                raise BookError(f"{len(values)} numbers of '{name}' for {len(scales)} scales: give one each")
+            colour = COLOURS.get(name) or next(spare)
+            axis.plot(positions, values, "o-", color=colour, label=name, markersize=4)
+            if name in real:
+                axis.axhline(real[name], color=colour, linestyle=":", linewidth=1.5)
+        if title in real:
+            axis.axhline(real[title], color=COLOURS["data"], linestyle=":", linewidth=1.5, label="real pictures")
+        axis.set(title=title, xlabel="guidance scale w", yscale="log" if title in log else "linear")
+        if title in log:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+        axis.set_xticks(positions, [f"{value:g}" for value in scales])
+        axis.legend()
+    return figure

@@ -1,0 +1,286 @@
+"""The scoreboard to look at: a table, bars beside their floor, quality against work, spreads of distances."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffusion_book.errors import BookError
+from diffusion_book.evaluation.scoreboard import Row
+from diffusion_book.viz.flows import colour_of
+from diffusion_book.viz.html import Html
+from diffusion_book.viz.style import COLOURS, new_figure
+
+GREY = "#999999"  # of a model without a colour, and of what belongs to no model
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)))  # none like the floor's
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        heading: what stands above it.
+        value: row -> number; None leaves the cell empty.
+        form: how the number is written, as in `format`.
+        better: "low" or "high": the best of a group is set in bold; "" where no end is better.
+    """
+
+    heading: str
+    value: Callable[[Row], float | None]
+    form: str
+    better: str = ""
+
+
+def measure(heading: str, key: str, form: str, better: str) -> Column:
+    """A column of one of a row's measures."""
+    return Column(heading, lambda row: row.measures.get(key), form, better)
+
+
+COLUMNS = (
+    Column("evaluations", lambda row: row.evaluations, ",", "low"),
+    measure("cFID", "cfid", ".3f", "low"),
+    measure("R", "ratio", ".2f", "low"),
+    measure("KID", "kid", ".3f", "low"),
+    measure("precision", "precision", ".1%", "high"),
+    measure("recall", "recall", ".1%", "high"),
+    measure("right class", "class_accuracy", ".1%", "high"),
+    Column("parameters", lambda row: row.parameters / 1e6, ".2f M", "low"),
+    Column("training", lambda row: row.minutes, ".0f min", "low"),
+)
+
+
+def setting_name(row: Row) -> str:
+    """How a row's samples were drawn, in a few characters."""
+    asked = row.setting
+    eta = f", η = {asked['eta']:g}" if asked["sampler"] == "ddim" and asked.get("eta") else ""
+    scale = f", w = {asked['guidance_scale']:g}" if "guidance_scale" in asked else ""
+    return f"{asked['sampler']} {asked['steps']}{eta}{scale}"
+
+
+# The colour behind the first column hides what scrolls under it: that of the site, of JupyterLab, of VS Code, or of the
+# browser's page. All other colours are the text's own, so the table follows light and dark pages.
+_STYLE = """\
+<style>
+table.scores{display:block;overflow-x:auto;border-collapse:collapse;font-size:0.88em;line-height:1.35;\
+font-variant-numeric:tabular-nums;color:inherit;margin:0}
+table.scores :is(th,td){padding:0.25em 0.6em;text-align:right;white-space:nowrap;border:0;background:none;color:inherit}
+table.scores tbody tr{background:none}
+table.scores tbody :is(th,td){border-top:1px solid rgba(128,128,128,0.3)}
+table.scores :is(thead,tbody) th:first-child{text-align:left;font-weight:normal;position:sticky;left:0;background:\
+var(--pst-color-background,var(--jp-layout-color0,var(--vscode-editor-background,Canvas)))}
+table.scores th:first-child small{display:block;opacity:0.75;font-size:0.88em}
+table.scores thead th{vertical-align:bottom}
+table.scores tbody th.group{padding-top:0.9em;font-weight:bold}
+table.scores td b{background:rgba(0,158,115,0.22);border-radius:0.25em;padding:0.1em 0.25em;margin:0 -0.25em}
+table.scores .swatch{display:inline-block;width:0.7em;height:0.7em;border-radius:50%;margin-right:0.45em}
+</style>"""
+
+
+def score_table(groups: dict[str, list[Row]], columns: tuple[Column, ...] = COLUMNS, fold: str | None = None) -> Html:
+    """Rows of the scoreboard as a table. It scrolls sideways on a narrow screen, and the model's name stays in view.
+
+    Args:
+        groups: heading -> rows, in their order; the heading "" is not written. The best numbers of a group are bold.
+        columns: what is told of a row beside its model and setting.
+        fold: hide the table behind this line until it is clicked; None shows it.
+
+    Raises:
+        BookError: there are no rows.
+    """
+    count = sum(len(rows) for rows in groups.values())
+    if not count:
+        raise BookError("a table of scores needs at least one row")
+    lines = []
+    for heading, rows in groups.items():
+        if heading:
+            rest = f'<td colspan="{len(columns)}"></td>'
+            lines.append(f'<tr><th class="group" scope="rowgroup">{html.escape(heading)}</th>{rest}</tr>')
+        lines += _lines(rows, columns)
+    heads = "".join(f'<th scope="col">{html.escape(column.heading)}</th>' for column in columns)
+    table = (
+        f'{_STYLE}\n<table class="scores" tabindex="0">\n<thead><tr><th scope="col">model</th>{heads}</tr></thead>\n'
+        f"<tbody>\n{chr(10).join(lines)}\n</tbody>\n</table>"
+    )
+    if fold is not None:
+        table = f"<details><summary>{html.escape(fold)}</summary>\n{table}\n</details>"
+    return Html(table, f"scores of {len({row.model for rows in groups.values() for row in rows})} models, {count} rows")
+
+
+def _lines(rows: list[Row], columns: tuple[Column, ...]) -> list[str]:
+    """One group of the table."""
+    cells = [[_written(column, row) for column in columns] for row in rows]
+    for number, column in enumerate(columns):
+        values = [column.value(row) for row in rows]
+        known = [value for value in values if value is not None]
+        if column.better and len(known) > 1:
+            best = min(known) if column.better == "low" else max(known)
+            shown = _written(column, rows[values.index(best)])  # what reads the same is as good
+            for line in cells:
+                if line[number] == shown:
+                    line[number] = f"<b>{shown}</b>"
+    return [
+        f'<tr><th scope="row"><span class="swatch" style="background:{colour_of(row.model) or GREY}"></span>'
+        f"{html.escape(row.model)}<small>{html.escape(setting_name(row))}</small></th>"
+        + "".join(f"<td>{cell}</td>" for cell in line)
+        + "</tr>"
+        for row, line in zip(rows, cells, strict=True)
+    ]
+
+
+def _written(column: Column, row: Row) -> str:
+    value = column.value(row)
+    if value is None:
+        return ""
+    form, _, unit = column.form.partition(" ")
+    text = f"{value:{form}} {unit}".strip()
+    return html.escape(text.replace("-", "−"))  # a minus sign as wide as a digit
+
+
+def looks(names: list[str]) -> dict[str, dict]:
+    """A colour, a marker and a line for each model: those of one colour differ in marker and line."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for name in names:
+        colour = colour_of(name) or GREY
+        number = seen[colour]
+        seen[colour] += 1
+        found[name] = {
+            "color": colour,
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": LINES[number % len(LINES)],
+        }
+    return found
+
+
+def plot_bars(panels: dict[str, list[Row]]) -> Figure:
+    """The cFID of rows as lying bars beside what real pictures reach, one panel a number of samples,
+    all on one scale.
+
+    Args:
+        panels: title -> rows, the first one on top.
+
+    Raises:
+        BookError: there are no rows.
+    """
+    if not panels or not all(panels.values()):
+        raise BookError("plot_bars needs at least one panel, and in each at least one row")
+    most = max(len(rows) for rows in panels.values())
+    every = [row.measures[key] for rows in panels.values() for row in rows for key in ("cfid", "floor")]
+    figure, axes = new_figure(4.6 * len(panels), 0.42 * most + 1.2, 1, len(panels), squeeze=False)
+    for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        values = [row.measures["cfid"] for row in rows]
+        floors = [row.measures["floor"] for row in rows]
+        places = range(len(rows))
+        axis.barh(places, values, 0.66, color=[colour_of(row.model) or GREY for row in rows])
+        axis.vlines(floors, [place - 0.42 for place in places], [place + 0.42 for place in places], COLOURS["data"])
+        for place, (value, floor) in enumerate(zip(values, floors, strict=True)):
+            axis.text(max(value, floor), place, f" {value:.2f}", va="center", fontsize=9)
+        axis.set(title=title, xlabel="cFID; the upright line is real pictures", xlim=(0, 1.18 * max(every)))
+        axis.set_yticks(places, [f"{row.model}\n{setting_name(row)}" for row in rows], fontsize=8)
+        axis.set_ylim(most - 0.4, -0.6)
+        axis.grid(False, axis="y")
+    return figure
+
+
+def plot_frontier(rows: list[Row]) -> Figure:
+    """Quality against work: the best cFID of each model at each number of evaluations, and the envelope of all.
+
+    Args:
+        rows: of one number of samples.
+
+    Raises:
+        BookError: there are no rows, or of several numbers of samples.
+    """
+    if len({row.setting["num_samples"] for row in rows}) != 1:
+        raise BookError("quality can be compared at one number of samples only: hand in rows of one")
+    figure, axes = new_figure(7.4, 4.4)
+    points: dict[str, dict[int, float]] = {}
+    for row in rows:
+        known = points.setdefault(row.model, {})
+        known[row.evaluations] = min(row.measures["cfid"], known.get(row.evaluations, math.inf))
+    for name, look in looks(list(points)).items():
+        axes.plot(*zip(*sorted(points[name].items()), strict=True), **look, label=name, markersize=6)
+    work = sorted({evaluations for known in points.values() for evaluations in known})
+    bound = [min(v for known in points.values() for e, v in known.items() if e <= limit) for limit in work]
+    axes.step(work, bound, where="post", color=GREY, linewidth=6, alpha=0.3, zorder=0, label="the best so far")
+    axes.axhline(rows[0].measures["floor"], color=COLOURS["data"], linestyle=":", label="real pictures")
+    apart: list[int] = []  # numbers that would touch another are left out
+    for number in work:
+        if not apart or math.log(number / apart[-1]) > 0.25:
+            apart.append(number)
+    axes.set(xscale="log", yscale="log", xlabel="function evaluations a picture", ylabel="cFID (lower is better)")
+    axes.set_xticks(apart, [f"{number:,}" for number in apart])
+    low, high = axes.get_ylim()
+    ticks = [m * 10**e for e in range(-3, 5) for m in (1, 2, 5) if low <= m * 10**e <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    figure.legend(loc="outside upper center", ncols=3)  # above the axes: lines may run anywhere in them
+    return figure
+
+
+def plot_sweep(rows: list[Row], measures: dict[str, str]) -> Figure:
+    """Measures against the guidance scale, a panel each, with a line for each model.
+
+    Args:
+        rows: with a guidance scale each. The scales are spaced evenly, whatever they are, so that small ones do not crowd.
+        measures: title of the panel -> key of the measure; where real pictures have a figure too, it is dotted.
+
+    Raises:
+        BookError: there are no rows or no measures, or a row has no guidance scale.
+    """
+    if not rows or not measures or any("guidance_scale" not in row.setting for row in rows):
+        raise BookError("plot_sweep needs measures, and rows that were drawn with a guidance scale")
+    scales = sorted({row.setting["guidance_scale"] for row in rows})
+    names = list(dict.fromkeys(row.model for row in rows))
+    figure, axes = new_figure(3.1 * len(measures), 3.3, 1, len(measures), squeeze=False)
+    for axis, (title, key) in zip(axes[0], measures.items(), strict=True):
+        for name, look in looks(names).items():
+            values = {row.setting["guidance_scale"]: row.measures[key] for row in rows if row.model == name}
+            pairs = sorted((scales.index(scale), value) for scale, value in values.items())
+            axis.plot(*zip(*pairs, strict=True), **look, label=name, markersize=4)
+        real = rows[0].measures.get("floor" if key == "cfid" else f"{key}_real")
+        if real is not None:
+            axis.axhline(real, color=COLOURS["data"], linestyle=":", linewidth=1.5, label="real pictures")
+        axis.set(title=title, xlabel="guidance scale w")
+        axis.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def plot_spreads(sets: dict[str, Tensor], xlabel: str) -> Figure:
+    """How numbers spread, one box a set, the first one on top: its middle half, its median, and 5 % to 95 %.
+
+    Args:
+        sets: name -> numbers, (N,); a model's name gives the box its colour.
+        xlabel: what the numbers are.
+
+    Raises:
+        BookError: there are no sets.
+    """
+    if not sets:
+        raise BookError("plot_spreads needs at least one set of numbers")
+    figure, axes = new_figure(6.5, 0.42 * len(sets) + 1.1)
+    boxes = axes.boxplot(
+        [values.tolist() for values in sets.values()],
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        widths=0.6,
+        medianprops={"color": COLOURS["data"], "linewidth": 2},
+    )
+    for box, name in zip(boxes["boxes"], sets, strict=True):
+        box.set(facecolor=colour_of(name) or GREY, alpha=0.75)
+    axes.set_yticks(range(1, len(sets) + 1), list(sets))
+    axes.set(xlabel=xlabel, ylim=(len(sets) + 0.6, 0.4))
+    axes.set_xlim(left=0)
+    axes.grid(False, axis="y")
+    return figure

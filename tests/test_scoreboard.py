@@ -1,0 +1,120 @@
+"""The scoreboard is what the cards say, and a classifier that only sees samples tells good ones from bad ones."""
+
+import json
+
+import pytest
+import torch
+from commands import refused
+
+from diffusion_book import data, weights
+from diffusion_book.cli import evaluate
+from diffusion_book.cli.main import main
+from diffusion_book.data import crop, normalise
+from diffusion_book.errors import BookError
+from diffusion_book.evaluation import scoreboard as board
+from diffusion_book.evaluation.scoreboard import Row, best, branches, milliseconds, row_of, scoreboard
+from diffusion_book.evaluation.substitution import classification_accuracy_score
+from diffusion_book.pipelines import list_models, load
+
+
+def test_every_figure_on_the_scoreboard_is_its_card_s():
+    rows = scoreboard()
+    assert {row.model for row in rows} == {name for name in list_models() if weights.read_card(name).get("metrics")}
+    for row in rows:
+        card = weights.read_card(row.model)
+        (entry,) = [each for each in card["metrics"] if all(each.get(k) == v for k, v in row.setting.items())]
+        assert {**row.setting, **row.measures} == entry
+        assert (row.parameters, row.minutes) == (card["parameters"], card["minutes"])
+
+
+def test_only_figures_of_one_number_of_samples_are_compared():
+    numbers = {row.setting["num_samples"] for row in scoreboard()}
+    assert len(numbers) > 1
+    for number in numbers:
+        assert {row.setting["num_samples"] for row in scoreboard(number)} == {number}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "scale", "count"),
+    [
+        ("ddim", 50, None, 50),
+        ("heun", 10, None, 19),
+        ("midpoint", 10, None, 20),
+        ("ddim", 50, 1.0, 50),
+        ("ddim", 50, 0.0, 50),
+        ("ddim", 50, 3.0, 100),
+    ],
+)
+def test_both_branches_of_guidance_are_counted(sampler, steps, scale, count):
+    entry = {"sampler": sampler, "steps": steps} | ({} if scale is None else {"guidance_scale": scale})
+    assert row_of("x", {"parameters": 1, "minutes": 2.0}, entry).evaluations == count
+    assert branches(entry) in (1, 2)
+
+
+def test_the_best_row_of_each_model():
+    rows = [
+        Row("a", {"steps": 5}, 5, 1, 1.0, {"cfid": 3.0}),
+        Row("a", {"steps": 9}, 9, 1, 1.0, {"cfid": 1.0}),
+        Row("b", {"steps": 5}, 5, 1, 1.0, {"cfid": 2.0}),
+    ]
+    assert best(rows) == {"a": rows[1], "b": rows[2]}
+    assert best(rows, steps=5) == {"a": rows[0], "b": rows[2]}
+    assert best(rows, steps=9) == {"a": rows[1]}
+
+
+def test_more_steps_take_longer():
+    pipe = load("ldm", device="cpu")
+    few, many = (milliseconds(pipe, {"sampler": "ddim", "steps": steps}, 4, repeats=2) for steps in (2, 40))
+    assert 0 < few < many
+
+
+def test_evaluate_all_draws_again_what_the_cards_say(tmp_path, monkeypatch, capsys):
+    """One figure of one model: it agrees; with another card it does not, and the exit code says so."""
+    chosen = [row for row in scoreboard() if row.model == "ldm" and row.setting["steps"] == 10][:1]
+    small = row_of("ldm", weights.read_card("ldm"), {**chosen[0].setting, **chosen[0].measures, "num_samples": 40})
+    _, entry = evaluate.evaluate(load("ldm", device="cpu"), evaluate.Setting(**small.setting))
+    honest = row_of("ldm", weights.read_card("ldm"), entry)
+    wrong = Row(**{**vars(honest), "measures": {**honest.measures, "cfid": 2 * honest.measures["cfid"]}})
+    for row, agrees in ((honest, True), (wrong, False)):
+        monkeypatch.setattr(evaluate, "scoreboard", lambda number, row=row: [row])
+        arguments = ["evaluate", "--all", "--device", "cpu", "--output-dir", str(tmp_path)]
+        if agrees:
+            main(arguments)
+        else:
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            assert stop.value.code == 1
+        *lines, folder = capsys.readouterr().out.splitlines()
+        (result,) = json.loads((tmp_path / folder.split("/")[-1] / "scoreboard.json").read_text(encoding="utf-8"))
+        assert result["agrees"] is agrees
+        assert ("does NOT agree" in lines[-1]) is not agrees
+
+
+def test_no_figure_fits(tmp_path, capsys):
+    line = refused(capsys, "evaluate", "--all", "--num_samples", 77, "--output-dir", tmp_path)
+    assert "no figure on any card fits" in line
+
+
+def digits(split):
+    found = data.load("digits", split)
+    return crop(normalise(found.images)), found.labels, found
+
+
+def test_real_pictures_teach_and_wrong_labels_do_not():
+    images, labels, _ = digits("train")
+    test = digits("test")[2]
+    assert classification_accuracy_score(images, labels, test, epochs=20) > 0.9
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    assert classification_accuracy_score(images, shuffled, test, epochs=5) < 0.4
+
+
+def test_not_one_label_each():
+    images, labels, test = digits("train")
+    with pytest.raises(BookError, match="they must be"):
+        classification_accuracy_score(images, labels[:-1], test)
+
+
+def test_every_column_of_a_setting_reaches_the_sampler():
+    """Else a row of the board would not be drawn as it was on the card."""
+    known = set(evaluate.ClassSetting.__dataclass_fields__)
+    assert set(board.SETTING) == known

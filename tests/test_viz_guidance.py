@@ -1,0 +1,136 @@
+"""Pictures of guidance: where arrows, samples and curves are drawn, and what a sweep asks for."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from diffusion_book.errors import BookError
+from diffusion_book.viz import guidance
+from diffusion_book.viz.style import COLOURS
+
+POINTS = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 0.5]], dtype=torch.float64)
+ASKED = torch.tensor([True, False, False])
+
+
+def colour_of(collection) -> str:
+    return to_hex(collection.get_facecolor()[0]).upper()
+
+
+def test_places_run_row_by_row_from_the_bottom_left():
+    corners = guidance.places(2.0, 2).tolist()
+    assert corners == [[-2.0, -2.0], [2.0, -2.0], [-2.0, 2.0], [2.0, 2.0]]
+    assert guidance.places(1.0, 5).shape == (25, 2)
+
+
+def test_arrows_stand_where_they_start_over_the_data():
+    at = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    field = torch.tensor([[1.0, 0.0], [0.0, -2.0]], dtype=torch.float64)
+    figure = guidance.show_arrows({"one": field, "other": -field}, at, POINTS, ASKED, length=0.5)
+    assert [axis.get_title() for axis in figure.axes] == ["one", "other"]
+    others, of_class, arrows = figure.axes[0].collections
+    assert (len(others.get_offsets()), len(of_class.get_offsets())) == (2, 1)
+    assert arrows.XY.tolist() == at.tolist()
+    assert (arrows.U.tolist(), arrows.V.tolist()) == ([1.0, 0.0], [0.0, -2.0])
+    assert arrows.scale == 2.0  # an arrow of length 1 is half a unit long
+
+
+def test_clouds_lie_over_the_data_in_the_models_colour():
+    cloud = torch.tensor([[2.0, 2.0]], dtype=torch.float64)
+    figure = guidance.show_clouds({"w = 0": cloud, "w = 1": cloud, "w = 3": cloud}, POINTS, ASKED)
+    assert len(figure.axes) == 3
+    samples = figure.axes[2].collections[-1]
+    assert samples.get_offsets().tolist() == [[2.0, 2.0]]
+    assert colour_of(samples) == COLOURS["ldm-concat"]
+
+
+def test_contours_surround_the_density_where_it_is():
+    mesh = guidance.places(2.8, 141)
+    density = torch.exp(-(mesh - torch.tensor([1.0, -1.0])).square().sum(1) / (2 * 0.3**2))  # to the right and below
+    figure = guidance.show_clouds({"a": POINTS, "b": POINTS}, POINTS, ASKED, {"b": density})
+    plain, drawn = ([path for part in axis.collections for path in part.get_paths()] for axis in figure.axes)
+    lines = [path.vertices for path in drawn if len(path.vertices) > 30]  # dots are made of fewer corners
+    assert not [path for path in plain if len(path.vertices) > 30]
+    middles = [(line.min(0) + line.max(0)) / 2 for line in lines]
+    assert len(middles) == 2
+    for middle in middles:
+        assert middle.tolist() == pytest.approx([1.0, -1.0], abs=0.05)
+
+
+def test_half_of_a_normal_density_lies_above_its_level():
+    mesh = guidance.places(5.0, 201)
+    density = torch.exp(-mesh.square().sum(1) / 2)
+    # In the plane a share s lies within the radius r of exp(-r^2 / 2) = 1 - s, which is the density there.
+    assert guidance.level_around(density, 0.5) == pytest.approx(0.5, abs=0.01)
+    assert guidance.level_around(density, 0.9) == pytest.approx(0.1, abs=0.01)
+    assert guidance.level_around(density, 1.0) == pytest.approx(density.min().item())
+
+
+class Recorder:
+    """A pipeline that draws nothing and notes what it was asked for."""
+
+    def noise(self, count, seed):
+        return torch.arange(count)[:, None, None, None].expand(count, 2, 4, 4) + 100.0 * seed
+
+    def sample(self, count, **asked):
+        self.asked = asked
+        return torch.arange(count)[:, None, None, None].expand(count, 1, 28, 28) / 100.0
+
+
+def test_a_sweep_has_one_noise_a_row_and_one_scale_a_column():
+    pipe = Recorder()
+    pictures = guidance.sweep(pipe, (7, 3), (0, 1, 5), steps=4, seed=2, eta=0.5)
+    assert pictures.shape == (2, 3, 1, 28, 28)
+    assert pictures[1, 0, 0, 0, 0].item() == pytest.approx(0.03)
+    assert pipe.asked["labels"].tolist() == [7, 7, 7, 3, 3, 3]
+    assert pipe.asked["guidance_scale"].tolist() == [0, 1, 5, 0, 1, 5]
+    assert pipe.asked["noise"][:, 0, 0, 0].tolist() == [200, 200, 200, 201, 201, 201]
+    assert (pipe.asked["steps"], pipe.asked["seed"], pipe.asked["eta"]) == (4, 2, 0.5)
+
+
+@pytest.mark.parametrize(("labels", "scales"), [((), (1,)), ((1,), ())])
+def test_an_empty_sweep_is_refused(labels, scales):
+    with pytest.raises(BookError, match="at least 1"):
+        guidance.sweep(Recorder(), labels, scales)
+
+
+def test_a_sweep_is_shown_with_its_labels_and_scales():
+    (axes,) = guidance.show_sweep(torch.zeros(2, 3, 1, 28, 28), range(2), (0, 1.5, 10)).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["w = 0", "w = 1.5", "w = 10"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["0", "1"]
+
+
+def test_measures_stand_side_by_side_over_even_scales():
+    panels = {
+        "shares": {"recall": [0.8, 0.5, 0.3]},
+        "cFID": {"ldm-concat": [1.0, 2.0, 3.0], "young": [30.0, 20.0, 9.0]},
+    }
+    figure = guidance.plot_against_scale((0, 1, 10), panels, {"recall": 0.74, "cFID": 0.7}, log=["cFID"])
+    shares, cfid = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["shares", "cFID"]
+    assert [axis.get_yscale() for axis in figure.axes] == ["linear", "log"]
+    recall, of_real = shares.lines
+    assert list(recall.get_xdata()) == [0, 1, 2]
+    assert list(recall.get_ydata()) == [0.8, 0.5, 0.3]
+    assert [text.get_text() for text in shares.get_xticklabels()] == ["0", "1", "10"]
+    assert (of_real.get_ydata()[0], of_real.get_color()) == (0.74, recall.get_color())
+    ours, young, floor = cfid.lines
+    assert ours.get_color() == COLOURS["ldm-concat"]
+    assert young.get_color() != COLOURS["ldm-concat"] != recall.get_color()
+    assert (floor.get_ydata()[0], floor.get_color()) == (0.7, COLOURS["data"])
+
+
+def test_a_curve_of_another_length_is_refused():
+    with pytest.raises(BookError, match="'recall'"):
+        guidance.plot_against_scale((0, 1), {"shares": {"recall": [0.8]}})
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: guidance.show_clouds({}, POINTS, ASKED), lambda: guidance.plot_against_scale((1,), {})]
+)
+def test_no_panels_are_refused(draw):
+    with pytest.raises(BookError, match="at least one panel"):
+        draw()
