@@ -47,12 +47,29 @@ def test_the_layout_changes_no_output():
             torch.testing.assert_close(placed(x, t).float(), expected, rtol=0.1, atol=0.1)
 
 
-def test_auto_is_bf16_where_the_cpu_multiplies_it(monkeypatch):
-    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda native=native: native)
-        assert resolve_precision("auto", CPU) == expected
-        assert resolve_precision("fp32", CPU) == torch.float32
-        assert resolve_precision("bf16", CPU) == torch.bfloat16
+# What the CPU is, which of its instructions multiply bf16, what oneDNN says of itself, and what must follow.
+CPUS = {
+    "avx512_bf16": ("x86_64", True, False, True, torch.bfloat16),
+    "amx": ("AMD64", False, True, True, torch.bfloat16),
+    "emulated by AVX-512": ("x86_64", False, False, True, torch.float32),
+    "older": ("x86_64", False, False, False, torch.float32),
+    "arm with bf16": ("aarch64", False, False, True, torch.bfloat16),
+    "arm without": ("arm64", False, False, False, torch.float32),
+}
+
+
+@pytest.mark.parametrize(("machine", "avx", "amx", "onednn", "expected"), CPUS.values(), ids=CPUS)
+def test_auto_is_bf16_where_the_cpu_multiplies_it(machine, avx, amx, onednn, expected, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("fp32", CPU) == torch.float32
+    assert resolve_precision("bf16", CPU) == torch.bfloat16
+
+
+def test_unknown_precision():
     with pytest.raises(BookError, match="unknown precision 'fp8': choose one of auto, fp32, bf16"):
         resolve_precision("fp8", CPU)
 
