@@ -47,15 +47,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     dtype = choose("precision", name, PRECISIONS)
     if dtype is not None:
         return dtype
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bf16 numbers."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = cpu_multiplies_bf16()
-    return torch.bfloat16 if native else torch.float32
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for products of bf16 numbers."""
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if platform.machine().lower() in ("x86_64", "amd64"):
         # oneDNN also says yes where it only emulates them, with AVX-512 alone.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
