@@ -31,7 +31,10 @@ myst_heading_anchors = 3
 # The equations: MathJax's SVG output, for it needs no fonts, which some browsers refuse to load for a page that is
 # opened from a folder. docs/pages.py copies the files.
 mathjax_path = "mathjax/startup.js"
-mathjax3_config = {"loader": {"load": MATHJAX_PARTS}, "svg": {"fontCache": "local"}}
+mathjax3_config = {
+    "loader": {"load": MATHJAX_PARTS},
+    "svg": {"fontCache": "local", "displayAlign": "left", "displayIndent": "1em"},
+}
 
 html_theme = "sphinx_book_theme"
 html_title = project

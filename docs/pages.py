@@ -16,6 +16,7 @@ from docutils import nodes
 from PIL import Image
 
 MATHJAX_PARTS = ["core", "input/tex", "output/svg", "a11y/assistive-mml"]
+WIDE = 700  # pixels of a figure, from which on a phone scrolls it: see book.css
 DESCRIPTION = "Diffusion models on handwritten digits: a book to run, and the library behind it."
 
 
@@ -40,6 +41,8 @@ def describe_figures(app, doctree: nodes.document) -> None:
             image["loading"] = "lazy"
             with Image.open(Path(app.srcdir, image["uri"])) as picture:
                 image["width"], image["height"] = map(str, picture.size)
+            if int(image["width"]) > WIDE:
+                image["classes"].append("wide")
 
 
 def heading_above(node: nodes.Node) -> str:
