@@ -37,6 +37,11 @@ def browser():
         chromium.close()
 
 
+def failure(request) -> list[str]:
+    """What a request failed of; nothing, where the reader went on to another page before the answer."""
+    return [] if "ERR_ABORTED" in request.failure else [f"{request.failure}: {request.url[:200]}"]
+
+
 @pytest.fixture
 def open_page(browser):
     """A function that opens an empty page and records what goes wrong on it; all are closed after the test."""
@@ -50,7 +55,7 @@ def open_page(browser):
         page.troubles, page.asked = [], []
         page.on("pageerror", lambda error: page.troubles.append(f"error: {error}"))
         page.on("console", lambda said: page.troubles.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("requestfailed", lambda request: page.troubles.append(f"failed: {request.url[:200]}"))
+        page.on("requestfailed", lambda request: page.troubles.extend(failure(request)))
         page.on("request", lambda request: None if request.url.startswith("data:") else page.asked.append(request.url))
         return page
 
