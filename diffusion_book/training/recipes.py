@@ -75,11 +75,11 @@ class ConditionConfig:
 class ReflowConfig:
     """How a trained flow draws the couplings of noise and sample that its successor learns from."""
 
-    couplings: int = 20_000
+    couplings: int = 40_000
     """pairs of noise and sample"""
-    sampler: str = "heun"
+    sampler: str = "midpoint"
     """euler, midpoint or heun"""
-    steps: int = 20
+    steps: int = 10
     """of the sampler, for each pair"""
     guidance_scale: float = 1.0
     """of the flow's samples, where it knows classes"""
