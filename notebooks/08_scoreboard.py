@@ -103,10 +103,10 @@ cards = {name: weights.read_card(name) for name in picked}
 
 
 def minutes_in_all(name):
-    """Training, with that of the models without which it could not have been trained."""
+    """Training, with that of the models without which it could not have been trained, and of drawing couplings."""
     card = weights.read_card(name)
     before = PARENTS.get(name) or ("vae" if "vae_sha256" in card else None)
-    return card["minutes"] + (minutes_in_all(before) if before else 0)
+    return card["minutes"] + card.get("coupling_minutes", 0) + (minutes_in_all(before) if before else 0)
 
 
 def parameters_in_all(pipe):

@@ -286,6 +286,21 @@ def test_it_starts_with_the_weights_of_its_parent(flow, training):
     assert recipe.reflow == REFLOW
 
 
+def test_what_it_learns_from_is_no_noise_that_samples_grow_from(flow, training, tmp_path):
+    training(flow, reflow_recipe())
+    files = sorted((tmp_path / "cache" / "diffusion-book" / "couplings").iterdir())
+    couplings = []
+    for path in files:
+        with safe_open(path, "pt") as file:
+            couplings.append(file.get_tensor("noise").float().flatten(1))
+    assert len(couplings) == 2  # to train on, and to test with
+    for seed in (0, 1):  # those of the cards, of the epochs' grids and of the final samples
+        usual = flow.noise(30, seed).flatten(1)
+        for noise in couplings:
+            assert torch.cdist(usual, noise).min() > 1
+    assert torch.cdist(*couplings).min() > 1
+
+
 def test_it_learns_from_there(flow, training):
     before = {name: value.clone() for name, value in flow.network.state_dict().items()}
     folder = training(flow, reflow_recipe(epochs=6, lr=3e-3))

@@ -175,6 +175,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
         **{key: start[key] for key in ("parameters", *ENVIRONMENT) if key in start},
         **({"vae_sha256": checkpoint["autoencoder"]["sha256"]} if "autoencoder" in checkpoint else {}),
         **({"parent": checkpoint["parent"]["model"]} if "parent" in checkpoint else {}),
+        **({"coupling_minutes": round(checkpoint["coupling_seconds"] / 60, 1)} if "parent" in checkpoint else {}),
         "command": f"diffusion-book pretrain {recipe['model']}"
         + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
         "learning_curve": [
