@@ -285,7 +285,10 @@ def find_parent(path: Path | None, model: str, run: RunOptions) -> pipelines.Pip
     if path is None and PARENTS[model] not in pipelines.list_models():
         raise BookError(f"'{model}' learns from a '{PARENTS[model]}': give one as --reflow-from")
     where = {"device": run.device, "precision": run.precision}
-    parent = pipelines.load(PARENTS[model] if path is None else find_checkpoint(path), **where)
+    if path is not None:
+        path = find_checkpoint(path)
+        load_checkpoint(path)  # says what is wrong with a path; its name may be none of a model
+    parent = pipelines.load(path or PARENTS[model], **where)
     if isinstance(parent, Autoencoder):
         raise BookError(f"{path} holds a VAE, not a flow: give one of a flow")
     return parent

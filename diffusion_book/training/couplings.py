@@ -102,4 +102,8 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
     labels, _ = parent.ask(range(number))
     labels = torch.zeros(number, dtype=torch.int64) if labels is None else labels.contiguous()
     seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
-    return {**{key: torch.cat(parts).contiguous() for key, parts in found.items()}, "labels": labels, "seconds": seconds}
+    return {
+        **{key: torch.cat(parts).contiguous() for key, parts in found.items()},
+        "labels": labels,
+        "seconds": seconds,
+    }

@@ -44,6 +44,11 @@ class DiffusionConfig:
             )
         if self.min_snr_gamma < 0:
             raise BookError(f"min_snr_gamma is {self.min_snr_gamma}: it must be 0 (off) or more")
+        if self.schedule == "rectified" and self.time_sampling == "last" and self.min_snr_gamma:
+            raise BookError(
+                "the rectified path ends without signal, where min_snr_gamma gives every loss the weight 0: "
+                "leave out min_snr_gamma, or use another time sampling than last"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class ConditionConfig:
     unconditional_probability: float = 0.1
     """share of the training pictures whose label is hidden, so that the model learns to draw without one"""
     guidance_scale: float = 3.0
-    """how strongly samples are pushed towards their class where nothing else is asked for; 1 = not at all"""
+    """how strongly samples are pushed towards their class where nothing else is asked for; 0 = the class is not told,
+    1 = as trained"""
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "num_tokens"):
