@@ -53,7 +53,7 @@ def logo(pictures: torch.Tensor, schedule) -> str:
 def forming(states: list[torch.Tensor]) -> torch.Tensor:
     """Twelve digits on their way from noise, a frame every other step: (T, H, W), bytes."""
     frames = torch.stack([grid(state[:12], columns=6) for state in states[::2]])
-    return frames.repeat_interleave(ZOOM, dim=1).repeat_interleave(ZOOM, dim=2)
+    return frames.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
 
 
 def guidance(pipe: diffusion_book.Pipeline) -> Image.Image:
