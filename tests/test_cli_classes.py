@@ -108,7 +108,14 @@ def names_in(folder):
 def test_the_folder_of_a_model_with_classes_is_complete(trained, vae, model):
     folder = trained[model]
     assert folder.name.endswith(f"-{model}")
-    files = {"config.txt", "training_log.txt", "metrics.jsonl", "loss_curves.png", "performance_metrics.txt"}
+    files = {
+        "config.txt",
+        "training_log.txt",
+        "metrics.jsonl",
+        "loss_curves.png",
+        "device_use.png",
+        "performance_metrics.txt",
+    }
     assert names_in(folder) == files | {"epoch_samples", "final_samples", "checkpoints", "denoising_steps"}
     assert names_in(folder / "checkpoints") == {"last.pt", "final.pt", "epoch_0002.pt"}
     assert names_in(folder / "final_samples") == {"grid.png", *(f"sample_{number:03d}.png" for number in range(80))}
