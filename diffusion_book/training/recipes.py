@@ -299,7 +299,7 @@ RECIPES: dict[str, Recipe] = {
         _CONCAT_NETWORK,
         dataclasses.replace(_FLOW, time_sampling="last", sampling_steps=1),
         ConditionConfig(unconditional_probability=0.0, guidance_scale=1.0),
-        ReflowConfig(couplings=60_000, guidance_scale=1.5),
+        ReflowConfig(guidance_scale=1.5),
     ),
     "classifier": Recipe("classifier", TrainingConfig(dataset="mnist", epochs=8, lr=2e-3, sample_every=8)),
     "classifier-check": Recipe("classifier-check", TrainingConfig(dataset="mnist", epochs=5, lr=2e-3, sample_every=5)),
