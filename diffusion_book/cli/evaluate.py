@@ -87,7 +87,7 @@ class EvaluateClasses(Evaluate):
 class EvaluateFlow(Evaluate):
     """Options of `evaluate` for a rectified flow."""
 
-    setting: Setting = field(default_factory=lambda: Setting("euler"))
+    setting: Setting = field(default_factory=lambda: Setting("euler", 20))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class EvaluateOneStep(Evaluate):
 class EvaluateClassFlow(Evaluate):
     """Options of `evaluate` for a rectified flow with classes."""
 
-    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler"))
+    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 20))
 
 
 @dataclass(frozen=True)
