@@ -1,0 +1,236 @@
+"""The exercises: the chapters' own solutions pass, and their stubs and the usual mistakes each hear what is wrong.
+
+Stubs and solutions are taken from the chapters as they stand. A mistake is a solution with one piece replaced.
+"""
+
+import ast
+import functools
+import itertools
+import re
+from pathlib import Path
+
+import jupytext
+import pytest
+import torch
+
+from diffusion_book.exercises import CHAPTERS, EXERCISES, check
+from diffusion_book.exercises.exercise import Exercise, judge, same
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SOURCES = {path.stem[:2]: path for path in sorted(NOTEBOOKS.rglob("0[1-8]_*.py"))}
+EMPTY = "Not yet: it returns None. Put your code in the place of the dots, and return what you found."
+
+# name -> (a piece of the chapter's solution, what stands in its place by mistake, a part of what the reader is told)
+MISTAKES = {
+    "noisy": [
+        ("alpha_bar.sqrt() * x0", "alpha_bar * x0", "the square root of alpha-bar is missing"),
+        ("(1 - alpha_bar).sqrt()", "(1 - alpha_bar)", "the square root of 1 - alpha-bar is missing"),
+        ("cumprod(0)[k]", "cumprod(0)[k - 1]", "one step short"),
+        ("(1 - beta).cumprod(0)[k]", "(1 - beta)[k]", "a single step"),
+        (".reshape(-1, 1, 1, 1)", "", "each column has its own step"),
+    ],
+    "step_back": [
+        ("x0.clamp(-1, 1)", "x0", "x0 is not clipped"),
+        ("variance.sqrt() * z", "beta[k].sqrt() * z", "the variance is beta_k"),
+        ("variance.sqrt() * z", "variance * z", "z is multiplied by the variance"),
+        ("missing[k - 1]", "missing[k]", "alpha-bar_k stands where alpha-bar_{k-1} belongs"),
+        (
+            "return from_x_k * x_k + from_x_0 * x0.clamp(-1, 1) + variance.sqrt() * z",
+            "return (from_x_k * x_k + from_x_0 * x0 + variance.sqrt() * z).clamp(-1, 1)",
+            "x_{k-1} is clamped instead of x0",
+        ),
+    ],
+    "ideal_x0": [
+        ("shares.log() - ", "-", "the shares of the points do not count"),
+        ("alpha * points", "points", "x_t is compared with the points themselves"),
+        ("2 * sigma**2", "2 * sigma", "sigma is not squared"),
+        ("softmax(dim=1)", "softmax(dim=0)", "the softmax runs over the noisy numbers"),
+    ],
+}  # fmt: skip
+
+
+@functools.cache
+def section(chapter: str) -> tuple[list[str], list[str]]:
+    """The code cells of a chapter's exercises, and the blocks of code in its solutions."""
+    cells = jupytext.read(SOURCES[chapter]).cells
+    start = next(i for i, cell in enumerate(cells) if "## Exercises" in cell.source)
+    text = "\n".join(cell.source for cell in cells[start:] if cell.cell_type == "markdown").split("## Exercises")[1]
+    stubs = [cell.source for cell in cells[start:] if cell.cell_type == "code"]
+    return stubs, re.findall(r"```python\n(.*?)```", text.split("## Summary")[0], re.DOTALL)
+
+
+@functools.cache
+def imports(chapter: str) -> dict:
+    """What the chapter has imported before its exercises begin."""
+    tree = ast.parse(SOURCES[chapter].read_text(encoding="utf-8"))
+    namespace = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), namespace)
+    return namespace
+
+
+def checked(chapter: str) -> list[str]:
+    """The names of the functions that a chapter hands to check, in order."""
+    return re.findall(r"^check\((\w+)\)$", "\n".join(section(chapter)[0]), re.MULTILINE)
+
+
+WHERE = {name: chapter for chapter in SOURCES for name in checked(chapter)}
+every_chapter = pytest.mark.parametrize("chapter", [chapter for chapter in SOURCES if checked(chapter)])
+every_exercise = pytest.mark.parametrize("name", EXERCISES)
+
+
+def solution(name: str) -> str:
+    """The code that the chapter shows as its solution."""
+    (code,) = [block for block in section(WHERE[name])[1] if f"def {name}(" in block]
+    return code
+
+
+def defined(name: str, code: str):
+    """The function of this name, once the code has run behind the chapter's imports."""
+    namespace = dict(imports(WHERE[name]))
+    exec(code, namespace)
+    return namespace[name]
+
+
+def hear(capsys, attempt) -> str:
+    """The line that check prints."""
+    capsys.readouterr()
+    check(attempt)
+    (line,) = capsys.readouterr().out.splitlines()
+    return line
+
+
+def test_every_exercise_of_the_package_stands_in_its_chapter_and_the_other_way_round():
+    names = [[exercise.name for exercise in chapter.EXERCISES] for chapter in CHAPTERS]
+    assert names == [checked(chapter) for chapter in SOURCES if checked(chapter)]
+    assert len(EXERCISES) == sum(map(len, names)), "two exercises have one name"
+
+
+@every_chapter
+def test_a_chapter_has_three_or_four_exercises_and_checks_three(chapter):
+    text = SOURCES[chapter].read_text(encoding="utf-8").split("# ## Exercises\n")[1].split("# ## Summary\n")[0]
+    numbers = [int(number) for number in re.findall(r"^# \*\*(\d)\. ", text, re.MULTILINE)]
+    assert numbers in ([1, 2, 3], [1, 2, 3, 4])
+    assert len(checked(chapter)) >= 3
+    assert text.count("<details><summary>Solution</summary>") == text.count("</details>") == len(numbers)
+
+
+@every_chapter
+def test_an_unfilled_stub_is_told_so_in_one_line_that_is_compared(chapter, capsys):
+    namespace = dict(imports(chapter))
+    for cell in section(chapter)[0]:
+        exec(cell, namespace)
+        assert capsys.readouterr().out == f"{EMPTY}\n"
+        assert cell.startswith("# NBVAL_CHECK_OUTPUT\n")
+
+
+@every_exercise
+def test_the_solution_is_right(name, capsys):
+    assert hear(capsys, defined(name, solution(name))) == f"Right: {EXERCISES[name].proved}"
+
+
+@every_exercise
+def test_the_solution_needs_nothing_but_the_imports_of_its_chapter(name):
+    """Nothing that the chapter has overwritten by the time a reader pastes the solution."""
+    tree = ast.parse(SOURCES[WHERE[name]].read_text(encoding="utf-8"))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    used = {node.id for node in ast.walk(ast.parse(solution(name))) if isinstance(node, ast.Name)}
+    assert not used & assigned & set(imports(WHERE[name]))
+
+
+@every_exercise
+def test_each_mistake_hears_what_is_wrong_with_it(name, capsys):
+    code, told = solution(name), []
+    for piece, slip, expected in MISTAKES[name]:
+        assert piece in code, f"the solution has no {piece} any more"
+        told.append(hear(capsys, defined(name, code.replace(piece, slip))))
+        assert expected in told[-1]
+        assert told[-1].removeprefix("Not yet: ") in EXERCISES[name].mistakes
+    assert len(set(told)) == len(told) >= 3
+
+
+@every_exercise
+def test_questions_tell_all_mistakes_apart(name):
+    exercise = EXERCISES[name]
+    kinds = {"right": exercise.right, **exercise.mistakes}
+    results = {message: exercise.results(function) for message, function in kinds.items()}
+    for (one, ones), (other, others) in itertools.combinations(results.items(), 2):
+        assert not same(ones, others), f"these look alike: {one} / {other}"
+
+
+@every_exercise
+def test_whatever_is_said_fits_on_a_line(name):
+    for message in (EXERCISES[name].proved, *EXERCISES[name].mistakes):
+        assert len(f"Not yet: {message}") <= 120
+        assert "\n" not in message
+
+
+# What is said of any exercise, shown on two.
+
+
+def pair(x, n):
+    return x + n, x - n
+
+
+def halved(x):
+    return x / 2
+
+
+def numbers(generator):
+    return {"small": (torch.rand(3, generator=generator),), "large": (10 + torch.rand(3, generator=generator),)}
+
+
+PAIR = Exercise(pair, lambda generator: {"one": (torch.rand(3, generator=generator), 2)}, "", {})
+HALVED = Exercise(halved, numbers, "", {"doubled": lambda x: 2 * x})
+
+
+def crash(x):
+    return x.no_such_thing
+
+
+def write(x):
+    x /= 2
+    return x.clone()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "told"),
+    [
+        (crash, "it stops at `return x.no_such_thing` with AttributeError: 'Tensor' object has no attribute"),
+        (lambda: 0, "TypeError"),
+        (lambda x: None, "it returns None"),
+        (lambda x: 0.5, "it returns a float, expected: a tensor of shape (3,)"),
+        (lambda x: (x, x), "it returns 2 things, expected: a tensor of shape (3,)"),
+        (lambda x: x.numpy() / 2, "it returns a ndarray"),
+        (lambda x: x[:, None] / 2, "it returns the shape (3, 1), expected: (3,)"),
+        (lambda x: x / 0, "3 of 3 numbers are not finite (asked: small)"),
+        (lambda x: -x / 2, "every number is -1 times what it should be"),
+        (lambda x: 2 * x, "doubled"),
+        (lambda x: x / 2 + (x > 5), "numbers are off by up to 1 (asked: large), and right for small"),
+        (write, "it writes into its argument x"),
+    ],
+)
+def test_any_other_answer_hears_what_is_wrong_in_one_line(attempt, told):
+    right, message = judge(HALVED, attempt)
+    assert not right
+    assert told in message
+    assert "\n" not in message
+
+
+def test_of_several_numbers_the_wrong_one_is_named():
+    assert judge(PAIR, lambda x, n: [x + n, x - n])[0]
+    assert "in number 2 of the 2 that it returns" in judge(PAIR, lambda x, n: (x + n, x))[1]
+    assert judge(PAIR, lambda x, n: x + n)[1] == "it returns a Tensor, expected: 2 tensors"
+
+
+def test_check_wants_a_function_that_it_knows(capsys):
+    assert "there is no exercise 'halved'" in hear(capsys, halved)
+    assert "check was given a Tensor" in hear(capsys, torch.zeros(2))
+
+
+def test_half_the_digits_are_enough():
+    """A reader may compute in float32 or leave the graph attached."""
+    assert judge(HALVED, lambda x: (x.double() / 2).requires_grad_())[0]
+    assert judge(EXERCISES["noisy"], lambda *asked: EXERCISES["noisy"].right(*asked).float())[0]
