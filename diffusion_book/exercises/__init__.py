@@ -2,17 +2,17 @@
 
 >>> from diffusion_book.exercises import check
 >>> check(noisy)  # a function that you wrote
-Not yet: the square root of alpha-bar is missing: the picture's factor is its root
+Not yet: the square root of alpha-bar is missing. alpha-bar is the picture's share of the variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffusion_book.exercises import ddpm
+from diffusion_book.exercises import ddim, ddpm
 from diffusion_book.exercises.exercise import Exercise, judge
 
-CHAPTERS = (ddpm,)
+CHAPTERS = (ddpm, ddim)
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
 
