@@ -73,6 +73,25 @@ MISTAKES = {
         (".round() / 1000", ".round()", "DDPM's k"),
         ("steps + 1, dtype=torch.float64).round()", "steps + 1, dtype=torch.float64).round()[:-1]", "the last time is missing"),
     ],
+    "bits": [
+        (" / math.log(2)", "", "these are nats"),
+        (" / math.log(2)", " * math.log(2)", "multiplied by ln 2"),
+        ("nats.sum(", "nats.mean(", "averaged over the numbers"),
+        ("nats.sum(dim=(1, 2, 3))", "nats.sum()", "summed over the pictures too"),
+        ("log_variance.exp()", "(log_variance / 2).exp()", "exp of half the log-variance is sigma"),
+    ],
+    "best_square": [
+        (".clamp(min=0)", "", "a square cannot be negative"),
+        ("s**2", "s", "s is not squared"),
+        (".clamp(min=0)", ".clamp(min=0).sqrt()", "that is |w|"),
+    ],
+    "vae_loss": [
+        ("decode(z)", "decode(z.detach())", "no gradient comes through the draw"),
+        ("log_variance).sum(", "log_variance).mean(", "the divergence is averaged over the latent"),
+        ("square().mean(", "square().sum(", "the error is summed over the pixels"),
+        ("(log_variance / 2).exp() * noise", "log_variance.exp() * noise", "multiplied by the variance"),
+        ("return error + kl_weight * divergence", "return (error + kl_weight * divergence).mean()", "for the whole batch"),
+    ],
 }  # fmt: skip
 
 

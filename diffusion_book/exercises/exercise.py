@@ -97,7 +97,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 def stopped(error: Exception, attempt: Callable) -> str:
     """An exception in one line, with the line of the reader's code where it came up."""
     said = " ".join(str(error).split())
-    own = getattr(getattr(attempt, "__code__", None), "co_filename", None)
+    own = getattr(getattr(inspect.unwrap(attempt), "__code__", None), "co_filename", None)
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own and frame.line]
     where = f" at `{lines[-1]}`" if lines else ""
     return f"it stops{where} with {type(error).__name__}: {said:.120}"
