@@ -92,6 +92,24 @@ MISTAKES = {
         ("(log_variance / 2).exp() * noise", "log_variance.exp() * noise", "multiplied by the variance"),
         ("return error + kl_weight * divergence", "return (error + kl_weight * divergence).mean()", "for the whole batch"),
     ],
+    "for_small": [
+        ("alpha / c, s * sigma / c", "alpha, s * sigma", "alpha^2 + sigma^2 is not 1"),
+        (".sqrt()", "", "c has no root"),
+        ("s * sigma", "s**2 * sigma", "the noise is too weak"),
+        ("s * sigma", "sigma", "that is the cosine schedule"),
+    ],
+    "same_cost": [
+        ("(steps * of_ldm + of_decoder)", "steps * (of_ldm + of_decoder)", "not in every step"),
+        (" + of_decoder", "", "the decoder is forgotten"),
+        (" / of_ddpm", "", "that is the cost in FLOPs"),
+    ],
+    "latent_std": [
+        ("log_variance.exp().mean(dim=(0, 2, 3))", "0", "the spread of the means alone"),
+        ("log_variance.exp()", "(log_variance / 2).exp()", "exp of half the log-variance is sigma"),
+        ("(0, 2, 3)", "(0, 1, 2, 3)", "one number for all"),
+        (".sqrt()", "", "the root is missing"),
+        ("dim=(0, 2, 3)", "dim=0", "every place has a number of its own"),
+    ],
 }  # fmt: skip
 
 
