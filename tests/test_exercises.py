@@ -110,6 +110,25 @@ MISTAKES = {
         (".sqrt()", "", "the root is missing"),
         ("dim=(0, 2, 3)", "dim=0", "every place has a number of its own"),
     ],
+    "away_from": [
+        ("for labels in (unwanted, wanted)", "for labels in (wanted, unwanted)", "wanted and unwanted have changed places"),
+        ("(unwanted, wanted)", "(torch.full_like(wanted, NO_CLASS), wanted)", "that is plain guidance"),
+        ("Prediction(u.x0 + w * (c.x0 - u.x0)", "Prediction(c.x0", "only eps is guided"),
+        ("u.x0 + w * (c.x0 - u.x0), u.eps + w * (c.eps - u.eps)", "c.x0 + w * (c.x0 - u.x0), c.eps + w * (c.eps - u.eps)", "the w of Ho & Salimans"),
+    ],
+    "of_both": [
+        ("n + w * (p - n)", "n + w * (p - n) + n", "counts twice"),
+        ("n + w * (p - n) + w * (q - n)", "n + w * ((p + q) / 2 - n)", "towards the mean of both"),
+        ("(p - n) + w * (q - n)", "p + w * q", "nothing is subtracted"),
+        ("torch.full_like(a, NO_CLASS)", "torch.zeros_like(a)", "label 0 stands for none"),
+    ],
+    "hidden": [
+        ("chance < p", "chance > p", "it hides all but a share p"),
+        ("NO_CLASS", "0", "label 0 stands for none"),
+        ("NO_CLASS", "10", "10 stands for none"),
+        ("chance < p", "chance[0] < p", "all or none"),
+        ("torch.where(chance < p, NO_CLASS, labels)", "labels[chance >= p]", "the pictures are left out"),
+    ],
 }  # fmt: skip
 
 
