@@ -129,6 +129,23 @@ MISTAKES = {
         ("chance < p", "chance[0] < p", "all or none"),
         ("torch.where(chance < p, NO_CLASS, labels)", "labels[chance >= p]", "the pictures are left out"),
     ],
+    "read_masked": [
+        ("-torch.inf", "0", "the padding's score is 0"),
+        ("math.sqrt(q.shape[-1])", "q.shape[-1]", "divided by d"),
+        (" / math.sqrt(q.shape[-1])", "", "the root of d is missing"),
+        ("dim=-1", "dim=1", "the softmax runs along the places"),
+        ("scores.masked_fill(~real[:, None], -torch.inf)", "scores", "nothing masks it"),
+    ],
+    "in_two_places": [
+        ("upper * p + (1 - upper) * q", "(1 - upper) * p + upper * q", "upper and lower have changed places"),
+        ("upper * p + (1 - upper) * q", "(p + q) / 2", "the mask does not matter"),
+        ("(1 - upper) * q", "q", "the second guess is added everywhere"),
+    ],
+    "flops_of_tokens": [
+        ("2 * 2 * ", "2 * ", "half of it"),
+        ("2 * 2 * ", "", "a quarter of it"),
+        (" * tokens", "", "for a single token"),
+    ],
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -13,13 +14,16 @@ from diffusion_book.schedules import cosine, expand
 from diffusion_book.targets import Prediction
 
 
-def random_denoiser(generator):
-    """A denoiser (x_t, t, labels=labels) of points in the plane that means nothing, but differs from label to label."""
-    matrix, table = torch.randn(2, 2, generator=generator).double(), torch.randn(11, 2, generator=generator).double()
+def random_denoiser(generator, *shape):
+    """A denoiser (x_t, t, labels=labels) that means nothing, but differs from label to label, and looks everywhere."""
+    size = math.prod(shape)
+    matrix = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
+    table = torch.randn(11, size, generator=generator, dtype=torch.float64)
 
     def denoise(x_t, t, *, labels):
-        alpha, sigma = (expand(value, x_t) for value in cosine(t.expand(len(x_t))))  # (B, 1)
-        x0 = torch.tanh(x_t @ matrix + table[labels])  # the last row is that of NO_CLASS, -1
+        alpha, sigma = (expand(value, x_t) for value in cosine(t.expand(len(x_t))))  # (B, 1, ...)
+        x0 = torch.tanh(x_t.flatten(1) @ matrix + table[labels])  # the last row is that of NO_CLASS, -1
+        x0 = x0.reshape(x_t.shape)
         return Prediction(x0, (x_t - alpha * x0) / sigma)
 
     return denoise
@@ -47,7 +51,7 @@ def away_from(denoiser, x_t, t, wanted, unwanted, w):
 
 
 def two_labels(generator):
-    denoiser, x_t = random_denoiser(generator), torch.randn(5, 2, generator=generator).double()
+    denoiser, x_t = random_denoiser(generator, 2), torch.randn(5, 2, generator=generator).double()
     first, second = torch.tensor([3, 8, 1, 0, 5]), torch.tensor([8, 3, 7, 6, 2])
     t = torch.tensor(0.6, dtype=torch.float64)
     return {f"w = {w}": (denoiser, x_t.clone(), t, first.clone(), second.clone(), w) for w in (3.0, -2.0)}
