@@ -808,7 +808,8 @@ check(share_nearer)
 # </details>
 #
 # **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is left of
-# (1)? How much of the floor is in the means and spreads of single features, and how much in what goes together?
+# (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in what goes
+# together?
 
 
 # %%
@@ -834,10 +835,11 @@ check(frechet_of_spreads)
 #
 # ```python
 # for size in (2_000, 10_000):
-#     print(f"{frechet_of_spreads(real_subset(size), reference['test']):.3f} of {floor(size):.3f}")
+#     some = real_subset(size), reference["test"]
+#     print(f"{frechet_of_spreads(*some):.3f} of {frechet_distance(*some):.3f}")
 # ```
 #
-# Of the floor of 2,000 it leaves half, of that of 10,000 two fifths. The rest is in the 2,016 correlations, each of
+# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations, each of
 # them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no digit does.
 # (1) notices that; this does not.
 #

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffusion_book.exercises import cross_attention, ddim, ddpm, guidance, latent_diffusion, scoreboard, vae
+from diffusion_book.exercises import (
+    cross_attention,
+    ddim,
+    ddpm,
+    guidance,
+    latent_diffusion,
+    rectified_flow,
+    scoreboard,
+    vae,
+)
 from diffusion_book.exercises.exercise import Exercise, judge
 
-CHAPTERS = (ddpm, ddim, vae, latent_diffusion, guidance, cross_attention, scoreboard)
+CHAPTERS = (ddpm, ddim, vae, latent_diffusion, guidance, cross_attention, rectified_flow, scoreboard)
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
 
