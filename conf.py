@@ -56,7 +56,7 @@ exclude_patterns = ["_static"]
 
 # The API pages, from the docstrings.
 add_module_names = False
-autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {

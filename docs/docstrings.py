@@ -14,6 +14,9 @@ def to_rst(app, what, name, obj, options, lines: list[str]) -> None:
         if apart and line.startswith("    "):
             found += [".. code-block:: text", ""]
         found.append(CODE_OR_MARK.sub(lambda match: match[1] or "\\" + match[2], line))
+    if what in ("attribute", "data", "property"):
+        # Napoleon would take for its type what stands before a colon in the first line, but not at its end.
+        found[:1] = found[0].replace(": ", ":\n", 1).splitlines()
     lines[:] = found
 
 

@@ -1,9 +1,10 @@
 """The page of equations: formulas from the chapters, and their code and proof from `equations.toml`.
 
 Sphinx puts the rows in the place of `MARK` in `equations.md`, and gives each numbered equation of a chapter an
-address, so that the page can lead to it.
+address, so that the page can lead to it. The glossary and the notation share its care for unfinished chapters.
 """
 
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from docutils import nodes
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- the rows of equations.toml -->"
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+LINK = re.compile(r"\[([^\]]+)\]\(notebooks/(\w+)\.ipynb\)")
 NUMBER = re.compile(r"\\tag\{(\d+)\}")
 
 
@@ -29,17 +31,23 @@ def source_of(chapter: str) -> Path:
     return path
 
 
+@functools.cache
+def text_of(chapter: str) -> str:
+    """All that a chapter says between its code."""
+    cells = jupytext.read(source_of(chapter)).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
 def formulas(chapter: str) -> list[tuple[int, str]]:
     """Numbers and formulas of a chapter's numbered equations, in its order."""
-    cells = jupytext.read(source_of(chapter)).cells
-    text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    displayed = [match[1] for match in DISPLAY.finditer(text)]
-    return [(int(found[1]), NUMBER.sub("", each).strip()) for each in displayed if (found := NUMBER.search(each))]
+    displayed = DISPLAY.findall(text_of(chapter))
+    numbered = [(found[1], each) for each in displayed if (found := NUMBER.search(each))]
+    return [(int(number), NUMBER.sub("", each).strip(" \n.,")) for number, each in numbered]
 
 
 def title_of(chapter: str) -> str:
     """Number and name of a chapter, from its first line: "1 · DDPM"."""
-    first = jupytext.read(source_of(chapter)).cells[0].source.splitlines()[0]
+    first = text_of(chapter).partition("\n")[0]
     return f"{int(chapter[:2])} · {first.removeprefix('# ').partition(':')[0]}"
 
 
@@ -64,16 +72,23 @@ def page(chapters_on_site: set[str]) -> str:
     parts = []
     for chapter, of_chapter in rows().items():
         on_site = chapter in chapters_on_site
-        title = title_of(chapter)
-        parts.append(f"## [{title}](notebooks/{chapter}.ipynb)" if on_site else f"## {title}")
+        parts.append(f"## [{title_of(chapter)}](notebooks/{chapter}.ipynb)")
         parts += [entry(chapter, n, formula, of_chapter[n], on_site) for n, formula in formulas(chapter)]
     return "\n\n".join(parts)
 
 
-def insert_rows(app, docname: str, source: list[str]) -> None:
+def without_links_to_the_unfinished(text: str, chapters_on_site: set[str]) -> str:
+    """The same Markdown, in which the name of a chapter that has no page yet is no link."""
+    return LINK.sub(lambda link: link[0] if link[2] in chapters_on_site else link[1], text)
+
+
+def complete(app, docname: str, source: list[str]) -> None:
+    if docname not in ("equations", "glossary", "notation"):
+        return
+    chapters = {name.removeprefix("notebooks/") for name in app.env.found_docs if name.startswith("notebooks/")}
     if docname == "equations":
-        found = {name.removeprefix("notebooks/") for name in app.env.found_docs if name.startswith("notebooks/")}
-        source[0] = source[0].replace(MARK, page(found))
+        source[0] = source[0].replace(MARK, page(chapters))
+    source[0] = without_links_to_the_unfinished(source[0], chapters)
 
 
 def give_addresses(app, document: nodes.document) -> None:
@@ -90,6 +105,7 @@ def give_addresses(app, document: nodes.document) -> None:
 
 
 def setup(app) -> dict:
-    app.connect("source-read", insert_rows)
+    app.add_css_file("reference.css")
+    app.connect("source-read", complete)
     app.connect("doctree-read", give_addresses)
     return {"parallel_read_safe": False}

@@ -1,6 +1,7 @@
 """The appendix of reference keeps up with the book: equations, papers, terms and the description of the library."""
 
 import ast
+import doctest
 import functools
 import importlib
 import re
@@ -9,6 +10,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -46,7 +48,7 @@ def test_the_page_has_the_formula_of_every_equation(chapter):
     for _, formula in found:
         assert formula
         assert "tag" not in formula
-        assert formula.rstrip(".,") in plain
+        assert formula in plain
     shown = register.page({chapter})
     assert all(f"$${formula}$$" in shown.replace("\n  ", "\n") for _, formula in found)
 
@@ -157,8 +159,7 @@ def test_every_reference_of_a_chapter_is_in_the_list(chapter):
 
 @every_chapter
 def test_every_citation_in_a_chapter_is_in_the_list(chapter):
-    cells = register.jupytext.read(register.source_of(chapter)).cells
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown").partition("## References")[0]
+    text = register.text_of(chapter).partition("## References")[0]
     for authors, year, words in CITED.findall(" ".join(text.split())):
         if "&" in authors or "et al." in authors:
             assert len(entries_of(authors, year, words)) == 1, f"docs/references.md: {authors} {year}"
@@ -202,3 +203,63 @@ def test_every_paper_of_the_list_is_cited():
         for found in CITED.findall("\n".join(docstrings(path))):
             cited |= set(entries_of(*found))
     assert set(ENTRIES) == cited
+
+
+# --- Terms ---------------------------------------------------------------------------------------
+
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+TERMS = re.findall(r"^(\S.*)\n((?:  \S.*\n)+)", GLOSSARY.partition("```{glossary}\n")[2], flags=re.MULTILINE)
+CHAPTER_LINK = re.compile(r"\[(\d)\]\(notebooks/(\w+)\.ipynb\)")
+
+
+def test_terms_are_in_order_and_none_is_there_twice():
+    names = [folded(name) for name, _ in TERMS]
+    assert len(names) > 50
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize(("name", "meaning"), TERMS, ids=[name for name, _ in TERMS])
+def test_a_term_is_explained_in_two_lines_and_leads_to_its_chapter(name, meaning):
+    assert meaning.count("\n") <= 2
+    assert all(len(line) <= 120 for line in meaning.splitlines())
+    links = CHAPTER_LINK.findall(meaning)
+    assert links
+    for number, chapter in links:
+        assert chapter in CHAPTERS
+        assert int(number) == int(chapter[:2])
+
+
+# --- The description of the library --------------------------------------------------------------
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_every_page_is_in_the_table_of_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in PAGES}
+    assert {file for file in listed if not file.startswith("notebooks/")} == pages - {"index"}
+
+
+def test_every_module_is_described_once():
+    described = re.findall(r"automodule:: (\S+)", "".join(path.read_text(encoding="utf-8") for path in PAGES))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
+    # The commands describe themselves: `diffusion-book COMMAND --help`.
+    public = {name for name in names if ".cli" not in name and not name.endswith("__main__") and module_text(name)}
+    assert sorted(described) == sorted(public)
+
+
+def module_text(name: str) -> str:
+    return importlib.import_module(name).__doc__ or ""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SOURCES if ">>> " in path.read_text(encoding="utf-8")],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_examples_in_docstrings_run(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    failed, tried = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert tried
+    assert not failed
