@@ -94,7 +94,7 @@ def clamp(x):
 start = pixels.noise(10, seed=3).to(pixels.device)
 rows = {"healthy": walk(pixels.denoiser, start)}
 rows["told the next time"] = walk(pixels.denoiser, start, tell=told_next)
-rows["told an index of 50"] = walk(pixels.denoiser, start, tell=lambda t, s: t / 20)
+rows["told its step's number"] = walk(pixels.denoiser, start, tell=lambda t, s: t / 50)
 rows["clamped state"] = walk(pixels.denoiser, start, after=clamp)
 rows = {name: pixels.to_images(x) for name, x in rows.items()}
 grids.show_rows(rows, "One network, one noise a column")
@@ -259,13 +259,13 @@ print("and it is the library's:", tuple(library.shape))
 # ## Case 1: the wrong index
 #
 # **The picture** is the second and third row at the head of the chapter. In one the network was told the time at which
-# the step *ends*: an index too far by one. In the other the loop counted its own steps, 0 to 49, and handed that
-# count to a network which knows 1,000 of them. Too far by one in the other direction, or by one of a thousand, looks
+# the step *ends*: an index too far by one. In the other the loop counted its own 20 steps, and handed that count to
+# a network which knows 1,000 of them. Too far by one in the other direction, or by one of a thousand, looks
 # quite different:
 
 # %%
 wrong = {"told the next time": told_next}
-wrong |= {"told the last time": lambda t, s: (2 * t - s).clamp(max=1), "1 of 1,000 late": lambda t, s: t - 0.0009}
+wrong |= {"told the last time": lambda t, s: (2 * t - s).clamp(max=1), "1 of 1,000 late": lambda t, s: t - 0.001}
 shown = {"healthy": rows["healthy"]}
 shown |= {name: pixels.to_images(walk(pixels.denoiser, start, tell=tell)) for name, tell in wrong.items()}
 grids.show_rows(shown)
@@ -361,7 +361,9 @@ with torch.no_grad():
 
 # %%
 fat = ldm.to_images(draw("no scale"))
-faint = ldm.to_images((walk(ldm.denoiser, ldm.noise(10, 2).to(ldm.device)) - shift.to(ldm.device)) / scale.to(ldm.device))
+faint = ldm.to_images(
+    (walk(ldm.denoiser, ldm.noise(10, 2).to(ldm.device)) - shift.to(ldm.device)) / scale.to(ldm.device)
+)
 both = {name: losses[name] for name in ("healthy", "no scale")}
 charts.show_case({"healthy": healthy, "scaled in\ndecoding only": fat, "scaled in\ntraining only": faint}, both)
 
@@ -454,15 +456,23 @@ grids.show_rows(clamped)
 # makes it up out of the picture. **The loss** was never involved. **The test:** how much of the state stands at
 # its very largest value? Of a healthy one, a single number does.
 
+
 # %%
 # NBVAL_CHECK_OUTPUT
-for name, after in (("healthy", lambda x: x), ("clamped", clamp)):
+def piled(after):
+    """The share of the state, after one step, that stands at its largest value."""
     seen = []
-    knows = lambda x_t, t: seen.append(x_t) or Prediction(  # noqa: E731
-        torch.zeros_like(x_t), x_t / cosine(t)[1].clamp(min=1e-9)
-    )
+
+    def knows(x_t, t):
+        seen.append(x_t)
+        return Prediction(torch.zeros_like(x_t), x_t / cosine(t)[1])
+
     walk(knows, torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), after=after)
-    print(f"{name}: {(seen[1] == seen[1].max()).double().mean():6.2%} of the state stands at its largest value")
+    return (seen[1] == seen[1].max()).double().mean()
+
+
+for name, after in (("healthy", lambda x: x), ("clamped", clamp)):
+    print(f"{name}: {piled(after):6.2%}")
 
 # %% [markdown]
 # **The fix:** clip $\hat x_0$, compute $\hat\epsilon$ again, leave $x_t$ alone (`denoiser.clipped`). In latents clip nothing.
@@ -488,14 +498,20 @@ charts.show_case(with_last, {"both": losses["healthy"]})
 # pictures, times and noise, beside that of the weights it was taken from.
 
 # %%
-for name, network in (("last weights", last), ("average with warm-up", networks["healthy"]), ("stale", networks["stale"])):
+for name, network in (
+    ("last weights", last),
+    ("average with warm-up", networks["healthy"]),
+    ("stale", networks["stale"]),
+):
     moments = latents.moments[:500].to(ldm.device)
     with torch.no_grad():
         value = usual(network.eval(), moments, None, torch.Generator(ldm.device).manual_seed(0)).mean()
     print(f"{name:>20}: loss {value:.3f}")
 n = torch.arange(1, 20_001, 50)
 warm = torch.minimum(torch.tensor(0.999), (1.0 + torch.arange(20_001)) / (10 + torch.arange(20_001)))
-left = {f"{d} from the start": d**n for d in (0.999, 0.9999)} | {"0.999 with warm-up": warm.log().cumsum(0).exp()[n - 1]}
+left = {f"{d} from the start": d**n for d in (0.999, 0.9999)} | {
+    "0.999 with warm-up": warm.log().cumsum(0).exp()[n - 1]
+}
 plots.plot_curves(n, left, "updates", "share of the first weights", xscale="log", ylim=(-0.02, 1.02))
 
 # %% [markdown]
@@ -676,12 +692,12 @@ print("\nOne of them in full:\n" + clinic.verdict(clinic.examine(wrong_sign, ima
 broken = {
     "walk": lambda denoiser, x: walk(denoiser, x),
     "told the next time": lambda denoiser, x: walk(denoiser, x, tell=told_next),
-    "told an index of 50": lambda denoiser, x: walk(denoiser, x, tell=lambda t, s: t / 20),
+    "told its step's number": lambda denoiser, x: walk(denoiser, x, tell=lambda t, s: t / 50),
     "clamped state": lambda denoiser, x: walk(denoiser, x, after=clamp),
 }
 for name, sampler in broken.items():
     ill = clinic.faults(clinic.examine_sampler(sampler, cosine))
-    print(f"{name:>19} -> {', '.join(each.subject for each in ill) or 'nothing found'}")
+    print(f"{name:>22} -> {', '.join(each.subject for each in ill) or 'nothing found'}")
 print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 
 # %% [markdown]

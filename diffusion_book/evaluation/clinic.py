@@ -28,12 +28,15 @@ from diffusion_book.targets import TARGETS, Prediction, Target, prediction, targ
 
 TIMES = (0.2, 0.4, 0.6, 0.8)  # where a network is questioned
 BETTER = 0.97  # a supposition is believed where the error of x0 falls below this share of that without it
-NEAR, NEARER = 0.45, 0.5  # a first guess is that of other data if it is so near to their mean, and so much nearer
+NEAR, NEARER = 0.6, 0.5  # a first guess is that of other data if it is so near to their mean, and so much nearer
 STALE = 1.05  # loss of the average over that of the last weights, from which the average is stale
 SLACK = 1.25  # further room for the latents' limits: the pictures may be of another hand than the training's
 SIZE = 0.05  # largest relative error of the noise in a sampler's state
 PILED = 0.01  # share of a state's numbers at its very largest value, from which it was clamped
 END = 0.05  # largest distance of a sampler's end from the picture that its denoiser knew
+
+NOTHING = "as it is"
+"""the supposition that nothing is wrong"""
 
 UNSEEN = (
     "a clamped state, a wrong time and a wrong start in the sampler: examine_sampler",
@@ -64,7 +67,7 @@ class Supposition:
 
 
 def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
-    """Name -> supposition; the first, "as it is", is that nothing is wrong."""
+    """Name -> supposition; the first, `NOTHING`, is that nothing is wrong."""
     config = pipe.recipe.diffusion
     own = TARGETS[config.target]
 
@@ -74,11 +77,11 @@ def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
     def without_noise(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output / expand(own(alpha, sigma)[0], output)
 
-    found = {"as it is": Supposition(lambda t: t, read_as(own))}
+    found = {NOTHING: Supposition(lambda t: t, read_as(own))}
     found["flipped sign"] = Supposition(
         lambda t: t,
         read_as(own, -1.0),
-        "with the other sign",
+        "Read with the other sign",
         "The network learned the negative of what the sampler reads: compare the sign in the loss with the sampler's, "
         "and which way time runs in each.",
     )
@@ -87,14 +90,14 @@ def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
             found[f"target {name}"] = Supposition(
                 lambda t: t,
                 read_as(target),
-                f"as '{name}' and not as '{config.target}'",
+                f"Read as '{name}' and not as '{config.target}'",
                 f"Set the target to '{name}', or train with '{config.target}'.",
             )
     if (own(torch.ones(1), torch.ones(1))[0] != 0).all():  # of a target that is noise alone nothing would be left
         found["unrelated noise"] = Supposition(
             lambda t: t,
             without_noise,
-            f"as '{config.target}' without its noise",
+            f"Read as '{config.target}' without its noise",
             "The noise in the target was not the noise that was mixed in: draw it once, and use it in both places.",
         )
     clocks = _shifted_clocks() | _other_clocks(config.timesteps) | _other_schedules(config.schedule)
@@ -102,7 +105,7 @@ def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
         found[f"wrong time, {name}"] = Supposition(
             told,
             read_as(own),
-            f"told another time ({name})",
+            f"Told another time ({name})",
             "The state has another time than the network is told: compare the index into alpha and sigma with the "
             "time that is handed to the network, in the loss and in the sampler.",
         )
@@ -129,11 +132,11 @@ def _other_schedules(own: str) -> dict[str, Callable[[Tensor], Tensor]]:
     clocks = {}
     for name, schedule in SCHEDULES.items():
         if name != own and schedule is not rectified:
-            falling = -log_ratio(schedule, fine)
+            rising = -log_ratio(schedule, fine)
 
-            def told(t: Tensor, falling: Tensor = falling) -> Tensor:
+            def told(t: Tensor, rising: Tensor = rising) -> Tensor:
                 wanted = -log_ratio(SCHEDULES[own], t.cpu())
-                return fine[torch.searchsorted(falling, wanted).clamp(max=len(fine) - 1)].to(t)
+                return fine[torch.searchsorted(rising, wanted).clamp(max=len(fine) - 1)].to(t)
 
             clocks[f"that of the schedule {name}"] = told
     return clocks
@@ -192,7 +195,7 @@ def admit(pipe: Pipeline, images: Tensor, labels: Tensor | None = None, network:
 
 
 def differential(patient: Patient, seed: int = 0) -> dict[str, float]:
-    """How well the network finds x0 under each supposition: the error as a share of that of "as it is".
+    """How well the network finds x0 under each supposition: the error as a share of that of `NOTHING`.
 
     Shares at the single `TIMES` are averaged as logarithms, so that each time counts alike.
     """
@@ -332,20 +335,26 @@ def _world(patient: Patient, images: Tensor) -> list[Finding]:
         text = f"The first guess, from noise alone, lies {least:.2f} from the mean of {known}, and {own:.2f} from ours."
         advice = f"The network was trained on {known}: bring the training data into the form that sampling expects."
         return [Finding(subject, False, text, advice)]
-    text = f"The first guess, from noise alone, lies {own:.2f} from the data's mean, and {least:.2f} from that of {known}."
+    text = (
+        f"The first guess, from noise alone, lies {own:.2f} from the data's mean, and {least:.2f} from that of {known}."
+    )
     return [Finding("training data", True, text)]
 
 
 def _questions(patient: Patient, images: Tensor) -> list[Finding]:
-    shares = differential(patient)
+    asked = suppositions(patient.pipe)
+    shares = {name: share for name, share in differential(patient).items() if name != NOTHING}
     best = min(shares, key=shares.__getitem__)
     if shares[best] >= BETTER:
-        text = f"None of {len(shares) - 1} suppositions explains the output better (the best, {best}, by {1 - min(1.0, shares[best]):.1%})."
+        text = (
+            f"None of {len(shares)} suppositions explains the output: the best, {best}, makes the error of x0 "
+            f"{shares[best]:.2f} times as large (believed below {BETTER:g})."
+        )
         return [Finding("time and target", True, text)]
-    supposed = suppositions(patient.pipe)[best]
-    how = "asked and " if best.startswith("wrong time") else "read "
-    text = f"{how.capitalize()}{supposed.text}, the network errs {shares[best]:.2g} times as much as it does as it is (healthy: above {BETTER:g})."
-    return [Finding(best, False, text, supposed.advice)]
+    text = (
+        f"{asked[best].text}, the network errs {shares[best]:.2g} times as much as it does now (at least {BETTER:g})."
+    )
+    return [Finding(best, False, text, asked[best].advice)]
 
 
 def _learned(patient: Patient, images: Tensor) -> list[Finding]:
