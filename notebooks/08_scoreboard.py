@@ -103,10 +103,10 @@ cards = {name: weights.read_card(name) for name in picked}
 
 
 def minutes_in_all(name):
-    """Training, with that of the models without which it could not have been trained."""
+    """Training, with that of the models without which it could not have been trained, and of drawing couplings."""
     card = weights.read_card(name)
     before = PARENTS.get(name) or ("vae" if "vae_sha256" in card else None)
-    return card["minutes"] + (minutes_in_all(before) if before else 0)
+    return card["minutes"] + card.get("coupling_minutes", 0) + (minutes_in_all(before) if before else 0)
 
 
 def parameters_in_all(pipe):
@@ -702,16 +702,38 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #
 # ## Exercises
 #
-# **1. Infinitely many samples.** To first order the bias of cFID is a constant over $N$ (Chong & Forsyth 2020).
-# Estimate from the floors at 500, 2,000 and 10,000 where it would end up. Why is it not exactly 0?
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. Infinitely many samples.** To first order the bias of cFID is a constant over $N$ (Chong & Forsyth 2020). Lay the
+# best straight line through figures of several sizes, and say where it ends. Estimate from the floors at 500, 2,000 and
+# 10,000 where the floor would end up. Why is it not exactly 0?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def without_bias(sizes, values):
+    """Sizes N and the figures of as many samples, (K,) each, float64 -> the figure at N = infinity, a number."""
+    ...  # your code here
+
+
+check(without_bias)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
+# def without_bias(sizes, values):
+#     design = torch.stack([torch.ones_like(sizes), 1 / sizes], dim=1)  # values = limit + slope / N
+#     return torch.linalg.lstsq(design, values[:, None]).solution[0, 0]
+# ```
+#
+# For the floors:
+#
+# ```python
 # sizes = torch.tensor([500.0, 2_000.0, 10_000.0], dtype=torch.float64)
-# values = torch.tensor([floor(int(size)) for size in sizes], dtype=torch.float64)
-# design = torch.stack([torch.ones_like(sizes), 1 / sizes], dim=1)
-# print(torch.linalg.lstsq(design, values[:, None]).solution)  # the limit, and the slope
+# print(without_bias(sizes, torch.tensor([floor(int(size)) for size in sizes], dtype=torch.float64)))
 # ```
 #
 # What remains is the bias of the other side, for the test set is finite too, and a real difference: the two sets were
@@ -746,26 +768,80 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #
 # </details>
 #
-# **3. How much copying goes unnoticed?** Mix samples of a model with copies of training pictures, in growing shares.
-# From which share on does the median distance of section 8 notice? The count? And cFID?
-#
+# **3. How much copying goes unnoticed?** Write the count of section 8. Then mix samples of a model with copies of training
+# pictures, in growing shares. From which share on does the median distance of section 8 notice? The count? And cFID?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def share_nearer(samples, train, test):
+    """Features, (N, D) each -> the share of samples that lie nearer to a training picture than to any test picture."""
+    ...  # your code here
+
+
+check(share_nearer)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def share_nearer(samples, train, test):
+#     to_train, to_test = (torch.cdist(samples, members).min(dim=1).values for members in (train, test))
+#     return (to_train < to_test).double().mean()
+# ```
+#
+# With copies mixed in:
 #
 # ```python
 # name = min(picked, key=lambda name: quality(picked[name]))
 # for share in (0.0, 0.05, 0.1, 0.25, 0.5):
 #     copies = int(share * len(points[name]))
 #     mixed = torch.cat([reference["train"][:copies], points[name][copies:]])
-#     distance = nearest(mixed, reference["train"])[0]
-#     to_test = nearest(mixed, reference["test"])[0]
-#     print(
-#         f"{share:.0%} copies: median {distance.median():.2f}, count {(distance < to_test).double().mean():.0%}, "
-#         f"nearer than 0.05 {(distance < 0.05).double().mean():.0%}"
-#     )
+#     distance, count = nearest(mixed, reference["train"])[0], share_nearer(mixed, reference["train"], reference["test"])
+#     near = (distance < 0.05).double().mean()
+#     print(f"{share:.0%} copies: median {distance.median():.2f}, count {count:.0%}, nearer than 0.05 {near:.0%}")
 # ```
 #
 # The median reacts late, and the count rises by a seventh of the share. The share of distances near 0 says it at once:
 # to catch a thief, look at the tail, not at the middle. cFID cannot object at all. A copy is a real digit.
+#
+# </details>
+#
+# **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is left of
+# (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in what goes
+# together?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def frechet_of_spreads(a, b):
+    """Features (N, D) and (M, D) without correlations -> d^2 of equation (1), a number."""
+    ...  # your code here
+
+
+check(frechet_of_spreads)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Each diagonal entry of the trace is $\sigma_a^2 + \sigma_b^2 - 2 \sigma_a \sigma_b = (\sigma_a - \sigma_b)^2$.
+#
+# ```python
+# def frechet_of_spreads(a, b):
+#     return ((a.mean(0) - b.mean(0)) ** 2 + (a.std(0) - b.std(0)) ** 2).sum()
+# ```
+#
+# On real features it leaves the correlations out:
+#
+# ```python
+# for size in (2_000, 10_000):
+#     some = real_subset(size), reference["test"]
+#     print(f"{frechet_of_spreads(*some):.3f} of {frechet_distance(*some):.3f}")
+# ```
+#
+# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations, each of
+# them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no digit does.
+# (1) notices that; this does not.
 #
 # </details>
 #
