@@ -664,8 +664,8 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
 # **1. Away from something.** Text-to-image systems have a *negative prompt*: an unwanted text in the place of the null
-# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$ draw
-# in (3), asked for a three? Try it on the toy first, then with digits.
+# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$
+# draw in (3), asked for a three? Try it on the toy first, then with digits.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -740,8 +740,8 @@ check(of_both)
 #
 # </details>
 #
-# **3. Hidden labels.** Write (7)'s $\tilde c$. `chance` holds a number from $[0, 1)$ for each label. Then train in section 9
-# with `unconditional_probability=0`. What becomes of $w = 0$, and of $w = 3$?
+# **3. Hidden labels.** Write (7)'s $\tilde c$. `chance` holds a number from $[0, 1)$ for each label. Then train in
+# section 9 with `unconditional_probability=0`. What becomes of $w = 0$, and of $w = 3$?
 
 
 # %%

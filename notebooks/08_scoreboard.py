@@ -768,8 +768,9 @@ check(without_bias)
 #
 # </details>
 #
-# **3. How much copying goes unnoticed?** Write the count of section 8. Then mix samples of a model with copies of training
-# pictures, in growing shares. From which share on does the median distance of section 8 notice? The count? And cFID?
+# **3. How much copying goes unnoticed?** Write the count of section 8. Then mix samples of a model with copies of
+# training pictures, in growing shares. From which share on does the median distance of section 8 notice? The count? And
+# cFID?
 
 
 # %%
@@ -797,7 +798,8 @@ check(share_nearer)
 # for share in (0.0, 0.05, 0.1, 0.25, 0.5):
 #     copies = int(share * len(points[name]))
 #     mixed = torch.cat([reference["train"][:copies], points[name][copies:]])
-#     distance, count = nearest(mixed, reference["train"])[0], share_nearer(mixed, reference["train"], reference["test"])
+#     distance = nearest(mixed, reference["train"])[0]
+#     count = share_nearer(mixed, reference["train"], reference["test"])
 #     near = (distance < 0.05).double().mean()
 #     print(f"{share:.0%} copies: median {distance.median():.2f}, count {count:.0%}, nearer than 0.05 {near:.0%}")
 # ```
@@ -807,9 +809,9 @@ check(share_nearer)
 #
 # </details>
 #
-# **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is left of
-# (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in what goes
-# together?
+# **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is
+# left of (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in
+# what goes together?
 
 
 # %%
@@ -839,9 +841,9 @@ check(frechet_of_spreads)
 #     print(f"{frechet_of_spreads(*some):.3f} of {frechet_distance(*some):.3f}")
 # ```
 #
-# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations, each of
-# them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no digit does.
-# (1) notices that; this does not.
+# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations,
+# each of them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no
+# digit does. (1) notices that; this does not.
 #
 # </details>
 #
