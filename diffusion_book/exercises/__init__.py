@@ -1,7 +1,10 @@
 """Exercises that answer back.
 
 >>> from diffusion_book.exercises import check
->>> check(noisy)  # a function that you wrote
+>>> def noisy(x0, eps, k, beta):
+...     alpha_bar = (1 - beta).cumprod(0)[k].reshape(-1, 1, 1, 1)
+...     return alpha_bar * x0 + (1 - alpha_bar).sqrt() * eps
+>>> check(noisy)
 Not yet: the square root of alpha-bar is missing. alpha-bar is the picture's share of the variance.
 """
 
