@@ -102,7 +102,7 @@ lab: $(READY) ## open the chapters in JupyterLab (PORT=8888)
 	  $$(if [ "$$(id -u)" = 0 ]; then echo --allow-root --no-browser; fi)
 
 .PHONY: pictures
-pictures: $(READY) ## draw the README's picture and the logo again from the shipped weights
+pictures: $(READY) ## draw the README's picture, the logo and the social card again from the shipped weights
 	@$(BIN)/python docs/pictures.py
 
 .PHONY: constraints

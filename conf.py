@@ -3,18 +3,20 @@
 The pages load nothing from outside, so that they can be read from a folder with no network.
 """
 
+import os
 import sys
-from importlib.metadata import files
 from pathlib import Path
 
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the library, and the extensions that lie beside the pages
 
+from pages import MATHJAX_PARTS  # noqa: E402  (it lies in docs/)
+
 project = "The Diffusion Book"
 author = "The Diffusion Book authors"
 copyright = f"2026, {author}"
 
-extensions = ["myst_nb", "sphinx_external_toc"]
+extensions = ["myst_nb", "sphinx_external_toc", "pages"]
 extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "docstrings", "register"]
 external_toc_path = str(ROOT / "_toc.yml")
 external_toc_exclude_missing = True
@@ -27,22 +29,24 @@ nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist", "html_image"]
 myst_heading_anchors = 3
 
-# The equations: MathJax as one file, taken from the installed package into _static. Its SVG output
-# needs no fonts, which some browsers refuse to load for a page that is opened from a folder.
-mathjax = next(file for file in files("sphinx-mathjax-offline") if file.name == "tex-svg-full.js")
-mathjax_path = mathjax.name
+# The equations: MathJax's SVG output, for it needs no fonts, which some browsers refuse to load for a page that is
+# opened from a folder. docs/pages.py copies the files.
+mathjax_path = "mathjax/startup.js"
 mathjax3_config = {
-    "options": {"enableMenu": False},  # the menu would fetch further files
-    "svg": {"fontCache": "local"},
+    "loader": {"load": MATHJAX_PARTS},
+    "svg": {"fontCache": "local", "displayAlign": "left", "displayIndent": "1em"},
 }
 
 html_theme = "sphinx_book_theme"
 html_title = project
 html_logo = "docs/_static/logo.svg"
 html_favicon = "docs/_static/logo.svg"
-html_static_path = ["docs/_static", str(mathjax.locate())]
+html_static_path = ["docs/_static"]
 html_css_files = ["book.css"]
 html_show_sphinx = False
+html_use_index = False  # it would be empty
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
+html_baseurl = os.environ.get("BOOK_URL", "")  # where the site will stand, if anywhere: make site BOOK_URL=https://...
 html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,

@@ -1,9 +1,10 @@
-"""Draw the README's pictures and the logo from the shipped weights: `make pictures`."""
+"""Draw the README's pictures, the logo and the social card from the shipped weights: `make pictures`."""
 
 from pathlib import Path
 
 import torch
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 
 import diffusion_book
 from diffusion_book.evaluation.features import logits
@@ -15,6 +16,7 @@ ROWS, COLUMNS, ZOOM = 6, 20, 3  # of the picture: digits down and across, screen
 NOISY, STEPS = 13, 50  # the last columns are finished; steps of the sampler
 LOGO_DIGIT = 3
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of guidance, a row each
+NIGHT, GOLD = "#14304f", "#ffd98a"  # the book's two colours
 
 
 def banner(states: list[torch.Tensor]) -> Image.Image:
@@ -46,7 +48,7 @@ def logo(pictures: torch.Tensor, schedule) -> str:
     )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" role="img" aria-label="A digit made of dots">'
-        f'<rect width="16" height="16" rx="3" fill="#14304f"/><g fill="#ffd98a">{dots}</g></svg>\n'
+        f'<rect width="16" height="16" rx="3" fill="{NIGHT}"/><g fill="{GOLD}">{dots}</g></svg>\n'
     )
 
 
@@ -64,12 +66,33 @@ def guidance(pipe: diffusion_book.Pipeline) -> Image.Image:
     return image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
 
 
+def social(digits: Image.Image) -> Image.Image:
+    """The card that other sites show of a link to the book: its name above the digits, 1200 x 630."""
+    card = Image.new("RGB", (1200, 630), NIGHT)
+    digits = digits.resize((1200, 1200 * digits.height // digits.width), Image.Resampling.NEAREST)
+    card.paste(digits, (0, card.height - digits.height))
+    draw = ImageDraw.Draw(card)
+    title, line = (ImageFont.truetype(findfont("DejaVu Sans"), size) for size in (84, 36))
+    draw.text((60, 125), "The Diffusion Book", GOLD, title, anchor="lm")
+    draw.text((62, 205), "Diffusion models built on handwritten digits", "white", line, anchor="lm")
+    return card
+
+
 if __name__ == "__main__":
     pipe = diffusion_book.load("ddpm", device="cpu", precision="fp32")
     states = [pipe.to_images(state.x) for state in pipe.states(range(ROWS * COLUMNS), steps=STEPS)]
-    banner(states).save(HERE / "samples.png", optimize=True)
+    digits = banner(states)
+    digits.save(HERE / "samples.png", optimize=True)
+    social(digits).save(HERE / "_static" / "social.png", optimize=True)
     (HERE / "_static" / "logo.svg").write_text(logo(states[-1], pipe.schedule), encoding="utf-8")
     save_animation(forming(states), HERE / "forming.webp", milliseconds=80)
     classes = diffusion_book.load("ldm-concat", device="cpu", precision="fp32")
     guidance(classes).save(HERE / "guidance.png", optimize=True)
-    print("docs/samples.png", "docs/forming.webp", "docs/guidance.png", "docs/_static/logo.svg", sep="\n")
+    print(
+        "docs/samples.png",
+        "docs/_static/social.png",
+        "docs/forming.webp",
+        "docs/guidance.png",
+        "docs/_static/logo.svg",
+        sep="\n",
+    )

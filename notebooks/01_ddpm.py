@@ -723,9 +723,9 @@ check(noisy)
 #
 # </details>
 #
-# **2. One step back, clipped.** Section 9 wrote the step with $\hat\epsilon$. Write it with $\hat x_0$, by (3), and clip
-# what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$, and run the toy with 1,000 steps
-# and with 20 (their betas are `schedules.betas(cosine, 20)`). What changes, and why only with few steps?
+# **2. One step back, clipped.** Section 9 wrote the step with $\hat\epsilon$. Write it with $\hat x_0$, by (3), and
+# clip what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$, and run the toy with 1,000
+# steps and with 20 (their betas are `schedules.betas(cosine, 20)`). What changes, and why only with few steps?
 
 
 # %%

@@ -813,9 +813,9 @@ check(heun_walk)
 #
 # </details>
 #
-# **3. The dial, and beyond it.** Write the step (4) with the $\sigma_\eta$ of (5). Equation (3) allows $\sigma_\eta$ up to
-# $\sigma_s$, which is beyond $\eta = 1$. What does a walk with $\sigma_\eta = \sigma_s$ do? Try it on the toy with 10,
-# 100 and 1,000 steps.
+# **3. The dial, and beyond it.** Write the step (4) with the $\sigma_\eta$ of (5). Equation (3) allows $\sigma_\eta$ up
+# to $\sigma_s$, which is beyond $\eta = 1$. What does a walk with $\sigma_\eta = \sigma_s$ do? Try it on the toy with
+# 10, 100 and 1,000 steps.
 
 
 # %%
@@ -838,16 +838,16 @@ check(dial_step)
 #     return alpha_s * x0 + (sigma_s**2 - fresh**2).sqrt() * eps + fresh * z
 # ```
 #
-# With $\sigma_\eta = \sigma_s$ all noise is replaced: $x_s = \alpha_s \hat x_0 + \sigma_s z$. The state keeps nothing of
-# $x_t$ but the guess $\hat x_0$. The marginals of (3) would be right if $\hat x_0$ were the true $x_0$; but it is an
+# With $\sigma_\eta = \sigma_s$ all noise is replaced: $x_s = \alpha_s \hat x_0 + \sigma_s z$. The state keeps nothing
+# of $x_t$ but the guess $\hat x_0$. The marginals of (3) would be right if $\hat x_0$ were the true $x_0$; but it is an
 # average, so every step loses some of the variance. With 10, 100 and 1,000 steps the heaps have a spread near 0.07
 # instead of 0.1, and the upper one gets 76, 77 and 78 points in 100 instead of 70. More steps do not mend it. With
 # $\eta \le 1$ the share of fresh noise goes to zero with the length of the step, and the error goes with it.
 #
 # </details>
 #
-# **4. Which times?** Write the grid of section 5: for $S$ steps the times from 1 down to 0, on the thousandths that were
-# trained, as even as those allow. Then build a grid of 10 steps whose times lie closer together where the paths of
+# **4. Which times?** Write the grid of section 5: for $S$ steps the times from 1 down to 0, on the thousandths that
+# were trained, as even as those allow. Then build a grid of 10 steps whose times lie closer together where the paths of
 # section 6 bend, and compare the error of the end points with the even grid's.
 
 

@@ -704,8 +704,9 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
-# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does each of these codes hold of its picture? And how many the shipped
-# code, by section 9? Compare with a PNG of the same picture, and explain the difference.
+# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does a code hold of its picture, if the encoder gives this
+# posterior? And how many the shipped one, by section 9? Compare with a PNG of the same picture, and explain the
+# difference.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -728,10 +729,10 @@ check(bits)
 #     return nats.sum(dim=(1, 2, 3)) / math.log(2)
 # ```
 #
-# A PNG of a 28 x 28 digit takes some two thousand bits, and gives every grey level back. The VAE is off by ten levels on
-# average (half the root of the squared error, times 255), and knows what digits look like before it has seen the code;
-# PNG knows nothing. (The divergence is the cost of the code under the prior $\mathcal N(0,1)$. Under a better prior the
-# same code is cheaper, which is another way to state the plan of section 15.)
+# A PNG of a 28 x 28 digit takes some two thousand bits, and gives every grey level back. The VAE is off by ten levels
+# on average (half the root of the squared error, times 255), and knows what digits look like before it has seen the
+# code; PNG knows nothing. (The divergence is the cost of the code under the prior $\mathcal N(0,1)$. Under a better
+# prior the same code is cheaper, which is another way to state the plan of section 15.)
 #
 # </details>
 #
@@ -785,9 +786,9 @@ check(best_square)
 #
 # </details>
 #
-# **4. The whole loss.** Write (7) for one draw, from what the encoder gives to one number a picture. `check` looks at the
-# gradients too. Somebody writes `.kl().mean() / 32` instead, and keeps $\lambda = 10^{-3}$. Which row of section 12 do
-# they get, about?
+# **4. The whole loss.** Write (7) for one draw, from what the encoder gives to one number a picture. `check` looks at
+# the gradients too. Somebody writes `.kl().mean() / 32` instead, and keeps $\lambda = 10^{-3}$. Which row of section 12
+# do they get, about?
 
 
 # %%

@@ -680,8 +680,8 @@ for row in sorted(card["metrics"], key=lambda row: -row["steps"]):
 #
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
-# **1. Mend the scale with the schedule.** Latents are stuck at $s = 0.1$. By (4) a schedule can put it right, so that its
-# SNR for these latents is the cosine's for unit ones. Write it for any $s$, with $\alpha^2 + \sigma^2 = 1$.
+# **1. Mend the scale with the schedule.** Latents are stuck at $s = 0.1$. By (4) a schedule can put it right, so that
+# its SNR for these latents is the cosine's for unit ones. Write it for any $s$, with $\alpha^2 + \sigma^2 = 1$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -721,9 +721,9 @@ check(for_small)
 #     display(grids.show_rows({f"{n} steps": model.sample(8, steps=n, seed=2) for n in (5, 2, 1)}))
 # ```
 #
-# At $t = 1$ both denoisers say $\mathbb E[\text{data}]$. In pixels that is the mean of all pictures. In latents it is the mean
-# of all latents, and the decoder, which can only paint strokes, makes one clear figure of it: a picture
-# of the average is not the average of pictures. It is the first guess in each strip of section 10.
+# At $t = 1$ both denoisers say $\mathbb E[\text{data}]$. In pixels that is the mean of all pictures. In latents it is
+# the mean of all latents, and the decoder, which can only paint strokes, makes one clear figure of it: a picture of the
+# average is not the average of pictures. It is the first guess in each strip of section 10.
 #
 # </details>
 #
@@ -754,8 +754,8 @@ check(same_cost)
 #
 # </details>
 #
-# **4. Only the means.** How large are latents that are drawn by (2)? And how large are the means alone? Train in section
-# 8 on latents without the draw: set the log-variances to -30. Is there a difference? When would there be?
+# **4. Only the means.** How large are latents that are drawn by (2)? And how large are the means alone? Train in
+# section 8 on latents without the draw: set the log-variances to -30. Is there a difference? When would there be?
 
 
 # %%

@@ -630,8 +630,7 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 # For these measures each digit was asked for as often as it stands in MNIST (`evaluation.measures.natural_labels`).
 # That is part of the data, and a model with classes leaves it to whoever asks. Take as many *real* pictures of
 # each digit, 10,000 in all, and their cFID is 0.18, twice the floor: one would measure shares and not handwriting.
-# With 2,000 samples the ratio can fall a little below 1. That is no miracle. The floor's real pictures were chosen at
-# random, and chance favours some digits; our shares are exact.
+# Exact shares also spare a model the luck of the draw. So the floor here is that of real digits in exact shares as well.
 #
 # And look between 1 and 1.5, which the dial of section 11 skipped. At $w = 1.2$ nearly all that was drawn wrong is put
 # right, little variety is lost, and cFID stays about where it was. A little guidance pays, even here.
@@ -664,8 +663,8 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
 # **1. Away from something.** Text-to-image systems have a *negative prompt*: an unwanted text in the place of the null
-# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$ draw
-# in (3), asked for a three? Try it on the toy first, then with digits.
+# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$
+# draw in (3), asked for a three? Try it on the toy first, then with digits.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -740,8 +739,8 @@ check(of_both)
 #
 # </details>
 #
-# **3. Hidden labels.** Write (7)'s $\tilde c$. `chance` holds a number from $[0, 1)$ for each label. Then train in section 9
-# with `unconditional_probability=0`. What becomes of $w = 0$, and of $w = 3$?
+# **3. Hidden labels.** Write (7)'s $\tilde c$. `chance` holds a number from $[0, 1)$ for each label. Then train in
+# section 9 with `unconditional_probability=0`. What becomes of $w = 0$, and of $w = 3$?
 
 
 # %%

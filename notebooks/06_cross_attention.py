@@ -764,9 +764,9 @@ check(in_two_places)
 #
 # </details>
 #
-# **4. Cheaper when it is done.** The tokens do not change during sampling, so neither do $C\,W_K$ and $C\,W_V$. How many
-# FLOPs do these two products take in one layer, for one picture? (A FLOP is one addition or one multiplication. Leave
-# out the biases.) How much of the arithmetic of a call could be kept from the first step?
+# **4. Cheaper when it is done.** The tokens do not change during sampling, so neither do $C\,W_K$ and $C\,W_V$. How
+# many FLOPs do these two products take in one layer, for one picture? (A FLOP is one addition or one multiplication.
+# Leave out the biases.) How much of the arithmetic of a call could be kept from the first step?
 
 
 # %%

@@ -761,8 +761,8 @@ for row in sorted(card["metrics"], key=lambda row: (row["sampler"], -row["steps"
 #
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
-# **1. A sign.** Write a step of Euler from $t$ to $s$, for a model that gives $\hat x_0$. Then walk the shipped flow with the
-# wrong sign, $x_s = x_t - (s - t)\,u$, for ten steps. What comes out, and why is there no error message?
+# **1. A sign.** Write a step of Euler from $t$ to $s$, for a model that gives $\hat x_0$. Then walk the shipped flow
+# with the wrong sign, $x_s = x_t - (s - t)\,u$, for ten steps. What comes out, and why is there no error message?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -850,8 +850,8 @@ check(on_the_cosine)
 # </details>
 #
 # **3. A step that remembers.** Extend the last two velocities in a straight line to the middle of the step: with even
-# steps $x_s = x_t + (s - t) \big( \tfrac32 u_t - \tfrac12 u_{\text{before}} \big)$ (Adams and Bashforth). The first step
-# is Euler's. What is its order on the two heaps of section 7, and what does it cost?
+# steps $x_s = x_t + (s - t) \big( \tfrac32 u_t - \tfrac12 u_{\text{before}} \big)$ (Adams and Bashforth). The first
+# step is Euler's. What is its order on the two heaps of section 7, and what does it cost?
 
 
 # %%

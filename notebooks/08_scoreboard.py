@@ -186,7 +186,7 @@ print(f"the same heaps: KID {kernel_distance(some, others):.2f}, precision {prec
 # %% [markdown]
 # Both heaps were real, and yet cFID is not 0, nor are the shares 1. So no number is printed alone: beside it belongs
 # what real pictures would have got in its place. For cFID that is the *floor*, the distance of as many training
-# pictures from the test set, and $R = \text{cFID} / \text{floor}$.
+# pictures from the test set, averaged over ten draws of them, and $R = \text{cFID} / \text{floor}$.
 #
 # For models with classes there is a fourth measure, the simplest: a second classifier, of another build, says how often
 # it sees the digit that was asked for.
@@ -266,8 +266,8 @@ plots.plot_curves(sizes, means, "samples", "cFID of real digits", xscale="log", 
 # The number behind +- is the standard deviation from handful to handful. *As many of each* is a burden once samples
 # are many: MNIST has more ones than fives, so the shares are wrong, and even real digits end well above their floor.
 # *The data's shares* are a present as long as samples are few, since less is left to chance. Models with classes are
-# therefore measured with the data's shares, and the present has to be kept in mind: with 2,000 samples such a model
-# can land below the floor, which real digits in exact shares would do too.
+# therefore measured with the data's shares, and beside a floor of their own: that of real digits in exact shares too.
+# Their $R$ is fair. Their cFID itself is not to be set beside that of a model without classes.
 #
 # **All of them, by guidance.** Chapter 5 turned a dial from 0 to 10. Here the whole sweep is under every measure.
 
@@ -385,9 +385,9 @@ print(f"of as many real digits, {way_of(quick)}: {found[way_of(quick), 500].std(
 # better one, of a model that is perfect. The scatter of digits as they come is no small matter, and few papers print
 # theirs. Two things follow.
 #
-# *The floor itself is one draw.* The floor of 2,000 stands on one fixed handful of digits as they come. Had another
-# been taken, every $R$ on the board would be different, all by the same factor. So compare the $R$ of two models, and
-# do not read its decimals as a distance from perfection.
+# *The floor itself is an estimate.* It is the mean of ten handfuls, and known about three times better than a single
+# one. Had others been taken, every $R$ on the board would be a little different, all by the same factor. So compare the
+# $R$ of two models, and do not read its decimals as a distance from perfection.
 #
 # *Neighbours may be ties.* Grant every model the scatter of real digits that are chosen as its own are, and let two
 # figures count as different if they are two standard deviations of their difference apart:
@@ -602,7 +602,7 @@ print(f"reconstructions: cFID {lost['cfid']:.3f}, precision {lost['precision']:.
 # %%
 for small in twice:
     name, row = small.model, of_more(small, 10_000)
-    above = quality(row) - lost["floor"]
+    above = quality(row) - row.measures["floor"]
     decoder = f", {(lost['cfid'] - lost['floor']) / above:.0%} of it by the decoder" if pipes[name].autoencoder else ""
     print(f"{name:>24}: cFID {quality(row):.3f}, {above:.3f} above real digits{decoder}")
 
@@ -768,8 +768,9 @@ check(without_bias)
 #
 # </details>
 #
-# **3. How much copying goes unnoticed?** Write the count of section 8. Then mix samples of a model with copies of training
-# pictures, in growing shares. From which share on does the median distance of section 8 notice? The count? And cFID?
+# **3. How much copying goes unnoticed?** Write the count of section 8. Then mix samples of a model with copies of
+# training pictures, in growing shares. From which share on does the median distance of section 8 notice? The count? And
+# cFID?
 
 
 # %%
@@ -797,7 +798,8 @@ check(share_nearer)
 # for share in (0.0, 0.05, 0.1, 0.25, 0.5):
 #     copies = int(share * len(points[name]))
 #     mixed = torch.cat([reference["train"][:copies], points[name][copies:]])
-#     distance, count = nearest(mixed, reference["train"])[0], share_nearer(mixed, reference["train"], reference["test"])
+#     distance = nearest(mixed, reference["train"])[0]
+#     count = share_nearer(mixed, reference["train"], reference["test"])
 #     near = (distance < 0.05).double().mean()
 #     print(f"{share:.0%} copies: median {distance.median():.2f}, count {count:.0%}, nearer than 0.05 {near:.0%}")
 # ```
@@ -807,9 +809,9 @@ check(share_nearer)
 #
 # </details>
 #
-# **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is left of
-# (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in what goes
-# together?
+# **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is
+# left of (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in
+# what goes together?
 
 
 # %%
@@ -839,9 +841,9 @@ check(frechet_of_spreads)
 #     print(f"{frechet_of_spreads(*some):.3f} of {frechet_distance(*some):.3f}")
 # ```
 #
-# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations, each of
-# them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no digit does.
-# (1) notices that; this does not.
+# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations,
+# each of them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no
+# digit does. (1) notices that; this does not.
 #
 # </details>
 #

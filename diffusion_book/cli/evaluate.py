@@ -87,13 +87,6 @@ class EvaluateClasses(Evaluate):
 class EvaluateFlow(Evaluate):
     """Options of `evaluate` for a rectified flow."""
 
-    setting: Setting = field(default_factory=lambda: Setting("euler", 20))
-
-
-@dataclass(frozen=True)
-class EvaluateReflow(Evaluate):
-    """Options of `evaluate` for a flow that was straightened."""
-
     setting: Setting = field(default_factory=lambda: Setting("euler", 10))
 
 
@@ -108,7 +101,7 @@ class EvaluateOneStep(Evaluate):
 class EvaluateClassFlow(Evaluate):
     """Options of `evaluate` for a rectified flow with classes."""
 
-    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 20))
+    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 10))
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ MODELS = {
     "ldm-concat": EvaluateClasses,
     "ldm-cross-attention": EvaluateClasses,
     "rf": EvaluateFlow,
-    "rf-reflow": EvaluateReflow,
+    "rf-reflow": EvaluateFlow,
     "rf-one-step": EvaluateOneStep,
     "latent-rf": EvaluateFlow,
     "latent-rf-class": EvaluateClassFlow,

@@ -60,12 +60,12 @@ CLASSES = (
 FLOW = (
     *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20, 50, 100)),
     *(Setting(sampler, steps, num_samples=2000) for sampler in ("midpoint", "heun", "dpm++") for steps in (5, 10)),
-    Setting("euler", 20, num_samples=10_000),
+    Setting("euler", 10, num_samples=10_000),
 )
 CLASS_FLOW = (
-    *(ClassSetting("euler", 50, num_samples=2000, guidance_scale=scale) for scale in (0.0, 1.0, 1.5, 3.0)),
-    *(ClassSetting("euler", steps, num_samples=2000, guidance_scale=1.0) for steps in (1, 2, 5, 10, 20, 100)),
-    ClassSetting("euler", 20, num_samples=10_000, guidance_scale=1.0),
+    *(ClassSetting("euler", 10, num_samples=2000, guidance_scale=scale) for scale in (0.0, 1.0, 1.5, 3.0)),
+    *(ClassSetting("euler", steps, num_samples=2000, guidance_scale=1.0) for steps in (1, 2, 5, 20, 50)),
+    ClassSetting("euler", 10, num_samples=10_000, guidance_scale=1.0),
 )
 REFLOW = (
     *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20)),

@@ -1,4 +1,4 @@
-"""What an exercise is, and how an answer is judged: by what it gives, beside what the right one and typical mistakes give."""
+"""What an exercise is, and how an answer is judged: beside the right one and those that the usual mistakes give."""
 
 from __future__ import annotations
 

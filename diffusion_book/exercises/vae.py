@@ -15,7 +15,7 @@ LN_2 = math.log(2)  # nats in a bit
 
 
 def bits(mean, log_variance):
-    """Divergence of each picture's posterior from the prior, in bits: (B,). Source: Kingma & Welling 2013, appendix B."""
+    """Divergence of each posterior from the prior, in bits: (B,). Source: Kingma & Welling 2013, appendix B."""
     return DiagonalGaussian(mean, log_variance).kl() / LN_2
 
 

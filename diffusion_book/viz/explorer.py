@@ -59,11 +59,11 @@ style="margin:0;max-width:{width}px;color:inherit">
 max-width:none;height:auto;margin:0;image-rendering:pixelated">
 </div>
 <div style="display:flex;flex-wrap:wrap;gap:0.4em 1.2em;align-items:center;margin-top:0.4em">
-<label>digit <select autocomplete="off" style="font:inherit">{options}</select></label>
+<label>digit <select autocomplete="off" aria-label="digit" style="font:inherit">{options}</select></label>
 <label style="display:flex;gap:0.8em;align-items:center;flex:1;min-width:min(18em,100%)">
 <span>guidance scale</span>
 <input type="range" min="0" max="{strongest}" step="{apart}" value="{start}" autocomplete="off" \
-style="flex:1;min-width:0;height:2em">
+aria-label="guidance scale" style="flex:1;min-width:0;height:2em">
 <output style="min-width:4ch;text-align:right;font-variant-numeric:tabular-nums">{start}</output>
 </label>
 </div>

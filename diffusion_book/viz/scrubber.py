@@ -33,8 +33,8 @@ max-width:none;height:auto;margin:0;image-rendering:pixelated">
 </div>
 <label style="display:flex;gap:0.8em;align-items:center;margin-top:0.4em">
 <span>{label}</span>
-<input type="range" min="0" max="{last}" value="{start}" autocomplete="off" aria-valuetext="{caption}" \
-style="flex:1;min-width:0;height:2em" oninput="{handler}">
+<input type="range" min="0" max="{last}" value="{start}" autocomplete="off" aria-label="{label}" \
+aria-valuetext="{caption}" style="flex:1;min-width:0;height:2em" oninput="{handler}">
 <output style="min-width:{caption_width}ch;text-align:right;font-variant-numeric:tabular-nums">{caption}</output>
 </label>
 </figure>"""

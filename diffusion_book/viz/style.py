@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
@@ -69,6 +72,27 @@ def use_style() -> None:
     plt.rcParams.update(_STYLE)
 
 
+class DescribedFigure(Figure):
+    """A figure whose text form says what there is to see.
+
+    A notebook keeps it beside the picture, and the site reads it to those who do not see the picture.
+    """
+
+    def __repr__(self) -> str:
+        parts = [self.get_suptitle(), *map(describe, self.axes), *(text.get_text() for text in self.texts)]
+        words = "; ".join(dict.fromkeys(filter(None, parts)))  # panels repeat names: once each
+        words = re.sub(r"\\mathrm|[$\\{}]", "", words)  # mathematics is read out as it is written
+        kind = "Pictures" if any(axes.images for axes in self.axes) else "Chart"
+        return textwrap.shorten(f"{kind}: {words}" if words else kind, 300, placeholder=" ...")
+
+
+def describe(axes) -> str:
+    """The words of a panel: its title, its axes' names, its lines' names, and the names of a table's rows and columns."""
+    lines = axes.get_legend_handles_labels()[1]
+    named = [label.get_text() for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels() if axes.images]
+    return ", ".join(filter(None, [axes.get_title(), axes.get_ylabel(), axes.get_xlabel(), *lines, *named]))
+
+
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:
     """A figure in the book's style and its axes, which pyplot does not show by itself.
 
@@ -81,6 +105,6 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
         The figure, and what `plt.subplots` gives: one Axes, or an array of them.
     """
     use_style()
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), FigureClass=DescribedFigure, **options)
     plt.close(figure)  # else a notebook shows it twice: as the cell's value and as an open figure
     return figure, axes

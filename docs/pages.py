@@ -1,0 +1,127 @@
+"""What the site's pages need beyond Sphinx: words for every figure, descriptions, and light scripts.
+
+A Sphinx extension, loaded by conf.py.
+"""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+from html import escape
+from importlib.metadata import files
+from importlib.util import find_spec
+from pathlib import Path
+
+from docutils import nodes
+from PIL import Image
+
+MATHJAX_PARTS = ["core", "input/tex", "output/svg", "a11y/assistive-mml"]
+WIDE = 700  # pixels of a figure, from which on a phone scrolls it: see book.css
+DESCRIPTION = "Diffusion models on handwritten digits: a book to run, and the library behind it."
+
+
+def setup(app):
+    app.connect("doctree-read", describe_figures)
+    app.connect("doctree-read", keep_numbers)
+    app.connect("html-page-context", describe_page)
+    app.connect("build-finished", write_scripts)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def describe_figures(app, doctree: nodes.document) -> None:
+    """Give every picture that a cell shows words for those who do not see it, and its size."""
+    for bundle in doctree.findall(nodes.container):
+        if bundle.get("nb_element") != "mime_bundle":
+            continue
+        plain = next((part.astext() for part in bundle.children if part.get("mime_type") == "text/plain"), "")
+        words = "Figure" if plain.startswith("<") else plain  # the book's own figures describe themselves
+        for image in bundle.findall(nodes.image):
+            image["alt"] = words if ":" in words else f"{words} of the section “{heading_above(bundle)}”"
+            # It is loaded when the reader comes near. With its size known, the page does not jump then.
+            image["loading"] = "lazy"
+            with Image.open(Path(app.srcdir, image["uri"])) as picture:
+                image["width"], image["height"] = map(str, picture.size)
+            if int(image["width"]) > WIDE:
+                image["classes"].append("wide")
+
+
+def heading_above(node: nodes.Node) -> str:
+    """The title of the section that a node stands in."""
+    while not isinstance(node, nodes.section):
+        node = node.parent
+    return node.next_node(nodes.title).astext()
+
+
+def keep_numbers(app, doctree: nodes.document) -> None:
+    """Leave an equation with a number of its own as it is: Sphinx would wrap its lines in `split`, which allows none."""
+    for equation in doctree.findall(nodes.math_block):
+        text = equation.astext()
+        if r"\tag" in text and not equation.get("nowrap"):
+            equation["nowrap"] = True
+            equation.children = [nodes.Text(rf"\[{text}\]")]
+
+
+def describe_page(app, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """What a search engine shows of a page, and what a link to it looks like elsewhere."""
+    if doctree is None:
+        return
+    title, words = doctree.next_node(nodes.title).astext(), next(paragraphs(doctree))
+    if pagename == app.config.root_doc:
+        context["docstitle"], words = "", DESCRIPTION  # the title would be there twice
+    base = app.config.html_baseurl
+    picture = f"{base.rstrip('/')}/_static/social.png" if base else context["pathto"]("_static/social.png", 1)
+    said = {
+        "description": textwrap.shorten(words, 200, placeholder=" ..."),
+        "og:title": title,
+        "og:description": textwrap.shorten(words, 200, placeholder=" ..."),
+        "og:type": "article",
+        "og:site_name": app.config.project,
+        "og:image": picture,
+        "og:image:alt": "Handwritten digits appearing out of noise",
+        "twitter:card": "summary_large_image",
+    }
+    for name, content in said.items():
+        key = "property" if name.startswith("og:") else "name"
+        context["metatags"] += f'<meta {key}="{name}" content="{escape(content)}">\n'
+
+
+def paragraphs(doctree: nodes.document) -> Iterator[str]:
+    """The paragraphs of a page that are neither a picture nor set in italics, as the line on its running time is."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        if not isinstance(paragraph.children[0], nodes.image | nodes.emphasis):
+            yield paragraph.astext()
+
+
+def write_scripts(app, exception: Exception | None) -> None:
+    """Copy the parts of MathJax, and of the theme's 2,000 icons those that the pages show.
+
+    With all that the two bring along, a page would load two megabytes more.
+    """
+    if exception is not None:
+        return
+    static = Path(app.outdir, "_static")
+    for file in files("sphinx-mathjax-offline"):
+        _, _, part = file.as_posix().partition("static/mathjax/")
+        # They bring in further ones by themselves: the font, and extensions for commands that they do not know.
+        further = part.startswith(("output/svg/fonts/", "input/tex/extensions/"))
+        if part.removesuffix(".js") in ["startup", *MATHJAX_PARTS] or further:
+            (static / "mathjax" / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.locate(), static / "mathjax" / part)
+
+    places = [*Path(app.outdir).rglob("*.html"), *static.glob("scripts/*theme.js")]
+    used = set(re.findall(r"\bfa-([a-z0-9-]+)", " ".join(place.read_text(encoding="utf-8") for place in places)))
+    script = Path("theme", "pydata_sphinx_theme", "static", "scripts", "fontawesome.js")
+    whole = Path(find_spec("pydata_sphinx_theme").origin).parent / script
+    (static / "scripts" / script.name).write_text(only_icons(used, whole.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def only_icons(used: set[str], script: str) -> str:
+    """Font Awesome's script with no other icons than these.
+
+    An icon is written as `moon:[512,512,[aliases],"f186","outline"],`.
+    """
+    return re.sub(
+        r'"?([a-z0-9-]+)"?:\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]*",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?',
+        lambda icon: icon[0] if used & {icon[1], *re.findall(r'"([^"]+)"', icon[2])} else "",
+        script,
+    )

@@ -1,0 +1,59 @@
+"""What the tests in a browser share."""
+
+import os
+import shutil
+
+import pytest
+
+# No GPU, nothing in the background, and no network but this machine's own.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+]
+PATIENCE = 180_000  # milliseconds; only a failure, or a very busy machine, takes as long
+
+
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running, which other modules could not live with
+def browser():
+    """A Chromium of the system: $BOOK_BROWSER or one on the path.
+
+    Without one the tests are skipped, or, where $BOOK_NEEDS_BROWSER is set, fail.
+    """
+    names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+    path = os.environ.get("BOOK_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        give_up = pytest.fail if os.environ.get("BOOK_NEEDS_BROWSER") else pytest.skip
+        give_up("no browser: apt-get install chromium, or name the path of one in $BOOK_BROWSER")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function that opens an empty page and records what goes wrong on it; all are closed after the test."""
+    contexts = []
+
+    def open_page(width: int = 1280, height: int = 900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.troubles, page.asked = [], []
+        page.on("pageerror", lambda error: page.troubles.append(f"error: {error}"))
+        page.on("console", lambda said: page.troubles.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("requestfailed", lambda request: page.troubles.append(f"failed: {request.url[:200]}"))
+        page.on("request", lambda request: None if request.url.startswith("data:") else page.asked.append(request.url))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()

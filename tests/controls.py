@@ -1,0 +1,54 @@
+"""Moves the controls of a page as a reader does, and looks whether the picture follows."""
+
+import re
+
+
+def move_slider(slider) -> None:
+    """Move a slider (a Locator of an `input`) by keys and by mouse, and assert that picture and words follow.
+
+    The slider stands in a `figure`, whose first part is the picture.
+    """
+    slider.scroll_into_view_if_needed()
+    named = re.search(r'slider "([^"]+)"', slider.aria_snapshot())
+    assert named, f"a slider without a name: {slider.aria_snapshot()}"
+    figure = slider.locator("xpath=ancestor::figure")
+    picture, words = figure.locator(":scope > div").first, figure.locator("output")
+    low, high, step = (float(slider.get_attribute(name) or "1") for name in ("min", "max", "step"))
+
+    def look() -> tuple[float, str, bytes]:
+        return float(slider.input_value()), words.inner_text(), picture.screenshot()
+
+    first = look()
+    there, back = ("ArrowRight", "ArrowLeft") if first[0] < high else ("ArrowLeft", "ArrowRight")
+    slider.press(there)
+    second = look()
+    assert abs(second[0] - first[0]) == step, "an arrow key moves it by one step"
+    assert second[1] != first[1], "the words follow the keys"
+    assert second[2] != first[2], "the picture follows the keys"
+    slider.press(back)
+    assert look() == first
+
+    box = slider.bounding_box()
+    start = (first[0] - low) / (high - low)
+    aim = 0.9 if start < 0.5 else 0.1
+    mouse, height = slider.page.mouse, box["y"] + box["height"] / 2
+    mouse.move(box["x"] + 8 + start * (box["width"] - 16), height)  # the knob's middle stays within its width
+    mouse.down()
+    mouse.move(box["x"] + aim * box["width"], height, steps=4)
+    mouse.up()
+    dragged = look()
+    assert abs((dragged[0] - low) / (high - low) - aim) < 0.1, "it goes where the mouse drags it"
+    assert dragged[1] not in (first[1], second[1]), "the words follow the mouse"
+    assert dragged[2] not in (first[2], second[2]), "the picture follows the mouse"
+
+
+def choose(list_of_choices) -> None:
+    """Choose in a list (a Locator of a `select`) by mouse and keys, and assert that the picture follows."""
+    assert re.search(r'combobox "[^"]+"', list_of_choices.aria_snapshot()), "a list without a name"
+    picture = list_of_choices.locator("xpath=ancestor::figure").locator(":scope > div").first
+    before = picture.screenshot()
+    list_of_choices.press("End")
+    last = picture.screenshot()
+    assert last != before
+    list_of_choices.select_option(index=0)
+    assert picture.screenshot() == before

@@ -1,0 +1,142 @@
+"""JupyterLab in a browser: `make lab` opens at the start, a chapter runs without an error, its slider samples live."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LIVE = "05_guidance_by_concatenation"  # the chapter with a control that a kernel answers
+TOKEN = "test"
+PATIENCE = 600  # seconds that a chapter may take
+
+CONFIG = {
+    "LabApp": {
+        "expose_app_in_browser": True,
+        "news_url": None,
+        "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    """The address of the server that `make lab` starts, over a copy of the chapters."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "diffusion_book").mkdir()  # the Makefile looks into it; the kernels import the one that is tested
+    (folder / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*"):
+        shutil.copy(path, folder / "notebooks")
+    (folder / "config").mkdir()
+    (folder / "config" / "jupyter_lab_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scratch = {f"JUPYTER_{kind.upper()}_DIR": str(folder / kind) for kind in ("config", "data", "runtime")}
+    scratch |= {f"JUPYTERLAB_{kind.upper()}_DIR": str(folder / kind) for kind in ("workspaces", "settings")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **scratch, "JUPYTER_TOKEN": TOKEN, "BROWSER": "true", "PYTHONPATH": path}
+    command = ["make", "--silent", "-o", f"{sys.prefix}/.ready", "lab", f"VENV={sys.prefix}", f"PORT={port}"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + PATIENCE
+        while not answers(f"{address}/api"):
+            dead = server.poll() is not None or time.monotonic() > until
+            assert not dead, (folder / "log").read_text(encoding="utf-8")
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)  # the server, which stops its kernels
+        server.wait(PATIENCE)
+
+
+def answers(address: str) -> bool:
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def page(lab, open_page):
+    """JupyterLab as `make lab` opens it, ready to be used."""
+    page = open_page(height=1200)
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(f"{lab}/?token={TOKEN}")
+    page.wait_for_function("window.jupyterapp?.restored")
+    page.evaluate("jupyterapp.restored.then(() => null)")
+    return page
+
+
+RUN = """async path => {
+  const panel = await jupyterapp.commands.execute('docmanager:open', {path});
+  await panel.context.ready;
+  await panel.sessionContext.ready;
+  jupyterapp.shell.activateById(panel.id);
+  await jupyterapp.commands.execute('notebook:run-all-cells');
+  return [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => ({
+    source: cell.sharedModel.getSource(), count: cell.executionCount, outputs: cell.outputs.toJSON()}));
+}"""
+
+
+def run(page, chapter: str) -> None:
+    """Open a chapter, run all of it, and assert that every cell has run, in order, without an error."""
+    cells = page.evaluate(RUN, f"notebooks/{chapter}.ipynb")
+    cells = [cell for cell in cells if cell["source"].strip()]
+    assert len(cells) > 5
+    for cell in cells:
+        assert not any(output["output_type"] == "error" for output in cell["outputs"]), cell
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
+
+
+def test_make_lab_opens_at_the_start(page):
+    page.wait_for_function("jupyterapp.shell.currentWidget?.context?.path === 'notebooks/00_start_here.ipynb'")
+    page.get_by_role("heading", name="Start here").wait_for()
+    errors = [trouble for trouble in page.troubles if trouble.startswith("error:")]
+    assert not errors
+
+
+def test_chapter_runs_and_its_slider_samples_live(page):
+    run(page, LIVE)
+    page.evaluate("""() => {
+      const notebook = jupyterapp.shell.currentWidget.content;
+      const index = notebook.widgets.findIndex(cell => /^guidance_explorer\\(/m.test(cell.model.sharedModel.getSource()));
+      notebook.activeCellIndex = index;
+      return notebook.scrollToItem(index, 'center');
+    }""")
+    slider = page.get_by_role("slider", name="guidance scale").locator("visible=true").first
+    slider.wait_for()
+    picture = page.locator(".widget-html img").first
+    source, words = picture.get_attribute("src"), picture.get_attribute("alt")
+    assert re.search(r"all digits at guidance scale \d", words)
+    slider.focus()
+    before = float(slider.get_attribute("aria-valuenow"))
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    scale = float(slider.get_attribute("aria-valuenow"))
+    assert scale == before + 1.5
+    page.locator(f".widget-html img[alt*='guidance scale {scale:.1f}']").wait_for()
+    assert page.locator(".widget-html img").first.get_attribute("src") != source
+    assert f"scale {scale:.1f}" in page.get_by_role("status").first.inner_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", [chapter for chapter in CHAPTERS if chapter != LIVE])
+def test_every_chapter_runs(page, chapter):
+    run(page, chapter)

@@ -1,0 +1,336 @@
+"""The site: it has every page and needs nothing from outside, and in a browser everything on its pages works."""
+
+import functools
+import http.server
+import io
+import re
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import controls
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffusion_book.viz import distribution
+
+ROOT = Path(__file__).parents[1]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+PAGES = [TOC["root"], *(entry["file"] for part in TOC["parts"] for entry in part["chapters"])]
+CHAPTERS = [name.removeprefix("notebooks/") for name in PAGES if name.startswith("notebooks/")]
+PHONE = 390  # pixels
+FIRST_LOAD = 3_000_000  # bytes of a page with all that it loads before the reader scrolls
+
+every_page = pytest.mark.parametrize("name", PAGES)
+
+
+def build(*options: str) -> subprocess.CompletedProcess:
+    """`make site`, without the set-up."""
+    command = ["make", "--silent", "-o", f"{sys.prefix}/.ready", "site", f"VENV={sys.prefix}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site of the committed chapters, built as `make book` does it; any warning fails it."""
+    folder = tmp_path_factory.mktemp("site")
+    ran = build(f"BUILD={folder}")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-1] == str(folder / "html" / "index.html")
+    return folder / "html"
+
+
+# The files
+
+
+class Addresses(HTMLParser):
+    """What a page loads by itself (scripts, styles, pictures, frames), what it links to, and what can be linked to."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.loaded, self.linked, self.anchors = [], [], {""}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors.add(attributes.get("id"))
+        address = attributes.get("src") or attributes.get("href") or attributes.get("data")
+        if address and tag in {"script", "img", "iframe", "source", "video", "audio", "object", "link"}:
+            self.loaded.append(address)
+        elif address and tag == "a":
+            self.linked.append(address)
+
+
+@functools.cache
+def addresses(path: Path) -> Addresses:
+    return Addresses(path)
+
+
+@every_page
+def test_page_is_there_and_loads_nothing_from_outside(site, name):
+    page = site / f"{name}.html"
+    for address in addresses(page).loaded:
+        parts = urlsplit(address)
+        assert parts.scheme in ("", "data"), f"loads {address[:80]}"
+        assert not parts.netloc, f"loads {address[:80]}"
+        if not parts.scheme:
+            assert (page.parent / unquote(parts.path)).is_file(), f"loads {address}, which is not there"
+
+
+def test_styles_load_nothing_from_outside(site):
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@every_page
+def test_links_lead_somewhere(site, name):
+    page = site / f"{name}.html"
+    for address in addresses(page).linked:
+        parts = urlsplit(address)
+        if parts.scheme:
+            assert parts.scheme == "https", f"{address}: not a safe address"
+            assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc), f"{address}: no address at all"
+        else:
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            assert target.is_file(), f"{address}: no such page"
+            if target.suffix == ".html":
+                assert parts.fragment in addresses(target).anchors, f"{address}: no such place on the page"
+
+
+def test_pages_follow_each_other(site):
+    for number, name in enumerate(PAGES):
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
+        for kind, other in (("left-prev", number - 1), ("right-next", number + 1)):
+            link = re.search(rf'<a class="{kind}"\s+href="([^"]+)"', text)
+            if 0 <= other < len(PAGES):
+                assert (site / f"{name}.html").parent.joinpath(link[1]).resolve() == site / f"{PAGES[other]}.html"
+            else:
+                assert link is None
+
+
+@every_page
+def test_page_tells_search_engines_and_others_what_it_is(site, name):
+    text = (site / f"{name}.html").read_text(encoding="utf-8")
+    said = dict(re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]*)">', text))
+    assert 40 < len(said["description"]) <= 200
+    assert said["og:description"] == said["description"]
+    assert f"<h1>{said['og:title']}<" in text
+    assert re.search(rf"<title>{re.escape(said['og:title'])}\b", text)
+    with Image.open((site / f"{name}.html").parent / said["og:image"]) as picture:
+        assert picture.size == (1200, 630)
+
+
+def test_site_fails_where_a_chapter_is_missing(tmp_path):
+    """A build without one of its chapters must not pass for a book."""
+    (tmp_path / "notebooks").mkdir()
+    chapter = ROOT / "notebooks" / f"{CHAPTERS[1]}.ipynb"
+    (tmp_path / "notebooks" / chapter.name).symlink_to(chapter)
+    ran = build(f"NOTEBOOKS={tmp_path / 'notebooks'}", f"BUILD={tmp_path / 'build'}")
+    assert ran.returncode != 0
+    assert CHAPTERS[0] in ran.stdout + ran.stderr
+
+
+# In a browser
+
+EQUATIONS = """() => {
+  const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT), raw = [];
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    if (/\\$|\\\\[([]/.test(text.data) && !text.parentElement.closest('pre, code, script, style, mjx-container'))
+      raw.push(text.data);
+  }
+  const all = [...document.querySelectorAll('.math')];
+  return {raw, wrong: [...document.querySelectorAll('[data-mjx-error]')].map(error => error.dataset.mjxError),
+          unknown: document.querySelectorAll('mjx-container [fill=red], mjx-container [mathcolor=red]').length,
+          undrawn: all.filter(equation => !equation.querySelector('mjx-container svg')).map(each => each.textContent)};
+}"""
+
+PICTURES = """async () => {
+  const pictures = [...document.images], broken = [];
+  for (const picture of pictures) {
+    picture.loading = 'eager';
+    await picture.decode().catch(() => broken.push(picture.src.slice(0, 100)));
+  }
+  return {broken, words: [...document.querySelectorAll('article img')].map(picture => picture.alt)};
+}"""
+
+# What the reader of a narrow page cannot get at: parts that reach beyond its right edge and do not scroll by
+# themselves, and parts to the left of everything, where nothing scrolls to. A control's frames are meant to be hidden.
+OUT_OF_REACH = """() => [...document.querySelectorAll('article *:not(svg *, mjx-assistive-mml *, figure *)')].filter(part => {
+  const box = part.getBoundingClientRect();
+  if (box.width < 2 || box.right <= innerWidth + 1 && box.left >= -1) return false;
+  for (let around = part.parentElement; box.left >= -1 && around.tagName !== 'ARTICLE'; around = around.parentElement)
+    if (getComputedStyle(around).overflowX === 'auto') return false;
+  return true;
+}).map(part => part.outerHTML.slice(0, 150))"""
+
+
+def load(page, address: str) -> None:
+    """Open an address and wait until the equations are drawn."""
+    page.goto(address)
+    page.evaluate("async () => { await window.MathJax?.startup?.promise }")
+
+
+def own_size(page) -> int:
+    """Bytes of the files that a page has asked for."""
+    return sum(Path(unquote(urlsplit(address).path)).stat().st_size for address in set(map(without_query, page.asked)))
+
+
+def without_query(address: str) -> str:
+    return urldefrag(address).url.partition("?")[0]
+
+
+@every_page
+def test_page_works_in_a_browser(site, open_page, name):
+    """Opened from its folder: all of it is drawn, in little time, and every control moves its picture."""
+    page = open_page(color_scheme="light")
+    load(page, (site / f"{name}.html").as_uri())
+    assert own_size(page) < FIRST_LOAD
+
+    equations = page.evaluate(EQUATIONS)
+    assert not any(equations.values()), equations
+    pictures = page.evaluate(PICTURES)
+    assert not pictures["broken"]
+    for words in pictures["words"]:
+        assert len(words) > 10, "a picture without words for those who do not see it"
+        assert "_images/" not in words
+
+    for slider in page.locator("article input[type=range]").all():
+        controls.move_slider(slider)
+    for choices in page.locator("article figure select").all():
+        controls.choose(choices)
+
+    page.set_viewport_size({"width": PHONE, "height": 844})
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE, f"the {theme} page scrolls sideways"
+        assert not page.evaluate(OUT_OF_REACH)
+    assert not page.troubles
+    assert all(address.startswith("file:") for address in page.asked), page.asked
+
+
+def test_chapters_have_the_controls_that_they_speak_of(site):
+    """Those that move without a kernel; the test above moves whatever there is."""
+    for chapter, label in (
+        ("01_ddpm", "denoise"),
+        ("02_ddim", "DDIM"),
+        ("05_guidance_by_concatenation", "guidance scale"),
+    ):
+        text = (site / "notebooks" / f"{chapter}.html").read_text(encoding="utf-8")
+        assert re.search(rf"<span>{label}</span>\s*<input type=\"range\"", text), chapter
+
+
+@pytest.fixture
+def served(site):
+    """The address of the site on a server of this machine."""
+    handler = functools.partial(QuietHandler, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_site_works_on_a_server_too(served, open_page):
+    page = open_page()
+    load(page, f"{served}/{PAGES[2]}.html")
+    assert not any(page.evaluate(EQUATIONS).values())
+    assert not page.troubles
+    assert all(address.startswith(served) for address in page.asked), page.asked
+
+
+def test_search_finds_a_word(site, open_page):
+    page = open_page()
+    page.goto((site / "index.html").as_uri())
+    page.keyboard.press("Control+K")
+    page.keyboard.type("posterior")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=posterior*")
+    found = page.locator("#search-results li a")
+    found.first.wait_for()
+    assert any("01_ddpm.html" in link.get_attribute("href") for link in found.all())
+    found.first.click()
+    page.wait_for_url("**/*.html?highlight=posterior*")
+    assert page.locator("article .highlighted").count()
+    assert not page.troubles
+
+
+def contrast(first: str, second: str) -> float:
+    """How far two CSS colours are apart, 1 to 21. Source: WCAG 2, relative luminance."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([int(value) for value in re.findall(r"\d+", colour)[:3]]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def colours(part) -> tuple[str, str]:
+    return part.evaluate("""part => {
+      let paper = part;
+      while (getComputedStyle(paper).backgroundColor === 'rgba(0, 0, 0, 0)') paper = paper.parentElement;
+      return [getComputedStyle(part).color, getComputedStyle(paper).backgroundColor];
+    }""")
+
+
+def test_dark_theme_can_be_chosen_and_everything_stays_legible(site, open_page):
+    page = open_page(color_scheme="light")
+    load(page, (site / "notebooks" / "00_start_here.html").as_uri())
+    for _ in range(3):
+        if page.evaluate("document.documentElement.dataset.theme") == "dark":
+            break
+        page.locator(".theme-switch-button:visible").first.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    for kind in ("p", "figure output", "figure label span", "div.cell_input pre", "div.cell_output pre", "table td"):
+        part = page.locator(f"article {kind}:visible").first
+        assert contrast(*colours(part)) > 6, f"{kind}: {colours(part)}"
+    _, paper = colours(page.locator("article p").first)
+    assert contrast(paper, "rgb(255, 255, 255)") > 10, "the page is dark"
+    chart = page.locator("article div.cell_output a > img").last
+    pixels = np.array(Image.open(io.BytesIO(chart.screenshot())).convert("L"))
+    assert np.median(pixels) > 180, "a figure brings its own paper"
+    assert np.percentile(pixels, 1) < 100, "and its ink is dark on it"
+
+
+def test_ways_across_a_map_move_without_a_kernel(tmp_path, open_page):
+    """The page that `diffusion-book visualize distribution` writes."""
+    random = torch.Generator().manual_seed(0)
+    labels = {name: torch.arange(40) % 10 for name in ("real", "drawn")}
+    places = {name: torch.randn(40, 2, generator=random) for name in labels}
+    control = distribution.ways_across(
+        {"features": places, "pixels": places},
+        {space: torch.randn(3, 6, 2, generator=random) for space in ("features", "pixels")},
+        torch.rand(3, 6, 1, 28, 28, generator=random) * 2 - 1,
+        labels,
+        torch.tensor([3, 1, 4]),
+        [f"t = {1 - step / 5:.1f}" for step in range(6)],
+    )
+    (tmp_path / "ways.html").write_text(distribution.page(control, "Ways"), encoding="utf-8")
+    page = open_page()
+    page.goto((tmp_path / "ways.html").as_uri())
+    slider = page.get_by_role("slider", name="step from noise to digit")
+    controls.move_slider(slider)
+    digits = page.get_by_role("img", name=re.compile("^sample"))
+    assert digits.count() == 3 * 3  # on either map, and beside them
+    assert page.get_by_role("img", name=re.compile("^Map of")).count() == 2
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('button').textContent === 'Stop'")
+    page.wait_for_function("document.querySelector('button').textContent === 'Play'")
+    assert slider.input_value() == "5"
+    page.set_viewport_size({"width": PHONE, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE
+    assert not page.troubles
+    assert page.asked == [page.url]
