@@ -257,9 +257,8 @@ def test_search_finds_a_word(site, open_page):
     page.keyboard.type("posterior")
     page.keyboard.press("Enter")
     page.wait_for_url("**/search.html?q=posterior*")
-    found = page.locator("#search-results li a")
+    found = page.locator("#search-results li a[href*='01_ddpm.html']")  # below what the library's pages have to say
     found.first.wait_for()
-    assert any("01_ddpm.html" in link.get_attribute("href") for link in found.all())
     found.first.click()
     page.wait_for_url("**/*.html?highlight=posterior*")
     assert page.locator("article .highlighted").count()
