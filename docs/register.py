@@ -73,7 +73,8 @@ def page(chapters_on_site: set[str]) -> str:
     for chapter, of_chapter in rows().items():
         on_site = chapter in chapters_on_site
         parts.append(f"## [{title_of(chapter)}](notebooks/{chapter}.ipynb)")
-        parts += [entry(chapter, n, formula, of_chapter[n], on_site) for n, formula in formulas(chapter)]
+        listed = [(n, formula) for n, formula in formulas(chapter) if n in of_chapter]
+        parts += [entry(chapter, n, formula, of_chapter[n], on_site) for n, formula in listed]
     return "\n\n".join(parts)
 
 

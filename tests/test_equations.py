@@ -297,3 +297,17 @@ def test_the_way_from_noise_to_data_is_the_same_on_every_schedule():
         ends[name] = state.x
     torch.testing.assert_close(ends["rectified"], ends["cosine"], rtol=0, atol=0.01)
     torch.testing.assert_close(ends["linear"], ends["cosine"], rtol=0, atol=0.01)
+
+
+# --- Chapter 9: clinic ---------------------------------------------------------------------------
+
+
+@every
+def test_from_pure_noise_the_best_guess_is_the_mean_of_the_data(schedule):
+    """Whatever the noise is. The schedules of diffusion leave a trace of the picture even at t = 1, and so a little more."""
+    make = defined_in("02_ddim", "mixture_denoiser", torch=torch, cosine=cosine, expand=expand, Prediction=Prediction)
+    means, shares = normal(5, 3), torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
+    t = torch.ones((), dtype=torch.float64)
+    guess = make(means, shares, 0.4, schedule)(normal(20, 3, seed=1), t).x0
+    alpha, _ = schedule(t)
+    torch.testing.assert_close(guess, (shares @ means).expand(20, 3), rtol=0, atol=1e-12 + 10 * alpha.item())
