@@ -273,7 +273,8 @@ plots.plot_curves(sizes, means, "samples", "cFID of real digits", xscale="log", 
 
 # %%
 MEASURES = {"cFID": "cfid", "precision": "precision", "recall": "recall", "right class": "class_accuracy"}
-swept = [row for row in board if row.setting["steps"] == 50 and "guidance_scale" in row.setting]
+swept = [row for row in board if row.setting["sampler"] == "ddim" and row.setting["steps"] == 50]
+swept = [row for row in swept if "guidance_scale" in row.setting]
 for model in dict.fromkeys(row.model for row in swept):
     its = [row for row in swept if row.model == model]
     votes = []

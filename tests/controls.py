@@ -2,6 +2,9 @@
 
 import re
 
+# Where the frames of a picture stand.
+PLACES = "picture => [picture, ...picture.querySelectorAll('[style]')].map(part => part.style.cssText)"
+
 
 def move_slider(slider) -> None:
     """Move a slider (a Locator of an `input`) by keys and by mouse, and assert that picture and words follow.
@@ -15,10 +18,10 @@ def move_slider(slider) -> None:
     picture, words = figure.locator(":scope > div").first, figure.locator("output")
     low, high, step = (float(slider.get_attribute(name) or "1") for name in ("min", "max", "step"))
 
-    def look() -> tuple[float, str, bytes]:
-        return float(slider.input_value()), words.inner_text(), picture.screenshot()
+    def look() -> tuple[float, str, list[str]]:
+        return float(slider.input_value()), words.inner_text(), picture.evaluate(PLACES)
 
-    first = look()
+    first, pixels = look(), picture.screenshot()
     there, back = ("ArrowRight", "ArrowLeft") if first[0] < high else ("ArrowLeft", "ArrowRight")
     slider.press(there)
     second = look()
@@ -26,7 +29,10 @@ def move_slider(slider) -> None:
     assert second[1] != first[1], "the words follow the keys"
     assert second[2] != first[2], "the picture follows the keys"
     slider.press(back)
-    assert look() == first
+    assert look()[:2] == first[:2]
+    slider.press(there)
+    assert look() == second
+    slider.press(back)
 
     box = slider.bounding_box()
     start = (first[0] - low) / (high - low)
@@ -37,9 +43,10 @@ def move_slider(slider) -> None:
     mouse.move(box["x"] + aim * box["width"], height, steps=4)
     mouse.up()
     dragged = look()
-    assert abs((dragged[0] - low) / (high - low) - aim) < 0.1, "it goes where the mouse drags it"
+    assert abs(dragged[0] - low - aim * (high - low)) < step + 0.05 * (high - low), "it goes where the mouse drags it"
     assert dragged[1] not in (first[1], second[1]), "the words follow the mouse"
     assert dragged[2] not in (first[2], second[2]), "the picture follows the mouse"
+    assert picture.screenshot() != pixels, "and one can see it"
 
 
 def choose(list_of_choices) -> None:

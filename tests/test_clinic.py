@@ -72,8 +72,8 @@ def loss_of(config: DiffusionConfig, twice: bool = False):
     return wrong if twice else right
 
 
-def trained(autoencoder, config: DiffusionConfig, x0=None, twice: bool = False, steps: int = 250):
-    """A small model of the patterns' latents, or of other data, after some seconds of training; and its last weights."""
+def trained(autoencoder, config: DiffusionConfig, x0=None, twice: bool = False, steps: int = 150):
+    """A small model of the patterns' latents, or of other data, after some seconds of training."""
     x0 = autoencoder.encode(data.normalise(patterns().images)) if x0 is None else x0
     loss, generator = loss_of(config, twice), torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def flow(autoencoder):
 def pixels():
     """The shipped model of pictures, and pictures of its own kind, so that no data set is needed."""
     pipe = diffusion_book.load("ddpm", device="cpu", precision="fp32")
-    return pipe, pipe.sample(16, steps=10)
+    return pipe, pipe.sample(8, steps=10)
 
 
 class Changed(nn.Module):
@@ -138,7 +138,7 @@ def fault(pipe, images=IMAGES, **options) -> str:
 def test_no_shipped_model_is_accused(name):
     """Not even with the digits of scikit-learn, which none of them was trained on."""
     pipe = diffusion_book.load(name, device="cpu", precision="fp32")
-    images, labels = data.load("digits", "test").batch(torch.arange(24))
+    images, labels = data.load("digits", "test").batch(torch.arange(16))
     found = clinic.examine(pipe, images, labels)
     assert clinic.verdict(found) == "nothing found"
     assert {"weights", "data range", "training data"} <= {each.subject for each in found}
@@ -175,7 +175,7 @@ def test_wrong_time_is_named(latent, flow, pixels, name):
     assert fault(changed(pixels[0], WRONG_TIMES[name]), pixels[1]) == name
 
 
-@pytest.mark.parametrize("shift", [-0.1, -0.05, 0.05, 0.1])
+@pytest.mark.parametrize("shift", [-0.05, 0.1])
 def test_shifted_time_is_named(pixels, shift):
     pipe, images = pixels
     name = f"wrong time, {'earlier' if shift > 0 else 'later'} by {abs(shift):g}"
@@ -256,9 +256,9 @@ def test_untrained_and_stale_weights_are_named(latent):
     torch.manual_seed(0)
     start = UNet(SMALL_UNET)
     assert fault(dataclasses.replace(latent, network=start)) == "untrained or stale weights"
-    lagging = copy.deepcopy(start)  # after 250 updates with decay 0.9999 it has come 2 per cent of the way
+    lagging = copy.deepcopy(start)  # after 150 updates with decay 0.9999 it has come 1.5 per cent of the way
     with torch.no_grad():
-        torch._foreach_lerp_(list(lagging.parameters()), list(latent.network.parameters()), 1 - 0.9999**250)
+        torch._foreach_lerp_(list(lagging.parameters()), list(latent.network.parameters()), 1 - 0.9999**150)
     stale = dataclasses.replace(latent, network=lagging.eval())
     assert fault(stale) == "untrained or stale weights"
     assert fault(stale, last=latent.network) == "stale average"

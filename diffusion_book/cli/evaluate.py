@@ -87,7 +87,7 @@ class EvaluateClasses(Evaluate):
 class EvaluateFlow(Evaluate):
     """Options of `evaluate` for a rectified flow."""
 
-    setting: Setting = field(default_factory=lambda: Setting("euler", 10))
+    setting: Setting = field(default_factory=lambda: Setting("euler", 10, num_samples=2000))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class EvaluateOneStep(Evaluate):
 class EvaluateClassFlow(Evaluate):
     """Options of `evaluate` for a rectified flow with classes."""
 
-    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 10))
+    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 10, num_samples=2000))
 
 
 @dataclass(frozen=True)

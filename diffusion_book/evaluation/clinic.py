@@ -38,6 +38,9 @@ END = 0.05  # largest distance of a sampler's end from the picture that its deno
 NOTHING = "as it is"
 """the supposition that nothing is wrong"""
 
+SEED = 2**31 - 1
+"""of the noise that samplers start from: one that none of them will have for its fresh noise, or both would be equal"""
+
 UNSEEN = (
     "a clamped state, a wrong time and a wrong start in the sampler: examine_sampler",
     "the sign of guidance: examine_guidance",
@@ -431,7 +434,7 @@ def examine_sampler(
     schedule: Schedule,
     shape: tuple[int, int, int] = (1, 32, 32),
     number: int = 8,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> list[Finding]:
     """Hand a sampler a denoiser that knows the picture: the walk must start at t = 1 and end in the picture.
 
@@ -489,7 +492,7 @@ def recorded_walk(
     schedule: Schedule,
     shape: tuple[int, int, int] = (1, 32, 32),
     number: int = 8,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Walk:
     """Let a sampler walk with a denoiser that knows the picture, and write down what that sees. See `examine_sampler`.
 
