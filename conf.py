@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the library, and the extensions that lie beside the pages
 
 from pages import MATHJAX_PARTS  # noqa: E402  (it lies in docs/)
 
@@ -17,6 +17,7 @@ author = "The Diffusion Book authors"
 copyright = f"2026, {author}"
 
 extensions = ["myst_nb", "sphinx_external_toc", "pages"]
+extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "docstrings", "register"]
 external_toc_path = str(ROOT / "_toc.yml")
 external_toc_exclude_missing = True
 
@@ -56,3 +57,16 @@ html_theme_options = {
     "navbar_persistent": [],  # the search field stands in the side bar
 }
 exclude_patterns = ["_static"]
+
+# The API pages, from the docstrings.
+add_module_names = False
+autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {
+    name: name for name in ("DenoiserFunction", "Loss", "Schedule", "Step", "Target", "TimeSampling")
+}
+default_role = "code"  # what docstrings put between single backticks
+napoleon_custom_sections = [("Attributes", "params_style")]  # a list, without a link target for each field
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 100

@@ -130,12 +130,12 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
 
 
 def data_folder() -> Path:
-    """The torchvision root: $DIFFUSION_BOOK_DATA, else `data` in the cache folder."""
+    """The torchvision root: `$DIFFUSION_BOOK_DATA`, else `data` in the cache folder."""
     return Path(os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data")
 
 
 def cache_folder() -> Path:
-    """Where downloads and caches go: $XDG_CACHE_HOME/diffusion-book, else ~/.cache/diffusion-book."""
+    """Where downloads and caches go: `$XDG_CACHE_HOME/diffusion-book`, else `~/.cache/diffusion-book`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-book"
 
 

@@ -1,5 +1,7 @@
 """The one exception for mistakes that the reader can mend."""
 
+from numbers import Integral
+
 
 class BookError(ValueError):
     """A mistake with a remedy: its message is a single line that names both.
@@ -7,6 +9,17 @@ class BookError(ValueError):
     Commands print the line and exit with code 2; notebooks show it as the last line of the
     traceback.
     """
+
+
+def whole(name: str, value: object) -> int:
+    """The value, if it is a whole number.
+
+    Raises:
+        BookError: it is not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise BookError(f"{name} is {value!r:.60}: give a whole number")
+    return int(value)
 
 
 def choose(kind: str, name: str, choices) -> object:

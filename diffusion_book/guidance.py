@@ -26,7 +26,7 @@ def drop_labels(labels: Tensor, probability: float, generator: torch.Generator) 
     Source: Ho & Salimans 2022, algorithm 1 (there p_uncond).
     """
     chance = torch.rand(labels.shape, generator=generator, device=generator.device).to(labels.device)
-    return torch.where(chance < probability, NO_CLASS, labels)
+    return torch.where(chance < probability, NO_CLASS, labels.long())  # bytes could not hold NO_CLASS
 
 
 def guided(
@@ -89,6 +89,11 @@ def check_guidance(guidance_scale: float | Tensor, interval: tuple[float, float]
     if scale.ndim > 1 or not scale.isfinite().all():
         said = " ".join(repr(guidance_scale).split())  # a tensor may take several lines
         raise BookError(f"guidance_scale is {said:.60}: give a finite number, or one for each picture")
-    if not 0.0 <= interval[0] < interval[1] <= 1.0:
-        raise BookError(f"the guidance interval is {interval}: give two times with 0 <= low < high <= 1")
+    try:
+        low, high = map(float, interval)
+        ordered = 0.0 <= low < high <= 1.0
+    except (TypeError, ValueError):
+        ordered = False
+    if not ordered:
+        raise BookError(f"the guidance interval is {interval!r:.60}: give two times with 0 <= low < high <= 1")
     return scale

@@ -15,7 +15,7 @@ from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state, buil
 from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError, choose
+from diffusion_book.errors import BookError, choose, whole
 from diffusion_book.guidance import check_guidance, guided
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
@@ -76,7 +76,13 @@ class Pipeline:
     def guided(
         self, guidance_scale: float | Tensor, guidance_interval: tuple[float, float] = (0.0, 1.0)
     ) -> DenoiserFunction:
-        """(x_t, t, labels=labels) -> Prediction(x0, eps) with guidance, clipped after it. See `guidance.guided`."""
+        """(x_t, t, labels=labels) -> Prediction(x0, eps) with guidance, clipped after it. See `guidance.guided`.
+
+        Raises:
+            BookError: a model without classes, a scale that is not finite, or an interval that is none.
+        """
+        if not self.recipe.condition:
+            raise BookError(f"'{self.recipe.model}' knows no classes: there is nothing to guide it to")
         return self._clip(guided(self._denoiser, guidance_scale, guidance_interval))
 
     @property
@@ -134,9 +140,13 @@ class Pipeline:
         Raises:
             BookError: bad arguments, or out of memory.
         """
+        if whole("num_samples", num_samples) < 1 or whole("batch_size", batch_size) < 1:
+            raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
         labels, guidance_scale = self.ask(range(num_samples), labels, guidance_scale)
+        if noise is not None:
+            noise = self._checked(noise, num_samples)
         pictures, done = [], 0
-        batches = range(0, num_samples, batch_size) if num_samples > 0 and batch_size > 0 else []
+        batches = range(0, num_samples, batch_size)
         for start in batches:
             stop = min(start + batch_size, num_samples)
             states = self.states(
@@ -156,8 +166,6 @@ class Pipeline:
                     callback(done, steps * len(batches))
                 x = state.x
             pictures.append(self.to_images(x))
-        if not pictures:
-            raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
         return torch.cat(pictures)
 
     def states(
@@ -186,10 +194,7 @@ class Pipeline:
         generators = sample_generators(seed, indices)
         # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
         drawn = randn((len(indices), *self.shape), generators)
-        if noise is None:
-            noise = drawn
-        elif tuple(noise.shape) != (len(indices), *self.shape):
-            raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(len(indices), *self.shape)}")
+        noise = drawn if noise is None else self._checked(noise, len(indices))
         with out_of_memory_names("--batch_size"):
             yield from sample(
                 self.denoiser if labels is None else self.guided(guidance_scale, guidance_interval),
@@ -201,6 +206,14 @@ class Pipeline:
                 eta=eta,
                 **({} if labels is None else {"labels": labels.to(self.device)}),
             )
+
+    def _checked(self, noise: Tensor, number: int) -> Tensor:
+        """Noise for so many samples, in fp32 as if it had been drawn here."""
+        if tuple(noise.shape) != (number, *self.shape):
+            raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(number, *self.shape)}")
+        if not noise.isfinite().all():
+            raise BookError("the noise holds numbers that are not finite: draw it with Pipeline.noise")
+        return noise.float()
 
     def ask(
         self, indices: Sequence[int], labels: Labels = None, guidance_scale: float | Tensor | None = None

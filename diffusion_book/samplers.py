@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, whole
 from diffusion_book.schedules import TIMESTEPS, Schedule, expand, posterior
 from diffusion_book.targets import Prediction
 
@@ -185,15 +186,14 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
     They lie on the training grid of `timesteps` and are spaced as evenly as it allows.
 
     Raises:
-        BookError: steps is not in 1 .. timesteps.
+        BookError: steps is no whole number in 1 .. timesteps.
     """
-    if not 1 <= steps <= timesteps:
+    if not 1 <= whole("steps", steps) <= timesteps:
         raise BookError(
             f"{steps} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
             "set steps (generate's --ddim_steps or --sampling_steps) in that range"
         )
-    whole = torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round()
-    return whole / timesteps
+    return torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round() / timesteps
 
 
 def check_start(t: Tensor) -> None:
@@ -212,17 +212,17 @@ def check_eta(eta: float) -> None:
     Raises:
         BookError: it is outside.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise BookError(f"eta is {eta}: it must be between 0 (no fresh noise, DDIM) and 1 (as much as DDPM)")
+    if not isinstance(eta, Real) or not 0.0 <= eta <= 1.0:
+        raise BookError(f"eta is {eta!r:.60}: it must be between 0 (no fresh noise, DDIM) and 1 (as much as DDPM)")
 
 
 def sample_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
     """One random generator for each sample, so that sample i is the same in whichever batch it falls.
 
     Raises:
-        BookError: the seed is negative.
+        BookError: the seed is negative, or no whole number.
     """
-    if seed < 0:
+    if whole("seed", seed) < 0:
         raise BookError(f"seed is {seed}: it must be 0 or more")
     generators = []
     for index in indices:

@@ -1,4 +1,4 @@
-"""Draw the README's picture, the logo and the social card from the shipped DDPM weights: `make pictures`."""
+"""Draw the README's pictures, the logo and the social card from the shipped weights: `make pictures`."""
 
 from pathlib import Path
 
@@ -8,11 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 import diffusion_book
 from diffusion_book.evaluation.features import logits
+from diffusion_book.viz.animation import save_animation
+from diffusion_book.viz.grids import grid
 
 HERE = Path(__file__).parent
 ROWS, COLUMNS, ZOOM = 6, 20, 3  # of the picture: digits down and across, screen pixels for each of theirs
 NOISY, STEPS = 13, 50  # the last columns are finished; steps of the sampler
 LOGO_DIGIT = 3
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of guidance, a row each
 NIGHT, GOLD = "#14304f", "#ffd98a"  # the book's two colours
 
 
@@ -49,6 +52,20 @@ def logo(pictures: torch.Tensor, schedule) -> str:
     )
 
 
+def forming(states: list[torch.Tensor]) -> torch.Tensor:
+    """Twelve digits on their way from noise, a frame every other step: (T, H, W), bytes."""
+    frames = torch.stack([grid(state[:12], columns=6) for state in states[::2]])
+    return frames.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+
+def guidance(pipe: diffusion_book.Pipeline) -> Image.Image:
+    """Ten classes from ten noises; from row to row the guidance scale rises."""
+    noise = pipe.noise(10, seed=4)
+    rows = [pipe.sample(10, labels=range(10), guidance_scale=scale, noise=noise, seed=4) for scale in SCALES]
+    image = Image.fromarray(grid(torch.cat(rows), columns=10).numpy())
+    return image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
+
+
 def social(digits: Image.Image) -> Image.Image:
     """The card that other sites show of a link to the book: its name above the digits, 1200 x 630."""
     card = Image.new("RGB", (1200, 630), NIGHT)
@@ -68,4 +85,14 @@ if __name__ == "__main__":
     digits.save(HERE / "samples.png", optimize=True)
     social(digits).save(HERE / "_static" / "social.png", optimize=True)
     (HERE / "_static" / "logo.svg").write_text(logo(states[-1], pipe.schedule), encoding="utf-8")
-    print("docs/samples.png", "docs/_static/social.png", "docs/_static/logo.svg", sep="\n")
+    save_animation(forming(states), HERE / "forming.webp", milliseconds=80)
+    classes = diffusion_book.load("ldm-concat", device="cpu", precision="fp32")
+    guidance(classes).save(HERE / "guidance.png", optimize=True)
+    print(
+        "docs/samples.png",
+        "docs/_static/social.png",
+        "docs/forming.webp",
+        "docs/guidance.png",
+        "docs/_static/logo.svg",
+        sep="\n",
+    )

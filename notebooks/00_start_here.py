@@ -14,62 +14,128 @@
 # %% [markdown]
 # # Start here
 #
-# *Runs in about twenty seconds on two CPU cores.*
+# *Runs in about half a minute on two CPU cores, without a network connection.*
 #
 # This book teaches how diffusion models draw pictures, by building them: on handwritten digits, in plain PyTorch,
 # with nothing hidden in somebody else's library. Digits are small enough that a laptop trains every model of
-# the book, and hard enough that everything you learn holds for large models too.
+# the book, and hard enough that what you learn holds for large models too.
 #
-# Before any words, here is what the first model draws. Its weights come with the book. None of these digits was
-# ever written by hand.
+# Before any words, here is what one of them draws. Nobody ever wrote these digits. Its weights come with the book, and
+# so do those of all the others.
 
 # %%
+import time
+
 import torch
 
 import diffusion_book
 from diffusion_book import data, devices, schedules, weights
-from diffusion_book.viz import grids, plots, scrubber
+from diffusion_book.viz import grids, overview, plots, scrubber
 
-pipe = diffusion_book.load("ddpm")
-grids.show_grid(pipe.sample(40, steps=50, seed=0), columns=10)
+pipe = diffusion_book.load("ldm-concat")
+grids.show_grid(pipe.sample(40, guidance_scale=1.5, seed=0), columns=10)
 
 # %% [markdown]
-# Now watch eight of them form. Pull the slider, or click it and use the arrow keys. On the far left is pure
-# noise. Between two stops the network is called twice, and each call takes a little noise away. The walk to the right is all that
-# a diffusion model does; how to learn it is what the book is about.
+# It knows the digits by name: column by column, it was asked for 0, 1, 2 and so on. The first model of the book does
+# not, but you can watch it think. Pull the slider, or click it and use the arrow keys. On the far left is pure noise.
+# Each stop to the right, a network has looked twice and taken a little noise away. That is all that a diffusion model
+# does, and how it learns to is what the book is about.
 
 # %%
-states = list(pipe.states(range(8), steps=50, seed=1))
+ddpm = diffusion_book.load("ddpm")
+states = list(ddpm.states(range(8), steps=50, seed=1))
 chosen = states[::2]
-frames = torch.stack([grids.grid(pipe.to_images(state.x), columns=4) for state in chosen])
+frames = torch.stack([grids.grid(ddpm.to_images(state.x), columns=4) for state in chosen])
 captions = [f"t = {state.t:.2f}" for state in chosen]
 scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from noise")
 
 # %% [markdown]
-# ## What is in the book
+# ## The map
 #
-# | chapter | what you build | |
-# |---|---|---|
-# | 0 | this page | here |
-# | [1 · DDPM](01_ddpm.ipynb) | the first diffusion model that drew good pictures: derived, trained, sampled | here |
-# | [2 · DDIM](02_ddim.ipynb) | the same weights in 50 steps instead of 1,000; encoding and interpolation | here |
-# | [3 · Variational autoencoder](03_vae.ipynb) | pictures squeezed into a few numbers, and back | here |
-# | [4 · Latent diffusion](04_latent_diffusion.ipynb) | diffusion on those numbers | here |
-# | [5 · Guidance by concatenation](05_guidance_by_concatenation.ipynb) | "draw a seven": classes, and classifier-free guidance | here |
-# | [6 · Cross-attention](06_cross_attention.ipynb) | the same, as text-to-image models do it | here |
-# | 7 · Rectified flow | straight paths from noise to picture | to come |
-# | [8 · Scoreboard](08_scoreboard.ipynb) | all models measured on one scale | here |
-# | 9 · Clinic | models broken on purpose, and how to tell what ails them | to come |
+# Every model of the book has a box: its name, what is new in it, ten of its digits, and the chapter that builds it. An
+# arrow leads from what you should have understood before.
 #
-# Read chapters 1 to 6 in order. You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule.
+# On the left noise is removed in small steps, first from pixels, then from the 32 numbers into which an autoencoder
+# squeezes a digit (in its box: real digits, and below them what it makes of them). On the right the way from noise to
+# digit is made straight, until a single step is enough.
+
+# %%
+HOW = {
+    "ddpm": {"sampler": "ddpm", "steps": 250},
+    "ddim": {"sampler": "ddim", "steps": 50},
+    "ldm": {"sampler": "ddim", "steps": 50},
+    "ldm-concat": {"sampler": "ddim", "steps": 20, "guidance_scale": 1.5},
+    "ldm-cross-attention": {"sampler": "ddim", "steps": 20, "guidance_scale": 1.5},
+    "rf": {"sampler": "midpoint", "steps": 10},
+    "rf-reflow": {"sampler": "euler", "steps": 4},
+    "rf-one-step": {"sampler": "euler", "steps": 1},
+    "latent-rf": {"sampler": "midpoint", "steps": 10},
+    "latent-rf-class": {"sampler": "midpoint", "steps": 5, "guidance_scale": 1.5},
+    "latent-rf-class-one-step": {"sampler": "euler", "steps": 1},
+}
+pipes = {name: diffusion_book.load("ddpm" if name == "ddim" else name) for name in HOW}
+drawn = {name: pipes[name].sample(10, seed=3, **how) for name, how in HOW.items()}
+vae, test = diffusion_book.load("vae"), data.load("auto", "test")
+real = data.crop(test.batch(torch.arange(5))[0])  # (5, 1, 28, 28)
+drawn["vae"] = torch.cat([real, vae.reconstruct(real)])
+overview.model_map(drawn)
+
+# %% [markdown]
+# ## How long it all takes
+#
+# The cell below draws 32 digits with each of them, here and now. Beside it stands how long the shipped weights were
+# trained, on one core of an ordinary processor: nothing in this book took longer than an hour or so.
+
+# %%
+print(f"{'':24}  {'how':<20}  32 digits here   trained for")
+for name, how in HOW.items():
+    begun = time.perf_counter()
+    pipes[name].sample(32, seed=0, **how)
+    seconds = time.perf_counter() - begun
+    steps = f"{how['sampler']}, {how['steps']} step" + ("s" if how["steps"] > 1 else "")
+    print(f"{name:>24}  {steps:<20}  {seconds:8.2f} s    {pipes[name].card['minutes']:8.0f} min")
+
+# %% [markdown]
+# ## The chapters
+#
+# | chapter | what you build |
+# |---|---|
+# | [1 · DDPM](01_ddpm.ipynb) | the first diffusion model that drew good pictures: derived, trained, sampled |
+# | [2 · DDIM](02_ddim.ipynb) | the same weights in 50 steps instead of 1,000; encoding and interpolation |
+# | [3 · Variational autoencoder](03_vae.ipynb) | pictures squeezed into a few numbers, and back |
+# | [4 · Latent diffusion](04_latent_diffusion.ipynb) | diffusion on those numbers |
+# | [5 · Guidance by concatenation](05_guidance_by_concatenation.ipynb) | "draw a seven": classes, and classifier-free guidance |
+# | [6 · Cross-attention](06_cross_attention.ipynb) | the same, as text-to-image models do it, and what the network looks at |
+# | [7 · Rectified flow](07_rectified_flow.ipynb) | straight paths from noise to picture, down to one step |
+# | [8 · Scoreboard](08_scoreboard.ipynb) | all models measured on one scale, and how far the scale can be trusted |
+# | [9 · Clinic](09_clinic.ipynb) | models broken on purpose, and how to tell what ails them |
 #
 # A chapter states what it is after and shows it at once. It starts with a toy on a line or in the plane, where
 # everything can be drawn. It then goes from equation to code to check, a few lines at a time: after each equation
 # stands the code that says the same, and after the code a cell that proves it. At the end the few lines are
-# compared with the library, where the same algorithm fits on one screen. Exercises have their solutions folded up
-# beneath them.
+# compared with the library, where the same algorithm fits on one screen. Exercises answer back: they say what is wrong
+# with your solution, and have one folded up beneath them.
 #
-# ## Four ways to read it
+# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule.
+#
+# ## An hour, a day, a week
+#
+# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb) read the sections on adding noise, the loss and sampling,
+# and leave out the derivations. Move the sliders in [chapter 2](02_ddim.ipynb) and
+# [chapter 5](05_guidance_by_concatenation.ipynb). Then look at the pictures of
+# [chapter 7](07_rectified_flow.ipynb), where digits appear in one step.
+#
+# **A day.** Read chapters 1 to 5 in order in JupyterLab and run every cell; each takes a minute or two to run, and an
+# hour or so to read. Do the first exercise of each. End with the [scoreboard](08_scoreboard.ipynb).
+#
+# **A week.** A chapter a day, with all exercises. Train a model of your own beside it (`diffusion-book train ddpm
+# --max-minutes 60`), on other data if you like. Break something from the [clinic](09_clinic.ipynb) on purpose. On the
+# last day read the library from `schedules.py` upwards: by then you have written all of it yourself.
+#
+# If you know DDPM already, begin with [chapter 2](02_ddim.ipynb). If you came because your own samples are noise, begin
+# with [chapter 9](09_clinic.ipynb).
+#
+# ## Four ways to use it
 #
 # | you want to | do this |
 # |---|---|
@@ -81,10 +147,11 @@ scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from
 # The commands do what the chapters do:
 #
 # ```bash
+# diffusion-book generate ldm-concat --class_label 7      # ten sevens
 # diffusion-book generate ddpm --mode ddim --ddim_steps 50 --num_samples 64
-# diffusion-book train ddpm --max-minutes 5
-# diffusion-book evaluate ddpm
-# diffusion-book doctor
+# diffusion-book train ddpm --max-minutes 5               # a model of your own
+# diffusion-book evaluate ddpm                            # how good are its pictures?
+# diffusion-book doctor                                   # is everything here?
 # ```
 
 # %% [markdown]
@@ -104,7 +171,7 @@ print(f"models with trained weights: {', '.join(diffusion_book.list_models())}")
 # %%
 # NBVAL_CHECK_OUTPUT
 print("ddpm is here:", "ddpm" in weights.shipped())
-print("a sample:", tuple(pipe.sample(2, steps=2).shape), "in [-1, 1]")
+print("a sample:", tuple(ddpm.sample(2, steps=2).shape), "in [-1, 1]")
 
 # %% [markdown]
 # ## The data, with and without a network
@@ -183,5 +250,4 @@ for name, schedule in schedules.SCHEDULES.items():
 #
 # ## Where to go next
 #
-# [Chapter 1](01_ddpm.ipynb) builds and trains the model whose digits stand at the top of this page. If you know
-# DDPM already, begin with [chapter 2](02_ddim.ipynb), which makes it fast.
+# [Chapter 1](01_ddpm.ipynb) builds and trains the model whose digits formed at the top of this page.

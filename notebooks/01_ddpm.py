@@ -690,10 +690,64 @@ for row in card["metrics"]:
 #
 # ## Exercises
 #
-# **1. The other variance.** Replace $\tilde\beta_k$ by $\beta_k$ in `ddpm_step` and run the toy again, with 1,000
-# steps and with 20. What changes, and why only with few steps?
+# Most exercises of this book answer back. Write the function, run the cell, and `check` says what you have shown, or
+# what is wrong. It does not read your code: it compares what your function gives with what the library gives, and with
+# what the usual mistakes would give.
 #
+# **1. One jump.** By (2), bring a batch of pictures from $x_0$ to $x_k$, each to a step of its own. All that you have
+# are the betas, counted as in section 4: `beta[k]` is $\beta_k$, and `beta[0]` is 0.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def noisy(x0, eps, k, beta):
+    """x0 and eps (B, C, H, W), k (B,) whole numbers, beta (T + 1,) -> x_k, (B, C, H, W)."""
+    ...  # your code here
+
+
+check(noisy)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def noisy(x0, eps, k, beta):
+#     alpha_bar = (1 - beta).cumprod(0)[k].reshape(-1, 1, 1, 1)  # (B,) -> (B, 1, 1, 1)
+#     return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+# ```
+#
+# Without the `reshape` PyTorch lines (B,) up with the *last* dimension. If pictures are as wide as the batch is large,
+# there is no error, and every column gets the step of another picture.
+#
+# </details>
+#
+# **2. One step back, clipped.** Section 9 wrote the step with $\hat\epsilon$. Write it with $\hat x_0$, by (3), and
+# clip what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$, and run the toy with 1,000
+# steps and with 20 (their betas are `schedules.betas(cosine, 20)`). What changes, and why only with few steps?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def step_back(x_k, x0, z, k, beta):
+    """State, guess of the picture and fresh noise, each (B, C, H, W), and the number k -> x_{k-1}."""
+    ...  # your code here
+
+
+check(step_back)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def step_back(x_k, x0, z, k, beta):
+#     missing = 1 - (1 - beta).cumprod(0)  # 1 - alpha-bar, (T + 1,)
+#     from_x_k = (1 - beta[k]).sqrt() * missing[k - 1] / missing[k]
+#     from_x_0 = (1 - missing[k - 1]).sqrt() * beta[k] / missing[k]
+#     variance = beta[k] * missing[k - 1] / missing[k]
+#     return from_x_k * x_k + from_x_0 * x0.clamp(-1, 1) + variance.sqrt() * z
+# ```
 #
 # The ratio $\tilde\beta_k / \beta_k = (1-\bar\alpha_{k-1})/(1-\bar\alpha_k)$ is near 1 except for the first few $k$,
 # if steps are short. With 20 steps $\bar\alpha$ changes much in one step, the ratio is far below 1, and the larger
@@ -702,30 +756,37 @@ for row in card["metrics"]:
 #
 # </details>
 #
-# **2. Three points.** Give the toy the pictures $-1$, $0$ and $+1$ with probabilities 0.25, 0.5 and 0.25. What is the
-# ideal denoiser now?
-#
+# **3. Any number of pictures.** The toy had two pictures. Let there be $K$ of them, at the places $p_i$ with shares
+# $w_i$. What is the ideal denoiser now? Try it on the toy, with $-1$, $0$ and $+1$ in the shares 0.25, 0.5 and 0.25.
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def ideal_x0(x_t, alpha, sigma, points, shares):
+    """x_t (N, 1), one alpha and sigma, points and shares (K,) -> the mean of x_0 given x_t, (N, 1)."""
+    ...  # your code here
+
+
+check(ideal_x0)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
-# For any finite set of pictures $\mathbb E[x_0 | x_t] = \sum_i w_i\, x^{(i)}$ with weights $w_i \propto p_i\,
-# e^{-(x_t - \alpha x^{(i)})^2 / 2\sigma^2}$: a softmax over the pictures.
+# Bayes' rule again: $\mathbb E[x_0 | x_t] = \sum_i q_i\, p_i$ with $q_i \propto w_i\, e^{-(x_t - \alpha p_i)^2 /
+# 2\sigma^2}$, which is a softmax over the pictures.
 #
 # ```python
-# points, shares = torch.tensor([-1.0, 0.0, 1.0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
-#
-# def denoiser(x_t, t):
-#     alpha, sigma = cosine(t)
-#     logits = shares.log() - (x_t - alpha * points).square() / (2 * sigma**2)  # (N, 1) and (3,) -> (N, 3)
-#     x0 = (logits.softmax(dim=1) * points).sum(dim=1, keepdim=True)
-#     return Prediction(x0, (x_t - alpha * x0) / sigma)
+# def ideal_x0(x_t, alpha, sigma, points, shares):
+#     logits = shares.log() - (x_t - alpha * points).square() / (2 * sigma**2)  # (N, 1) and (K,) -> (N, K)
+#     return (logits.softmax(dim=1) * points).sum(dim=1, keepdim=True)
 # ```
 #
-# Put the whole training set in the place of the three points, and you have the ideal denoiser of MNIST. It can only
+# Put the whole training set in the place of the points, and you have the ideal denoiser of MNIST. It can only
 # return training pictures. That the network does *not* reach it is why it draws new ones.
 #
 # </details>
 #
-# **3. Train on noise.** Set `DiffusionConfig(target="noise")` in section 10 and train again. Why are the two losses
+# **4. Train on noise.** Set `DiffusionConfig(target="noise")` in section 10 and train again. Why are the two losses
 # not comparable? Which samples look better after as many steps?
 #
 # <details><summary>Solution</summary>
@@ -734,21 +795,6 @@ for row in card["metrics"]:
 # To compare, turn both into an error of $x_0$ by `targets.prediction` and bin it by time, as in section 12. At large
 # $t$ the noise target is the worse one: nearly all of $x_t$ is noise, so repeating the input already gives a small
 # loss.
-#
-# </details>
-#
-# **4. How many steps?** Sample with 250, 50, 20 and 10 steps of `ddpm`, from the same seed. Which digits suffer
-# first?
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# rows = {f"{n} steps": pipe.sample(8, sampler="ddpm", steps=n, seed=0) for n in (250, 50, 20, 10)}
-# grids.show_rows(rows)
-# ```
-#
-# Long strides use (3) with a guess $\hat x_0$ that is still an average, and add much noise at a time. Thin strokes
-# break up first. The next chapter asks how few steps will do, and what a walk that adds no noise at all is good for.
 #
 # </details>
 #

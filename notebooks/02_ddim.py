@@ -736,10 +736,25 @@ for row in sorted(rows_of_ddim, key=lambda row: -row["steps"]):
 #
 # ## Exercises
 #
+# `check` compares your function with the library, and tells the usual mistakes apart.
+#
 # **1. DDIM as a rotation.** On a variance preserving schedule there is an angle $\varphi$ with $\alpha =
 # \cos\varphi$ and $\sigma = \sin\varphi$. Write the step of $\eta = 0$ with $x_t$, the network's
-# $v = \alpha\,\hat\epsilon - \sigma\,\hat x_0$, and the angle only.
-#
+# $v = \alpha\,\hat\epsilon - \sigma\,\hat x_0$, and the angles only.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def turned(x_t, v, phi_t, phi_s):
+    """x_t and v (N, D), the two angles single tensors -> x_s, (N, D)."""
+    ...  # your code here
+
+
+check(turned)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # From $x_t = \cos\varphi_t\,\hat x_0 + \sin\varphi_t\,\hat\epsilon$ and $v = \cos\varphi_t\,\hat\epsilon -
@@ -749,15 +764,32 @@ for row in sorted(rows_of_ddim, key=lambda row: -row["steps"]):
 #
 # $$x_s = \cos\delta\; x_t - \sin\delta\; v.$$
 #
+# ```python
+# def turned(x_t, v, phi_t, phi_s):
+#     delta = phi_t - phi_s
+#     return delta.cos() * x_t - delta.sin() * v
+# ```
+#
 # Every step turns $x_t$ by the angle $\delta$ away from $v$ (Salimans & Ho 2022, appendix D).
 #
 # </details>
 #
 # **2. A better solver.** Euler takes its slope at the start of a step. Heun's method goes to the end, takes the
-# slope there too, and walks with the mean of the two. Write it for equation (7) on the toy. (The first step starts
-# at $\lambda = 20{,}000$. Why must it stay Euler's?) By how much does the error fall when the steps double, and when
-# does it pay, given that each step now costs two evaluations?
-#
+# slope there too, and walks with the mean of the two. Write it for equation (7). (The first step starts
+# at $\lambda = 20{,}000$, and must stay Euler's. Why? And what about the last?) On the toy, by how much does the error
+# fall when the steps double, and when does it pay, given that each step now costs two evaluations?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def heun_walk(denoiser, x, times):
+    """x (N, D) at times[0] = 1, and times down to 0 -> (N, D) at 0. denoiser(x, t).eps is the slope."""
+    ...  # your code here
+
+
+check(heun_walk)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -781,24 +813,60 @@ for row in sorted(rows_of_ddim, key=lambda row: -row["steps"]):
 #
 # </details>
 #
-# **3. More noise than DDPM.** Equation (3) allows $\sigma_\eta$ up to $\sigma_s$, which is beyond $\eta = 1$. What
-# does a walk with $\sigma_\eta = \sigma_s$ do, and what is the share of fresh noise in each step? Try it on the toy
-# with 10, 100 and 1,000 steps.
-#
+# **3. The dial, and beyond it.** Write the step (4) with the $\sigma_\eta$ of (5). Equation (3) allows $\sigma_\eta$ up
+# to $\sigma_s$, which is beyond $\eta = 1$. What does a walk with $\sigma_\eta = \sigma_s$ do? Try it on the toy with
+# 10, 100 and 1,000 steps.
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def dial_step(x_t, x0, z, t, s, eta):
+    """State, guess of the picture and fresh noise (N, D), the times single tensors, eta a number -> x_s."""
+    ...  # your code here
+
+
+check(dial_step)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
-# All noise is replaced: $x_s = \alpha_s \hat x_0 + \sigma_s z$. The state keeps nothing of $x_t$ but the guess
-# $\hat x_0$. The marginals of (3) would be right if $\hat x_0$ were the true $x_0$; but it is an average, so every
-# step loses some of the variance. With 10, 100 and 1,000 steps the heaps have a spread near 0.07 instead of 0.1, and
-# the upper one gets 76, 77 and 78 points in 100 instead of 70. More steps do not mend it. With $\eta \le 1$ the share
-# of fresh noise goes to zero with the length of the step, and the error goes with it.
+# ```python
+# def dial_step(x_t, x0, z, t, s, eta):
+#     (alpha_t, sigma_t), (alpha_s, sigma_s) = cosine(t), cosine(s)
+#     fresh = eta * sigma_s / sigma_t * (1 - alpha_t**2 / alpha_s**2).sqrt()  # sigma_eta
+#     eps = (x_t - alpha_t * x0) / sigma_t
+#     return alpha_s * x0 + (sigma_s**2 - fresh**2).sqrt() * eps + fresh * z
+# ```
+#
+# With $\sigma_\eta = \sigma_s$ all noise is replaced: $x_s = \alpha_s \hat x_0 + \sigma_s z$. The state keeps nothing
+# of $x_t$ but the guess $\hat x_0$. The marginals of (3) would be right if $\hat x_0$ were the true $x_0$; but it is an
+# average, so every step loses some of the variance. With 10, 100 and 1,000 steps the heaps have a spread near 0.07
+# instead of 0.1, and the upper one gets 76, 77 and 78 points in 100 instead of 70. More steps do not mend it. With
+# $\eta \le 1$ the share of fresh noise goes to zero with the length of the step, and the error goes with it.
 #
 # </details>
 #
-# **4. Where should the steps be?** `time_grid` spaces times evenly. Build a grid of 10 times that lie closer
-# together where the paths of section 6 bend, and compare the error of the end points with the even grid's.
-#
+# **4. Which times?** Write the grid of section 5: for $S$ steps the times from 1 down to 0, on the thousandths that
+# were trained, as even as those allow. Then build a grid of 10 steps whose times lie closer together where the paths of
+# section 6 bend, and compare the error of the end points with the even grid's.
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def grid_of_times(steps):
+    """A number of steps -> the times that they start and end at, a tensor."""
+    ...  # your code here
+
+
+check(grid_of_times)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def grid_of_times(steps):
+#     return torch.linspace(1000, 0, steps + 1, dtype=torch.float64).round() / 1000
+# ```
 #
 # Measure as in section 6: `(walk(toy, even_noise(500), times, 0.0)[-1] - finest).abs().mean()`. Even steps in the
 # angle of exercise 1 change next to nothing, since on the cosine schedule the angle is almost proportional to $t$.

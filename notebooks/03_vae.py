@@ -702,28 +702,66 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # ## Exercises
 #
-# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does the shipped code hold of a picture, by section 9? Compare
-# with a PNG of the same picture, and explain the difference.
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does a code hold of its picture, if the encoder gives this
+# posterior? And how many the shipped one, by section 9? Compare with a PNG of the same picture, and explain the
+# difference.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def bits(mean, log_variance):
+    """Mean and log-variance of posteriors, (B, C, H, W) -> bits a picture, (B,)."""
+    ...  # your code here
+
+
+check(bits)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Divide the nats by 0.693. A PNG of a 28 x 28 digit takes some two thousand bits, and gives every grey level back. The
-# VAE is off by ten levels on average (half the root of the squared error, times 255), and knows what digits look like
-# before it has seen the code; PNG knows nothing. (The divergence is the cost of the code under the prior
-# $\mathcal N(0,1)$. Under a better prior the same code is cheaper, which is another way to state the plan of section
-# 15.)
+# ```python
+# def bits(mean, log_variance):
+#     nats = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)  # equation (5)
+#     return nats.sum(dim=(1, 2, 3)) / math.log(2)
+# ```
+#
+# A PNG of a 28 x 28 digit takes some two thousand bits, and gives every grey level back. The VAE is off by ten levels
+# on average (half the root of the squared error, times 255), and knows what digits look like before it has seen the
+# code; PNG knows nothing. (The divergence is the cost of the code under the prior $\mathcal N(0,1)$. Under a better
+# prior the same code is cheaper, which is another way to state the plan of section 15.)
 #
 # </details>
 #
 # **2. When is a direction worth a number?** Take the toy with a free length of $w$. Maximise the average ELBO over
-# $|w|$ with the ideal encoder, that is, the evidence. For which variance of the data is the best $|w|$ zero?
-#
+# $|w|$ with the ideal encoder, that is, the evidence. What is the best $|w|^2$, if the data have a given variance along
+# $w$? For which variance is it zero?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def best_square(variance, s):
+    """Variances of the data, (K,), and the decoder's s, a number -> the best |w|^2 for each, (K,)."""
+    ...  # your code here
+
+
+check(best_square)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # With the ideal encoder the ELBO is the evidence. Along $w$ the model's variance is $|w|^2 + s^2$. If that of the data
 # is $v$, the average log density is $-\tfrac12 \log(|w|^2 + s^2) - v / 2(|w|^2 + s^2)$ plus a constant, which is
 # largest at $|w|^2 + s^2 = v$. So $|w|^2 = v - s^2$ where that is positive, else $|w| = 0$: a direction with less
 # variance than the decoder's own scatter stays unused (Tipping & Bishop 1999; Lucas et al. 2019).
+#
+# ```python
+# def best_square(variance, s):
+#     return (variance - s**2).clamp(min=0)
+# ```
 #
 # </details>
 #
@@ -748,10 +786,30 @@ for name in ("prior, scaled", "fitted Gaussian"):
 #
 # </details>
 #
-# **4. Average instead of sum.** Somebody writes `posterior.kl().mean() / 32`, and keeps $\lambda = 10^{-3}$. Which
-# row of section 12 do they get, about?
-#
+# **4. The whole loss.** Write (7) for one draw, from what the encoder gives to one number a picture. `check` looks at
+# the gradients too. Somebody writes `.kl().mean() / 32` instead, and keeps $\lambda = 10^{-3}$. Which row of section 12
+# do they get, about?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def vae_loss(decode, x, mean, log_variance, noise, kl_weight):
+    """Pictures (B, 1, H, W); mean, log-variance and noise like latents, (B, C, h, w) -> (B,)."""
+    ...  # your code here
+
+
+check(vae_loss)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def vae_loss(decode, x, mean, log_variance, noise, kl_weight):
+#     z = mean + (log_variance / 2).exp() * noise
+#     error = (x - decode(z)).square().mean(dim=(1, 2, 3))
+#     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3))
+#     return error + kl_weight * divergence
+# ```
 #
 # Their weight is $10^{-3} / 32 \approx 3 \cdot 10^{-5}$ in our reductions: between the last two rows, nearer to
 # $10^{-4}$. Nothing fails; the pictures are sharper and the draws worse than they expect.

@@ -678,19 +678,31 @@ for row in sorted(card["metrics"], key=lambda row: -row["steps"]):
 #
 # ## Exercises
 #
-# **1. Mend the scale with the schedule.** Latents are stuck at $s = 0.1$. By (4) a schedule can put it right. Write it,
-# and check that its SNR for these latents is the cosine's for unit ones.
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. Mend the scale with the schedule.** Latents are stuck at $s = 0.1$. By (4) a schedule can put it right, so that
+# its SNR for these latents is the cosine's for unit ones. Write it for any $s$, with $\alpha^2 + \sigma^2 = 1$.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def for_small(t, s):
+    """Times, and the standard deviation of the data -> alpha and sigma, each of the shape of t."""
+    ...  # your code here
+
+
+check(for_small)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# def for_small(t, s=0.1):
+# def for_small(t, s):
 #     alpha, sigma = cosine(t)
 #     c = (alpha**2 + (s * sigma) ** 2).sqrt()
 #     return alpha / c, s * sigma / c
-#
-# t = torch.linspace(0.1, 0.9, 9).double()
-# assert_close(0.1**2 * schedules.signal_to_noise(for_small, t), schedules.signal_to_noise(cosine, t))
 # ```
 #
 # Noise and data are back in proportion. But the network's input is still small, with a variance far below 1 at
@@ -709,34 +721,69 @@ for row in sorted(card["metrics"], key=lambda row: -row["steps"]):
 #     display(grids.show_rows({f"{n} steps": model.sample(8, steps=n, seed=2) for n in (5, 2, 1)}))
 # ```
 #
-# At $t = 1$ both denoisers say $\mathbb E[\text{data}]$. In pixels that is the mean of all pictures. In latents it is the mean
-# of all latents, and the decoder, which can only paint strokes, makes one clear figure of it: a picture
-# of the average is not the average of pictures. It is the first guess in each strip of section 10.
+# At $t = 1$ both denoisers say $\mathbb E[\text{data}]$. In pixels that is the mean of all pictures. In latents it is
+# the mean of all latents, and the decoder, which can only paint strokes, makes one clear figure of it: a picture of the
+# average is not the average of pictures. It is the first guess in each strip of section 10.
 #
 # </details>
 #
 # **3. At how few steps does it stop to pay?** Use the FLOPs of section 12. How many steps of the pixel model cost as
-# much as 50 of the latent one, decoder and all?
-#
+# much as 50 of the latent one, decoder and all? And as much as a single one?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def same_cost(steps, of_ldm, of_decoder, of_ddpm):
+    """Steps of the latent model, FLOPs of a call of each network -> steps of the pixel model, a number."""
+    ...  # your code here
+
+
+check(same_cost)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
-# `(50 * of_ldm + of_decoder) / of_ddpm`. A single step in latents is paid for by the decoder alone, which costs
-# `of_decoder / of_ddpm` calls of the pixel network. With our small pictures the gain is modest. It grows with their
-# size: a network's arithmetic grows with the number of positions, and a factor of 8 a side leaves one in 64.
+# ```python
+# def same_cost(steps, of_ldm, of_decoder, of_ddpm):
+#     return (steps * of_ldm + of_decoder) / of_ddpm
+# ```
+#
+# A single step in latents is paid for by the decoder alone, which costs `of_decoder / of_ddpm` calls of the pixel
+# network. With our small pictures the gain is modest. It grows with their size: a network's arithmetic grows with the
+# number of positions, and a factor of 8 a side leaves one in 64.
 #
 # </details>
 #
-# **4. Only the means.** Train in section 8 on latents without the draw (2): set the log-variances to -30. Is there
-# a difference? When would there be?
-#
+# **4. Only the means.** How large are latents that are drawn by (2)? And how large are the means alone? Train in
+# section 8 on latents without the draw: set the log-variances to -30. Is there a difference? When would there be?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def latent_std(mean, log_variance):
+    """Posteriors of many pictures, (N, C, h, w) -> the standard deviation of drawn latents a channel, (C,)."""
+    ...  # your code here
+
+
+check(latent_std)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def latent_std(mean, log_variance):
+#     of_means = mean.var(dim=(0, 2, 3), correction=0)
+#     return (of_means + log_variance.exp().mean(dim=(0, 2, 3))).sqrt()
+# ```
+#
+# Variance of the means plus mean of the variances: the law of total variance. For the training of section 8:
 #
 # ```python
 # sure = DiagonalGaussian(posterior.mean, torch.full_like(posterior.log_variance, -30.0))
 # only_means = LatentDataset(latents.name, sure.moments, latents.labels)
 # ```
 #
-# None to be seen: $s$ is a small part of 1 (section 4). A VAE with a heavy weight on the divergence has an $s$
+# No difference to be seen: $s$ is a small part of 1 (section 4). A VAE with a heavy weight on the divergence has an $s$
 # near 1 wherever a number carries little, and the distribution of its means alone is then much narrower
 # than that of its latents: it has a variance of $1 - s^2$. A model of the means would be at the wrong scale.
 #

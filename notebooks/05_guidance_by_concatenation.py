@@ -630,8 +630,7 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 # For these measures each digit was asked for as often as it stands in MNIST (`evaluation.measures.natural_labels`).
 # That is part of the data, and a model with classes leaves it to whoever asks. Take as many *real* pictures of
 # each digit, 10,000 in all, and their cFID is 0.18, twice the floor: one would measure shares and not handwriting.
-# With 2,000 samples the ratio can fall a little below 1. That is no miracle. The floor's real pictures were chosen at
-# random, and chance favours some digits; our shares are exact.
+# Exact shares also spare a model the luck of the draw. So the floor here is that of real digits in exact shares as well.
 #
 # And look between 1 and 1.5, which the dial of section 11 skipped. At $w = 1.2$ nearly all that was drawn wrong is put
 # right, little variety is lost, and cFID stays about where it was. A little guidance pays, even here.
@@ -661,9 +660,34 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 #
 # ## Exercises
 #
-# **1. Below zero.** What should $w = -2$ draw, asked for a three? Try it on the toy first, then with digits.
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. Away from something.** Text-to-image systems have a *negative prompt*: an unwanted text in the place of the null
+# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$
+# draw in (3), asked for a three? Try it on the toy first, then with digits.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def away_from(denoiser, x_t, t, wanted, unwanted, w):
+    """x_t (B, ...), one time, two labels for each point (B,), a number w -> Prediction(x0, eps)."""
+    ...  # your code here
+
+
+check(away_from)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def away_from(denoiser, x_t, t, wanted, unwanted, w):
+#     u, c = (denoiser(x_t, t, labels=labels) for labels in (unwanted, wanted))
+#     return Prediction(u.x0 + w * (c.x0 - u.x0), u.eps + w * (c.eps - u.eps))
+# ```
+#
+# For a negative scale:
 #
 # ```python
 # pictures_of.show_clouds({"w = -2": walk(guided(toy, -2.0), start)}, points, asked, limit=8)
@@ -671,24 +695,40 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 # ```
 #
 # In the toy most points flee far to the right. A few stay in class 0: where everything is of class 0 anyway, (2) is
-# zero, and nothing pushes. Among digits it is anything but a three, exaggerated. Text-to-image systems call this a
-# negative prompt: they put an unwanted text in the place of the null label.
+# zero, and nothing pushes. Among digits it is anything but a three, exaggerated.
 #
 # </details>
 #
 # **2. Two requests at once.** Add the pushes of two labels, $\hat\epsilon + w\,[\hat\epsilon_a - \hat\epsilon] +
-# w\,[\hat\epsilon_b - \hat\epsilon]$. What is both a three and an eight?
-#
+# w\,[\hat\epsilon_b - \hat\epsilon]$, and the same for $\hat x_0$. What is both a three and an eight?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def of_both(denoiser, x_t, t, a, b, w):
+    """x_t (B, ...), one time, two labels for each point (B,), a number w -> Prediction(x0, eps)."""
+    ...  # your code here
+
+
+check(of_both)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# def of_both(x_t, t, labels):
-#     u, a, b = (pipe.denoiser(x_t, t, labels=torch.full_like(labels, each)) for each in (NO_CLASS, 3, 8))
-#     return Prediction(*(n + 1.5 * (p - n) + 1.5 * (q - n) for n, p, q in zip(u, a, b)))
+# def of_both(denoiser, x_t, t, a, b, w):
+#     labels = (torch.full_like(a, NO_CLASS), a, b)
+#     said = (denoiser(x_t, t, labels=each) for each in labels)
+#     return Prediction(*(n + w * (p - n) + w * (q - n) for n, p, q in zip(*said)))
+# ```
 #
+# To draw with it:
+#
+# ```python
+# three, eight = torch.full((10,), 3, device=pipe.device), torch.full((10,), 8, device=pipe.device)
 # z = pipe.noise(10, seed=3).to(pipe.device)
-# ways = samplers.sample(of_both, z, samplers.time_grid(50), samplers.ddim, schedule=cosine,
-#                        generator=draws, labels=torch.zeros(10, dtype=torch.int64, device=pipe.device))
+# ways = samplers.sample(lambda x_t, t: of_both(pipe.denoiser, x_t, t, three, eight, 1.5), z,
+#                        samplers.time_grid(50), samplers.ddim, schedule=cosine, generator=draws)
 # *_, end = ways
 # grids.show_grid(pipe.to_images(end.x), columns=10)
 # ```
@@ -699,10 +739,28 @@ for row in sorted(card["metrics"], key=lambda row: (row["num_samples"], row["ste
 #
 # </details>
 #
-# **3. Without hidden labels.** Train in section 9 with `unconditional_probability=0`. What becomes of $w = 0$,
-# and of $w = 3$?
-#
+# **3. Hidden labels.** Write (7)'s $\tilde c$. `chance` holds a number from $[0, 1)$ for each label. Then train in
+# section 9 with `unconditional_probability=0`. What becomes of $w = 0$, and of $w = 3$?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def hidden(labels, chance, p):
+    """Labels (B,), random numbers (B,), a probability -> labels (B,), some of them hidden."""
+    ...  # your code here
+
+
+check(hidden)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def hidden(labels, chance, p):
+#     return torch.where(chance < p, NO_CLASS, labels)
+# ```
+#
+# And without:
 #
 # ```python
 # certain = dataclasses.replace(pipe.recipe.condition, unconditional_probability=0.0)

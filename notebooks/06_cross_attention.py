@@ -669,9 +669,25 @@ for row in sorted(card.get("metrics", []), key=lambda row: (row["num_samples"], 
 #
 # ## Exercises
 #
-# **1. A token that says nothing.** Add to each class a fifth token of zeros. What does the map do with it, and the
-# picture? What would have to be true of a token that nobody reads?
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. A token that says nothing.** Add to each class a fifth token of zeros. What does the map do with it, and the
+# picture? What would have to be true of a token that nobody reads? Write (1) for lists of different lengths that were
+# filled up: `real` says which tokens count.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def read_masked(q, k, v, real):
+    """q (B, N, d), k and v (B, M, d), real (B, M) of True and False -> what is read, (B, N, d)."""
+    ...  # your code here
+
+
+check(read_masked)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -683,22 +699,44 @@ for row in sorted(card.get("metrics", []), key=lambda row: (row["num_samples"], 
 # digits change a little. To be ignored, a token needs the score $-\infty$. That is what a mask does, and why padding
 # with zeros is not masking.
 #
+# ```python
+# def read_masked(q, k, v, real):
+#     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # (B, N, M)
+#     scores = scores.masked_fill(~real[:, None], -torch.inf)
+#     return scores.softmax(dim=-1) @ v
+# ```
+#
 # </details>
 #
 # **2. Different requests in different places.** Let the upper half of the places draw a two and the lower half a five,
-# by blending the two guesses of $\hat x_0$ with a mask. What is the sum?
-#
+# by blending the two guesses with a mask. What is the sum?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def in_two_places(denoiser, x_t, t, upper, a, b):
+    """x_t (B, C, H, W), one time, a mask (H, W) of 1 and 0, labels (B,) for 1 and for 0 -> Prediction(x0, eps)."""
+    ...  # your code here
+
+
+check(in_two_places)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def in_two_places(denoiser, x_t, t, upper, a, b):
+#     guesses = (denoiser(x_t, t, labels=labels) for labels in (a, b))
+#     return Prediction(*(upper * p + (1 - upper) * q for p, q in zip(*guesses)))
+# ```
+#
+# To draw with it, guided:
 #
 # ```python
 # upper = torch.zeros(4, 4, device=pipe.device)
 # upper[:2] = 1
-#
-# def halves(x_t, t):
-#     label = lambda c: torch.full((len(x_t),), c, device=x_t.device)
-#     a, b = (pipe.guided(3.0)(x_t, t, labels=label(c)) for c in (2, 5))
-#     return Prediction(*(upper * p + (1 - upper) * q for p, q in zip(a, b)))
-#
+# two, five = (torch.full((10,), digit, device=pipe.device) for digit in (2, 5))
+# halves = lambda x_t, t: in_two_places(pipe.guided(3.0), x_t, t, upper, two, five)
 # *_, end = samplers.sample(halves, pipe.noise(10).to(pipe.device), samplers.time_grid(20), samplers.ddim,
 #                           schedule=pipe.schedule, generator=generator)
 # grids.show_grid(pipe.to_images(end.x), columns=10)
@@ -727,18 +765,37 @@ for row in sorted(card.get("metrics", []), key=lambda row: (row["num_samples"], 
 # </details>
 #
 # **4. Cheaper when it is done.** The tokens do not change during sampling, so neither do $C\,W_K$ and $C\,W_V$. How
-# much of the arithmetic of a call could be kept from the first step?
-#
+# many FLOPs do these two products take in one layer, for one picture? (A FLOP is one addition or one multiplication.
+# Leave out the biases.) How much of the arithmetic of a call could be kept from the first step?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def flops_of_tokens(tokens, context_dim, channels):
+    """How many tokens, numbers a token, channels of a place -> FLOPs, a number."""
+    ...  # your code here
+
+
+check(flops_of_tokens)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# per_call = sum(2 * 4 * reader.key_value.weight.numel() for reader in cpu["ldm-cross-attention"].modules()
+# def flops_of_tokens(tokens, context_dim, channels):
+#     return 2 * 2 * tokens * context_dim * channels  # keys and values; multiply and add
+# ```
+#
+# Over all layers that read tokens:
+#
+# ```python
+# per_call = sum(flops_of_tokens(4, 128, reader.query.in_features) for reader in cpu["ldm-cross-attention"].modules()
 #                if isinstance(reader, layers.Attention) and reader.key_value.in_features == 128)
 # print(per_call / 1e6, "MFLOP")
 # ```
 #
-# Two FLOPs a weight and token, four tokens, four layers: about a fortieth of the call. With 77 tokens of 768 numbers
-# it is worth keeping, and systems do.
+# Four tokens, four layers: about a fortieth of the call. With 77 tokens of 768 numbers it is worth keeping, and systems
+# do.
 #
 # </details>
 #

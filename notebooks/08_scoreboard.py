@@ -103,10 +103,10 @@ cards = {name: weights.read_card(name) for name in picked}
 
 
 def minutes_in_all(name):
-    """Training, with that of the models without which it could not have been trained."""
+    """Training, with that of the models without which it could not have been trained, and of drawing couplings."""
     card = weights.read_card(name)
     before = PARENTS.get(name) or ("vae" if "vae_sha256" in card else None)
-    return card["minutes"] + (minutes_in_all(before) if before else 0)
+    return card["minutes"] + card.get("coupling_minutes", 0) + (minutes_in_all(before) if before else 0)
 
 
 def parameters_in_all(pipe):
@@ -186,7 +186,7 @@ print(f"the same heaps: KID {kernel_distance(some, others):.2f}, precision {prec
 # %% [markdown]
 # Both heaps were real, and yet cFID is not 0, nor are the shares 1. So no number is printed alone: beside it belongs
 # what real pictures would have got in its place. For cFID that is the *floor*, the distance of as many training
-# pictures from the test set, and $R = \text{cFID} / \text{floor}$.
+# pictures from the test set, averaged over ten draws of them, and $R = \text{cFID} / \text{floor}$.
 #
 # For models with classes there is a fourth measure, the simplest: a second classifier, of another build, says how often
 # it sees the digit that was asked for.
@@ -266,14 +266,15 @@ plots.plot_curves(sizes, means, "samples", "cFID of real digits", xscale="log", 
 # The number behind +- is the standard deviation from handful to handful. *As many of each* is a burden once samples
 # are many: MNIST has more ones than fives, so the shares are wrong, and even real digits end well above their floor.
 # *The data's shares* are a present as long as samples are few, since less is left to chance. Models with classes are
-# therefore measured with the data's shares, and the present has to be kept in mind: with 2,000 samples such a model
-# can land below the floor, which real digits in exact shares would do too.
+# therefore measured with the data's shares, and beside a floor of their own: that of real digits in exact shares too.
+# Their $R$ is fair. Their cFID itself is not to be set beside that of a model without classes.
 #
 # **All of them, by guidance.** Chapter 5 turned a dial from 0 to 10. Here the whole sweep is under every measure.
 
 # %%
 MEASURES = {"cFID": "cfid", "precision": "precision", "recall": "recall", "right class": "class_accuracy"}
-swept = [row for row in board if row.setting["steps"] == 50 and "guidance_scale" in row.setting]
+swept = [row for row in board if row.setting["sampler"] == "ddim" and row.setting["steps"] == 50]
+swept = [row for row in swept if "guidance_scale" in row.setting]
 for model in dict.fromkeys(row.model for row in swept):
     its = [row for row in swept if row.model == model]
     votes = []
@@ -385,9 +386,9 @@ print(f"of as many real digits, {way_of(quick)}: {found[way_of(quick), 500].std(
 # better one, of a model that is perfect. The scatter of digits as they come is no small matter, and few papers print
 # theirs. Two things follow.
 #
-# *The floor itself is one draw.* The floor of 2,000 stands on one fixed handful of digits as they come. Had another
-# been taken, every $R$ on the board would be different, all by the same factor. So compare the $R$ of two models, and
-# do not read its decimals as a distance from perfection.
+# *The floor itself is an estimate.* It is the mean of ten handfuls, and known about three times better than a single
+# one. Had others been taken, every $R$ on the board would be a little different, all by the same factor. So compare the
+# $R$ of two models, and do not read its decimals as a distance from perfection.
 #
 # *Neighbours may be ties.* Grant every model the scatter of real digits that are chosen as its own are, and let two
 # figures count as different if they are two standard deviations of their difference apart:
@@ -602,7 +603,7 @@ print(f"reconstructions: cFID {lost['cfid']:.3f}, precision {lost['precision']:.
 # %%
 for small in twice:
     name, row = small.model, of_more(small, 10_000)
-    above = quality(row) - lost["floor"]
+    above = quality(row) - row.measures["floor"]
     decoder = f", {(lost['cfid'] - lost['floor']) / above:.0%} of it by the decoder" if pipes[name].autoencoder else ""
     print(f"{name:>24}: cFID {quality(row):.3f}, {above:.3f} above real digits{decoder}")
 
@@ -702,16 +703,38 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #
 # ## Exercises
 #
-# **1. Infinitely many samples.** To first order the bias of cFID is a constant over $N$ (Chong & Forsyth 2020).
-# Estimate from the floors at 500, 2,000 and 10,000 where it would end up. Why is it not exactly 0?
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. Infinitely many samples.** To first order the bias of cFID is a constant over $N$ (Chong & Forsyth 2020). Lay the
+# best straight line through figures of several sizes, and say where it ends. Estimate from the floors at 500, 2,000 and
+# 10,000 where the floor would end up. Why is it not exactly 0?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def without_bias(sizes, values):
+    """Sizes N and the figures of as many samples, (K,) each, float64 -> the figure at N = infinity, a number."""
+    ...  # your code here
+
+
+check(without_bias)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
+# def without_bias(sizes, values):
+#     design = torch.stack([torch.ones_like(sizes), 1 / sizes], dim=1)  # values = limit + slope / N
+#     return torch.linalg.lstsq(design, values[:, None]).solution[0, 0]
+# ```
+#
+# For the floors:
+#
+# ```python
 # sizes = torch.tensor([500.0, 2_000.0, 10_000.0], dtype=torch.float64)
-# values = torch.tensor([floor(int(size)) for size in sizes], dtype=torch.float64)
-# design = torch.stack([torch.ones_like(sizes), 1 / sizes], dim=1)
-# print(torch.linalg.lstsq(design, values[:, None]).solution)  # the limit, and the slope
+# print(without_bias(sizes, torch.tensor([floor(int(size)) for size in sizes], dtype=torch.float64)))
 # ```
 #
 # What remains is the bias of the other side, for the test set is finite too, and a real difference: the two sets were
@@ -746,10 +769,30 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #
 # </details>
 #
-# **3. How much copying goes unnoticed?** Mix samples of a model with copies of training pictures, in growing shares.
-# From which share on does the median distance of section 8 notice? The count? And cFID?
-#
+# **3. How much copying goes unnoticed?** Write the count of section 8. Then mix samples of a model with copies of
+# training pictures, in growing shares. From which share on does the median distance of section 8 notice? The count? And
+# cFID?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def share_nearer(samples, train, test):
+    """Features, (N, D) each -> the share of samples that lie nearer to a training picture than to any test picture."""
+    ...  # your code here
+
+
+check(share_nearer)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def share_nearer(samples, train, test):
+#     to_train, to_test = (torch.cdist(samples, members).min(dim=1).values for members in (train, test))
+#     return (to_train < to_test).double().mean()
+# ```
+#
+# With copies mixed in:
 #
 # ```python
 # name = min(picked, key=lambda name: quality(picked[name]))
@@ -757,15 +800,51 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #     copies = int(share * len(points[name]))
 #     mixed = torch.cat([reference["train"][:copies], points[name][copies:]])
 #     distance = nearest(mixed, reference["train"])[0]
-#     to_test = nearest(mixed, reference["test"])[0]
-#     print(
-#         f"{share:.0%} copies: median {distance.median():.2f}, count {(distance < to_test).double().mean():.0%}, "
-#         f"nearer than 0.05 {(distance < 0.05).double().mean():.0%}"
-#     )
+#     count = share_nearer(mixed, reference["train"], reference["test"])
+#     near = (distance < 0.05).double().mean()
+#     print(f"{share:.0%} copies: median {distance.median():.2f}, count {count:.0%}, nearer than 0.05 {near:.0%}")
 # ```
 #
 # The median reacts late, and the count rises by a seventh of the share. The share of distances near 0 says it at once:
 # to catch a thief, look at the tail, not at the middle. cFID cannot object at all. A copy is a real digit.
+#
+# </details>
+#
+# **4. One feature at a time.** If features did not depend on each other, both covariances would be diagonal. What is
+# left of (1)? How much of the distance of real digits is in the means and spreads of single features, and how much in
+# what goes together?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def frechet_of_spreads(a, b):
+    """Features (N, D) and (M, D) without correlations -> d^2 of equation (1), a number."""
+    ...  # your code here
+
+
+check(frechet_of_spreads)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Each diagonal entry of the trace is $\sigma_a^2 + \sigma_b^2 - 2 \sigma_a \sigma_b = (\sigma_a - \sigma_b)^2$.
+#
+# ```python
+# def frechet_of_spreads(a, b):
+#     return ((a.mean(0) - b.mean(0)) ** 2 + (a.std(0) - b.std(0)) ** 2).sum()
+# ```
+#
+# On real features it leaves the correlations out:
+#
+# ```python
+# for size in (2_000, 10_000):
+#     some = real_subset(size), reference["test"]
+#     print(f"{frechet_of_spreads(*some):.3f} of {frechet_distance(*some):.3f}")
+# ```
+#
+# With 2,000 real digits half of the distance is left, with 10,000 two fifths. The rest is in the 2,016 correlations,
+# each of them estimated from few samples. A heap may have every feature right by itself, and yet combine them as no
+# digit does. (1) notices that; this does not.
 #
 # </details>
 #

@@ -13,6 +13,7 @@ from tiny import SMALL_CLASS_UNETS, SMALL_UNET, part_of_the_reference, random_au
 
 import diffusion_book
 from diffusion_book import data, weights
+from diffusion_book.cli import evaluate as evaluate_command
 from diffusion_book.cli import pretrain
 from diffusion_book.cli.evaluate import ClassSetting
 from diffusion_book.cli.generate import ModelOptions, load_model
@@ -107,7 +108,14 @@ def names_in(folder):
 def test_the_folder_of_a_model_with_classes_is_complete(trained, vae, model):
     folder = trained[model]
     assert folder.name.endswith(f"-{model}")
-    files = {"config.txt", "training_log.txt", "metrics.jsonl", "loss_curves.png", "performance_metrics.txt"}
+    files = {
+        "config.txt",
+        "training_log.txt",
+        "metrics.jsonl",
+        "loss_curves.png",
+        "device_use.png",
+        "performance_metrics.txt",
+    }
     assert names_in(folder) == files | {"epoch_samples", "final_samples", "checkpoints", "denoising_steps"}
     assert names_in(folder / "checkpoints") == {"last.pt", "final.pt", "epoch_0002.pt"}
     assert names_in(folder / "final_samples") == {"grid.png", *(f"sample_{number:03d}.png" for number in range(80))}
@@ -331,7 +339,7 @@ def test_generated_pictures_are_those_of_the_pipeline(tmp_path, untrained, model
         ("--class_label 1.5", "--class-label: "),
         ("--guidance_scale nan", "guidance_scale is nan: give a finite number"),
         ("--guidance_scale inf", "guidance_scale is inf: give a finite number"),
-        ("--guidance_scale much", "--guidance-scale: could not convert"),
+        ("--guidance_scale much", "could not convert string to float: 'much'"),
         ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
         ("--sampling_steps 0", f"0 steps: the number of steps must be 1 to {TIMESTEPS}"),
         ("--sampling_steps 7", f"7 steps: the number of steps must be 1 to {TIMESTEPS}"),
@@ -419,7 +427,7 @@ def test_pretrain_measures_at_several_scales_and_once(tiny_recipes, tmp_path, mo
     def evaluate(pipe, setting):
         measured.append(setting.guidance_scale)
         images = pipe.sample(**{**dataclasses.asdict(setting), "num_samples": 10})
-        return images, {**dataclasses.asdict(setting), "cfid": 1.0, "ratio": images.mean().item()}
+        return images, pretrain.with_floor({**dataclasses.asdict(setting), "cfid": 2 + images.mean().item()})
 
     def score(images, labels):
         assert labels.tolist() == [number % 10 for number in range(20)]
@@ -443,3 +451,47 @@ def test_pretrain_measures_at_several_scales_and_once(tiny_recipes, tmp_path, mo
     main(["pretrain", model, *options, "--from-checkpoint", str(folder)])  # the same weights: nothing is measured twice
     assert measured == [0.0, 3.0]
     assert weights.read_card(model, tmp_path)["metrics"] == card["metrics"]
+
+    more = (*pretrain.SETTINGS[model], ClassSetting("ddim", 3, guidance_scale=1.0))
+    monkeypatch.setitem(pretrain.SETTINGS, model, more)
+    main(["pretrain", model, *options, "--no-train"])  # what the card does not tell yet, and nothing else
+    assert measured == [0.0, 3.0, 1.0]
+    again = weights.read_card(model, tmp_path)
+    assert again == {**card, "metrics": again["metrics"]}
+    assert again["metrics"][:2] == card["metrics"]
+    assert all(torch.equal(tensors[name], value) for name, value in weights.read_weights(model, tmp_path).items())
+
+
+def test_pretrain_refuses_a_model_of_another_vae(tiny_recipes, tmp_path, capsys):
+    for number in range(2):
+        autoencoder = random_autoencoder(seed=number)
+        card = {"model": "vae", "recipe": autoencoder.recipe.to_dict()}
+        weights.write_weights("vae", autoencoder.network.state_dict(), card, tmp_path / str(number))
+    options = [*CPU, "--no-measure", "--output-dir", f"{tmp_path}/runs"]
+    main(["pretrain", "ldm-concat", *options, "--weights-dir", str(tmp_path / "0")])
+    (folder,) = (tmp_path / "runs").iterdir()
+    line = refused(
+        capsys, "pretrain", "ldm-concat", "--from-checkpoint", folder, *options, "--weights-dir", tmp_path / "1"
+    )
+    assert "was trained with another VAE than the one in" in line
+    assert not (tmp_path / "1" / "ldm-concat.safetensors").exists()
+
+
+def test_no_train_only_measures(capsys):
+    for option in (["--from-checkpoint", "x.pt"], ["--resume", "x"], ["--no-measure"]):
+        assert "--no-train only measures" in refused(capsys, "pretrain", "ldm-concat", "--no-train", *option)
+
+
+def test_the_default_of_evaluate_stands_on_every_card():
+    """Whoever types `diffusion-book evaluate NAME` gets the figure to compare with."""
+    for name, kind in evaluate_command.MODELS.items():
+        if name in pretrain.SETTINGS:
+            assert kind().setting in pretrain.SETTINGS[name], name
+
+
+def test_measures_of_digits_are_refused_to_other_pictures(capsys, tmp_path, untrained):
+    checkpoint = load_checkpoint(untrained["ldm-concat"])
+    checkpoint["recipe"]["training"]["dataset"] = "fashion-mnist"
+    torch.save(checkpoint, tmp_path / "clothes.pt")
+    line = refused(capsys, "evaluate", "ldm-concat", "--checkpoint", tmp_path / "clothes.pt", *CPU, "--steps", 3)
+    assert "this model draws fashion-mnist, and the measures know digits alone: give a model of digits" in line

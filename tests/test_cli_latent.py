@@ -112,6 +112,7 @@ FILES = {
     "config.txt",
     "training_log.txt",
     "metrics.jsonl",
+    "device_use.png",
     "loss_curves.png",
     "performance_metrics.txt",
     "epoch_samples",

@@ -98,9 +98,9 @@ def test_with_classes_the_labels_follow_and_the_guidance_is_in_the_samples(class
     labels = torch.arange(12) % 10
     for scale, coupled in found.items():
         assert torch.equal(coupled.labels, labels)
-        *_, end = class_flow.states(range(12), labels=labels, guidance_scale=scale, sampler="heun", steps=2, seed=1)
+        *_, end = class_flow.states(range(12), labels=labels, guidance_scale=scale, sampler="midpoint", steps=2, seed=1)
         torch.testing.assert_close(coupled.samples.float(), end.x, rtol=1e-3, atol=2e-3)  # latents, before the decoder
-        pictures = class_flow.sample(12, guidance_scale=scale, sampler="heun", steps=2, seed=1)
+        pictures = class_flow.sample(12, guidance_scale=scale, sampler="midpoint", steps=2, seed=1)
         torch.testing.assert_close(class_flow.to_images(coupled.samples.float()), pictures, rtol=0, atol=2e-2)
     assert torch.equal(found[1.0].noise, found[4.0].noise)
     assert not torch.allclose(found[1.0].samples, found[4.0].samples, atol=0.05)
@@ -284,6 +284,21 @@ def test_it_starts_with_the_weights_of_its_parent(flow, training):
     recipe = recipe_from_dict(checkpoint["recipe"])
     assert recipe.training.dataset == "digits"  # the data set of its parent
     assert recipe.reflow == REFLOW
+
+
+def test_what_it_learns_from_is_no_noise_that_samples_grow_from(flow, training, tmp_path):
+    training(flow, reflow_recipe())
+    files = sorted((tmp_path / "cache" / "diffusion-book" / "couplings").iterdir())
+    couplings = []
+    for path in files:
+        with safe_open(path, "pt") as file:
+            couplings.append(file.get_tensor("noise").float().flatten(1))
+    assert len(couplings) == 2  # to train on, and to test with
+    for seed in (0, 1):  # those of the cards, of the epochs' grids and of the final samples
+        usual = flow.noise(30, seed).flatten(1)
+        for noise in couplings:
+            assert torch.cdist(usual, noise).min() > 1
+    assert torch.cdist(*couplings).min() > 1
 
 
 def test_it_learns_from_there(flow, training):

@@ -13,7 +13,7 @@ from diffusion_book.errors import BookError
 from diffusion_book.evaluation import measures
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
-from diffusion_book.evaluation.measures import Measures, floor, measure, real_subset
+from diffusion_book.evaluation.measures import Measures, floor, measure, natural_labels, real_subset
 
 
 def gaussian(number: int, mean, covariance, seed: int = 0) -> torch.Tensor:
@@ -188,7 +188,24 @@ def test_the_card_of_the_classifier_promises_what_the_measures_need():
 def test_the_floor_is_small_and_falls_with_the_number():
     assert floor(10_000) < floor(2000) < floor(1000)
     assert floor(10_000) < 0.5
+    for number in (500, 2000):
+        assert floor(number, natural=True) < 0.7 * floor(number)  # spared the luck of the shares
     assert frechet_distance(reference_features()["test"], 2 * reference_features()["test"]) > 100 * floor(10_000)
+
+
+def test_the_floor_is_the_mean_over_random_handfuls_of_real_pictures():
+    test = reference_features()["test"]
+    handfuls = [measures._handful(500, False, seed) for seed in range(measures.HANDFULS)]
+    found = torch.tensor([frechet_distance(each, test) for each in handfuls])
+    assert floor(500) == pytest.approx(found.mean().item())
+    assert found.std() > 0.02  # a single one would be luck
+
+
+def test_a_natural_handful_holds_each_digit_as_often_as_it_is_asked_for():
+    found = measures._handful(1000, True, 3)
+    digits = classifier().head(found).argmax(dim=1)
+    assert torch.equal(digits.bincount(minlength=10), natural_labels(1000).bincount(minlength=10))
+    assert not torch.equal(found, measures._handful(1000, True, 4))
 
 
 def test_the_real_subset_is_the_same_at_every_call():

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "diffusion_book"
 FLOORS = [
     {"errors", "files", "devices", "data", "weights", "gaussian", "networks", "schedules", "targets"},
     {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation"},
-    {"autoencoder", "pipelines", "training", "evaluation", "viz"},
+    {"autoencoder", "pipelines", "training", "evaluation", "viz", "exercises"},
     {"cli", "__main__"},
 ]
 IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "umap-learn": "umap"}

@@ -165,7 +165,7 @@ def test_without_the_interval_samples_differ(pipe):
     assert not torch.allclose(pipe.sample(**arguments, guidance_interval=(0.5, 1.0)), everywhere, atol=1e-3)
 
 
-@pytest.mark.parametrize("interval", [(0.7, 0.3), (0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0)])
+@pytest.mark.parametrize("interval", [(0.7, 0.3), (0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0), (0.5,), None])
 def test_what_is_no_interval_is_refused(pipe, interval):
     with pytest.raises(BookError, match=r"guidance interval is .*: give two times with 0 <= low < high <= 1") as info:
         pipe.sample(1, steps=2, guidance_interval=interval)
@@ -428,6 +428,11 @@ def test_a_checkpoint_draws_what_the_model_drew(autoencoder, model, tmp_path):
 
 
 # --- Training: labels are hidden -----------------------------------------------------------------
+
+
+def test_labels_as_bytes_can_be_hidden_too():
+    found = drop_labels(torch.tensor([3, 7], dtype=torch.uint8), 1.0, torch.Generator())
+    assert found.tolist() == [NO_CLASS, NO_CLASS]
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

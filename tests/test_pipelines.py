@@ -128,6 +128,15 @@ def test_the_recipe_decides_schedule_target_and_grid():
         ({"eta": -0.5}, "eta is -0.5"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"seed": -1}, "seed is -1"),
+        ({"num_samples": 2.5}, "num_samples is 2.5: give a whole number"),
+        ({"num_samples": "3"}, "num_samples is '3': give a whole number"),
+        ({"steps": 2.5}, "steps is 2.5: give a whole number"),
+        ({"steps": True}, "steps is True: give a whole number"),
+        ({"seed": None}, "seed is None: give a whole number"),
+        ({"batch_size": 1.5}, "batch_size is 1.5: give a whole number"),
+        ({"eta": "a"}, "eta is 'a'"),
+        ({"noise": torch.zeros(3, 1, 32, 32)}, r"noise has shape \(3, 1, 32, 32\): it must be \(2, 1, 32, 32\)"),
+        ({"noise": torch.full((2, 1, 32, 32), torch.nan)}, "noise holds numbers that are not finite"),
         ({"labels": [1]}, "knows no classes"),
         ({"guidance_scale": 3.0}, "knows no classes"),
     ],
@@ -136,6 +145,16 @@ def test_bad_arguments_are_refused_in_one_line(pipe, arguments, words):
     with pytest.raises(BookError, match=words) as info:
         pipe.sample(**{"num_samples": 2, "steps": 2} | arguments)
     assert "\n" not in str(info.value)
+
+
+def test_noise_of_more_digits_is_the_same_noise(pipe):
+    noise = pipe.noise(2)
+    assert torch.equal(pipe.sample(2, steps=2, noise=noise.double()), pipe.sample(2, steps=2, noise=noise))
+
+
+def test_nothing_guides_a_model_without_classes(pipe):
+    with pytest.raises(BookError, match=r"knows no classes: there is nothing to guide it to$"):
+        pipe.guided(3.0)
 
 
 def test_a_pipeline_is_frozen_and_in_eval_mode(pipe):

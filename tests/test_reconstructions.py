@@ -11,6 +11,7 @@ from diffusion_book import data, weights
 from diffusion_book.cli.main import main
 from diffusion_book.errors import BookError
 from diffusion_book.evaluation import measures, reconstructions
+from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
 from diffusion_book.training.checkpoint import save_checkpoint
 
@@ -20,10 +21,11 @@ def few_pictures(monkeypatch):
     """Where MNIST is asked for, scikit-learn's digits; and neighbours looked for among few."""
     whole = reference_features()
     part = whole | {"train": whole["train"][:1000], "test": whole["test"][:500]}
-    monkeypatch.setattr(measures, "reference_features", lambda: part)
+    for module in (measures, reconstructions):
+        monkeypatch.setattr(module, "reference_features", lambda: part)
     digits = pictures(1797)
     monkeypatch.setattr(data, "load", lambda name, split="train": digits)
-    caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
+    caches = (measures.floor, measures._digits_of_train, measures._precision_recall_of_real, measures._nearest_of_real)
     for cache in caches:
         cache.cache_clear()
     yield digits
@@ -47,6 +49,8 @@ def test_a_perfect_autoencoder_keeps_everything(few_pictures):
     assert found["label_kept"] == 1
     images, labels = few_pictures.batch(measures.subset_order(60))
     expected = measures.measure(data.crop(images), labels).to_dict()
+    itself = frechet_distance(measures.real_subset(60), measures.reference_features()["test"])
+    expected |= {"floor": round(itself, 6), "ratio": pytest.approx(expected["cfid"] / itself)}
     assert {key: found[key] for key in expected} == expected
 
 

@@ -72,6 +72,12 @@ def test_noise_cannot_be_the_target_of_a_straight_path():
         DiffusionConfig(schedule, "noise")
 
 
+def test_a_weight_of_nothing_is_refused():
+    with pytest.raises(BookError, match="where min_snr_gamma gives every loss the weight 0"):
+        DiffusionConfig("rectified", "velocity", time_sampling="last", min_snr_gamma=5.0)
+    DiffusionConfig("rectified", "velocity", time_sampling="uniform", min_snr_gamma=5.0)
+
+
 # --- A flow with a known answer ------------------------------------------------------------------
 
 

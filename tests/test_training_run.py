@@ -89,6 +89,7 @@ def test_experiment_folder_is_complete(undisturbed):
         "config.txt",
         "training_log.txt",
         "metrics.jsonl",
+        "device_use.png",
         "loss_curves.png",
         "performance_metrics.txt",
         "epoch_samples",

@@ -7,6 +7,7 @@ matplotlib.use("Agg")
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from tiny import random_autoencoder, random_class_pipeline
 
 from diffusion_book.errors import BookError
 from diffusion_book.viz import guidance
@@ -69,32 +70,35 @@ def test_half_of_a_normal_density_lies_above_its_level():
     assert guidance.level_around(density, 1.0) == pytest.approx(density.min().item())
 
 
-class Recorder:
-    """A pipeline that draws nothing and notes what it was asked for."""
-
-    def noise(self, count, seed):
-        return torch.arange(count)[:, None, None, None].expand(count, 2, 4, 4) + 100.0 * seed
-
-    def sample(self, count, **asked):
-        self.asked = asked
-        return torch.arange(count)[:, None, None, None].expand(count, 1, 28, 28) / 100.0
+@pytest.fixture(scope="module")
+def pipe():
+    return random_class_pipeline(random_autoencoder(), timesteps=20)
 
 
-def test_a_sweep_has_one_noise_a_row_and_one_scale_a_column():
-    pipe = Recorder()
-    pictures = guidance.sweep(pipe, (7, 3), (0, 1, 5), steps=4, seed=2, eta=0.5)
+@pytest.mark.parametrize("batch", [100, 3])
+def test_a_sweep_has_one_noise_a_row_and_one_scale_a_column(pipe, batch, monkeypatch):
+    monkeypatch.setattr(guidance, "BATCH_SIZE", batch)
+    said = []
+    asked = {"steps": 4, "seed": 2, "eta": 0.5}
+    pictures = guidance.sweep(pipe, (7, 3), (0, 1, 5), callback=lambda *state: said.append(state), **asked)
     assert pictures.shape == (2, 3, 1, 28, 28)
-    assert pictures[1, 0, 0, 0, 0].item() == pytest.approx(0.03)
-    assert pipe.asked["labels"].tolist() == [7, 7, 7, 3, 3, 3]
-    assert pipe.asked["guidance_scale"].tolist() == [0, 1, 5, 0, 1, 5]
-    assert pipe.asked["noise"][:, 0, 0, 0].tolist() == [200, 200, 200, 201, 201, 201]
-    assert (pipe.asked["steps"], pipe.asked["seed"], pipe.asked["eta"]) == (4, 2, 0.5)
+    for column, scale in enumerate((0.0, 1.0, 5.0)):
+        alone = pipe.sample(2, labels=[7, 3], guidance_scale=scale, **asked)
+        torch.testing.assert_close(pictures[:, column], alone, rtol=0, atol=1e-4)
+    assert (pictures[:, 0] - pictures[:, 2]).abs().max() > 0.01
+    total = 4 if batch == 100 else 8
+    assert said == [(done, total) for done in range(1, total + 1)]
+
+
+def test_fresh_noise_is_the_same_along_a_row_too(pipe):
+    one, other = guidance.sweep(pipe, range(5), (2, 2), steps=5, eta=1.0).unbind(1)
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("labels", "scales"), [((), (1,)), ((1,), ())])
-def test_an_empty_sweep_is_refused(labels, scales):
+def test_an_empty_sweep_is_refused(pipe, labels, scales):
     with pytest.raises(BookError, match="at least 1"):
-        guidance.sweep(Recorder(), labels, scales)
+        guidance.sweep(pipe, labels, scales)
 
 
 def test_a_sweep_is_shown_with_its_labels_and_scales():

@@ -98,7 +98,12 @@ def random_class_pipeline(
 @contextlib.contextmanager
 def part_of_the_reference() -> Iterator[None]:
     """While inside, measures look at a part of the real pictures: the neighbours of all take a while."""
-    caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
+    caches = (
+        measures.floor,
+        measures._digits_of_train,
+        measures._precision_recall_of_real,
+        measures._nearest_of_real,
+    )
     whole = reference_features()
     part = whole | {"train": whole["train"][:2000], "test": whole["test"][:500]}
     for cache in caches:

@@ -33,6 +33,7 @@ from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distance
 from diffusion_book.viz.grids import save_grid, show_rows
 
 MODELS = ("ldm-concat", "ldm-cross-attention", "ddpm", "ldm", "rf", "latent-rf", "latent-rf-class")
+FEWEST = 128  # training pictures: in fewer a class, or a hidden label, may be missing by chance, and look untrained
 SHOWN = 10  # pictures of the one class that is picked
 
 
@@ -55,7 +56,7 @@ class Diagnose:
     ddpm_steps: int | None = None
     """steps of ddpm; without it, the training's timesteps"""
     num_pictures: int = 512
-    """training pictures that loss, gradient and latents are measured on, at least 2"""
+    """training pictures that loss, gradient and latents are measured on, at least 128: with fewer a class may be absent"""
     seed: int = 0
     """of all that is random"""
     output_dir: Path = Path("debug_output")
@@ -87,8 +88,8 @@ def diagnose(model: str, options: Diagnose) -> Path:
     """
     if options.num_samples < SHOWN:
         raise BookError(f"--num_samples is {options.num_samples}: it must be at least {SHOWN}")
-    if options.num_pictures < 2:
-        raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least 2")
+    if options.num_pictures < FEWEST:
+        raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST}")
     sample_generators(options.seed, range(1))
     where = {"vae": options.vae, "device": options.device, "precision": options.precision}
     pipe = load_model(model, ModelOptions(options.checkpoint, **where))

@@ -17,6 +17,7 @@ from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import BookError, choose
+from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import measure, natural_labels, subset_order
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
 from diffusion_book.evaluation.scoreboard import SETTING, row_of, scoreboard
@@ -83,17 +84,31 @@ class EvaluateClasses(Evaluate):
 
 
 @dataclass(frozen=True)
+class EvaluateFlow(Evaluate):
+    """Options of `evaluate` for a rectified flow."""
+
+    setting: Setting = field(default_factory=lambda: Setting("euler", 10, num_samples=2000))
+
+
+@dataclass(frozen=True)
 class EvaluateOneStep(Evaluate):
     """Options of `evaluate` for a model that was distilled to a single step."""
 
-    setting: Setting = field(default_factory=lambda: Setting(steps=1))
+    setting: Setting = field(default_factory=lambda: Setting("euler", 1))
+
+
+@dataclass(frozen=True)
+class EvaluateClassFlow(Evaluate):
+    """Options of `evaluate` for a rectified flow with classes."""
+
+    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 10, num_samples=2000))
 
 
 @dataclass(frozen=True)
 class EvaluateClassOneStep(Evaluate):
     """Options of `evaluate` for a model with classes that was distilled to a single step."""
 
-    setting: ClassSetting = field(default_factory=lambda: ClassSetting(steps=1))
+    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 1))
 
 
 @dataclass(frozen=True)
@@ -114,11 +129,11 @@ MODELS = {
     "ldm": Evaluate,
     "ldm-concat": EvaluateClasses,
     "ldm-cross-attention": EvaluateClasses,
-    "rf": Evaluate,
-    "rf-reflow": Evaluate,
+    "rf": EvaluateFlow,
+    "rf-reflow": EvaluateFlow,
     "rf-one-step": EvaluateOneStep,
-    "latent-rf": Evaluate,
-    "latent-rf-class": EvaluateClasses,
+    "latent-rf": EvaluateFlow,
+    "latent-rf-class": EvaluateClassFlow,
     "latent-rf-class-one-step": EvaluateClassOneStep,
 }
 
@@ -159,8 +174,11 @@ class EvaluateAll:
 
 
 def evaluate_all(arguments: Sequence[str]) -> int:
-    """Draw and measure again what the cards of all shipped models tell, and compare: 1 where a figure differs."""
-    description = "Recompute the scoreboard: every figure on every card of the shipped models, and whether it agrees."
+    """Draw again the samples of every setting on the cards of the diffusion models: 1 where a cFID differs."""
+    description = (
+        "Recompute the scoreboard: draw and measure again every setting on the cards of the shipped diffusion models, "
+        "and say whether cFID agrees."
+    )
     options = parse(EvaluateAll, arguments, "evaluate --all", description, EvaluateAll())
     wanted = [
         row
@@ -236,6 +254,9 @@ def check(pipe: Pipeline, setting: Setting) -> None:
     sample_generators(setting.seed, range(1))
     subset_order(setting.num_samples)
     pipe.ask(range(1), guidance_scale=getattr(setting, "guidance_scale", None))
+    dataset = pipe.recipe.training.dataset
+    if dataset not in DIGITS:
+        raise BookError(f"this model draws {dataset}, and the measures know digits alone: give a model of digits")
 
 
 def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict]:

@@ -77,8 +77,9 @@ class ClassSamples(Samples):
 
     class_label: int | None = None
     """the class to draw; without it, all classes in turn"""
-    guidance_scale: float = 3.0
-    """how strongly pictures are pushed towards their class: 1 = not at all, more = clearer and less varied"""
+    guidance_scale: float | None = None
+    """how strongly pictures are pushed towards their class: 0 = the class is not told, 1 = as trained, more = clearer
+    and less varied; without it, as the model's recipe says"""
     num_samples: int = 10
     """pictures; the default is one a class"""
     nrow: int = 10
@@ -102,7 +103,7 @@ class GenerateFlow(Samples):
     """Options of `generate` for a rectified flow without classes."""
 
     sampler: str = "midpoint"
-    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact)"""
+    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact); dpm++, ddim and ddpm work too"""
     sampling_steps: int = 50
     """steps of the sampler, 1 to the training's timesteps"""
 
@@ -112,7 +113,7 @@ class GenerateClassFlow(GenerateClasses):
     """Options of `generate` for a rectified flow with classes."""
 
     sampler: str = "midpoint"
-    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact)"""
+    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact); dpm++, ddim and ddpm work too"""
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,7 @@ class GenerateOneStep(Samples):
 
 @dataclass(frozen=True)
 class GenerateClassOneStep(ClassSamples, GenerateOneStep):
-    """Options of `generate` for a model with classes that was distilled to a single step."""
-
-    guidance_scale: float = 1.0
-    """1 = as distilled: the guidance is already in the model"""
+    """Options of `generate` for a model with classes that was distilled to a single step, guidance included."""
 
 
 MODELS = {
@@ -203,7 +201,10 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     if path is not None:
         path = find_checkpoint(path)
         load_checkpoint(path, model)  # this model and no other
-    vae = find_checkpoint(options.vae) if options.vae is not None else None
+    vae = options.vae
+    if vae is not None:
+        vae = find_checkpoint(vae)
+        load_checkpoint(vae)  # says what is wrong with a path; its name may be none of a model
     return pipelines.load(path or model, vae=vae, **where)
 
 

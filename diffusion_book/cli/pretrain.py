@@ -20,6 +20,7 @@ from diffusion_book.cli.evaluate import ClassSetting, Setting, evaluate, find_en
 from diffusion_book.cli.main import parse
 from diffusion_book.cli.train import report_stop
 from diffusion_book.errors import BookError, choose
+from diffusion_book.evaluation.measures import floor
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
 from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
@@ -43,6 +44,8 @@ DIFFUSION = (
     Setting("ddim", 50, eta=1.0, num_samples=2000),
     Setting("ddim", 20, eta=1.0, num_samples=2000),
     Setting("ddim", 10, eta=1.0, num_samples=2000),
+    Setting("dpm++", 20, num_samples=2000),
+    Setting("dpm++", 10, num_samples=2000),
     Setting("ddim", 50, num_samples=10_000),
     Setting("ddpm", 1000, num_samples=2000),
 )
@@ -56,16 +59,18 @@ CLASSES = (
 )
 FLOW = (
     *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20, 50, 100)),
-    *(Setting("midpoint", steps, num_samples=2000) for steps in (5, 10, 25)),
-    *(Setting("heun", steps, num_samples=2000) for steps in (5, 10, 25)),
-    Setting("euler", 50, num_samples=10_000),
+    *(Setting(sampler, steps, num_samples=2000) for sampler in ("midpoint", "heun", "dpm++") for steps in (5, 10)),
+    Setting("euler", 10, num_samples=10_000),
 )
 CLASS_FLOW = (
-    *(ClassSetting("euler", 50, num_samples=2000, guidance_scale=scale) for scale in (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)),
-    *(ClassSetting("euler", steps, num_samples=2000, guidance_scale=1.0) for steps in (1, 2, 5, 10, 20, 100)),
-    ClassSetting("euler", 50, num_samples=10_000, guidance_scale=1.0),
+    *(ClassSetting("euler", 10, num_samples=2000, guidance_scale=scale) for scale in (0.0, 1.0, 1.5, 3.0)),
+    *(ClassSetting("euler", steps, num_samples=2000, guidance_scale=1.0) for steps in (1, 2, 5, 20, 50)),
+    ClassSetting("euler", 10, num_samples=10_000, guidance_scale=1.0),
 )
-REFLOW = tuple(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20))
+REFLOW = (
+    *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20)),
+    Setting("euler", 10, num_samples=10_000),
+)
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "ddpm": DIFFUSION,
     "ldm": DIFFUSION,
@@ -100,6 +105,8 @@ class Pretrain:
     """make everything that is shipped"""
     from_checkpoint: Path | None = None
     """do not train: take the weights of this experiment folder or .pt file"""
+    train: bool = True
+    """with --no-train: keep the weights that are stored, and measure what their card does not tell yet"""
     measure: bool = True
     """measure the new weights and put the figures on their card"""
     weights_dir: Path = weights.FOLDER
@@ -116,6 +123,8 @@ def main(arguments: Sequence[str]) -> int:
         raise BookError(f"nothing to make: name one of {', '.join(NAMES)}, or give --all")
     if len(names) > 1 and (options.from_checkpoint or options.run.resume):
         raise BookError("--from-checkpoint and --resume belong to one name: give that name alone")
+    if not options.train and (options.from_checkpoint or options.run.resume or not options.measure):
+        raise BookError("--no-train only measures: leave out --from-checkpoint, --resume and --no-measure")
     for name in names:
         choose("name", name, dict.fromkeys(NAMES))
     for name in names:
@@ -131,15 +140,35 @@ def main(arguments: Sequence[str]) -> int:
 
 def make(name: str, options: Pretrain) -> Path:
     """Train one model, store its averaged weights and their card, and measure them."""
+    if not options.train:
+        card = weights.read_card(name, options.weights_dir)
+        measure(name, card, options)
+        return options.weights_dir / f"{name}.safetensors"
     source = options.from_checkpoint or train(name, options)
     path = find_checkpoint(source)
     checkpoint = load_checkpoint(path, name)
+    if "autoencoder" in checkpoint:
+        check_vae(checkpoint["autoencoder"]["weights"], name, options)
     card = card_of(checkpoint, read_records(path.parent.parent, checkpoint["step"]), options.run.max_minutes)
     before = weights.read_card(name, options.weights_dir) if (options.weights_dir / f"{name}.json").is_file() else {}
     written = weights.write_weights(name, checkpoint["ema"], card, options.weights_dir)
     if options.measure:
         measure(name, before, options)
     return written
+
+
+def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Pretrain) -> None:
+    """Refuse a latent model of another VAE than the one beside which its weights would be stored.
+
+    Raises:
+        BookError: it is another one.
+    """
+    stored = weights.read_weights("vae", options.weights_dir)
+    if weights.hash_of_tensors(trained_with) != weights.hash_of_tensors(stored):
+        raise BookError(
+            f"this '{name}' was trained with another VAE than the one in {options.weights_dir}: "
+            f"train it with that one (diffusion-book pretrain {name})"
+        )
 
 
 def train(name: str, options: Pretrain) -> Path:
@@ -175,6 +204,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
         **{key: start[key] for key in ("parameters", *ENVIRONMENT) if key in start},
         **({"vae_sha256": checkpoint["autoencoder"]["sha256"]} if "autoencoder" in checkpoint else {}),
         **({"parent": checkpoint["parent"]["model"]} if "parent" in checkpoint else {}),
+        **({"coupling_minutes": round(checkpoint["coupling_seconds"] / 60, 1)} if "parent" in checkpoint else {}),
         "command": f"diffusion-book pretrain {recipe['model']}"
         + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
         "learning_curve": [
@@ -207,7 +237,7 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
         return
     pipe = load_pipeline(name, options)
     same = before.get("sha256") == card["sha256"]
-    card["metrics"] = before.get("metrics", []) if same else []
+    card["metrics"] = [with_floor(entry) for entry in before.get("metrics", [])] if same else []
     if same and "classification_accuracy_score" in before:
         card["classification_accuracy_score"] = before["classification_accuracy_score"]
     weights.write_card(name, card, folder)
@@ -223,6 +253,12 @@ def measure(name: str, before: dict, options: Pretrain) -> None:
         card["classification_accuracy_score"] = measure_substitute(pipe)
         weights.write_card(name, card, folder)
         print(f"{name}: a classifier of its samples alone: {card['classification_accuracy_score']['accuracy']}")
+
+
+def with_floor(entry: dict) -> dict:
+    """The same entry of a card beside the floor as it is measured now, which needs no samples."""
+    lowest = floor(entry["num_samples"], natural="guidance_scale" in entry)
+    return {**entry, "floor": round(lowest, 6), "ratio": round(entry["cfid"] / lowest, 6)}
 
 
 def measure_substitute(pipe: Pipeline) -> dict:

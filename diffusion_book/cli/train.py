@@ -13,6 +13,7 @@ import tyro
 
 from diffusion_book import pipelines
 from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state
+from diffusion_book.cli.detach import detach
 from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import BookError
 from diffusion_book.networks.unet import UNetConfig
@@ -47,6 +48,14 @@ ParentPath = Annotated[
     Path | None,
     tyro.conf.arg(help="experiment folder or .pt file of the flow to learn from; without one, the one of the book"),
 ]
+
+
+@dataclass(frozen=True)
+class TrainRun(RunOptions):
+    """Where and how long a training runs, and whether the terminal waits for it."""
+
+    detach: bool = False
+    """train in a session of `screen` that survives this terminal, and return at once"""
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class TrainDiffusion:
     training: TrainingConfig
     network: PixelNetwork
     diffusion: DiffusionConfig
-    run: RunOptions = field(default_factory=RunOptions)
+    run: TrainRun = field(default_factory=TrainRun)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +153,7 @@ class TrainVAE:
     training: TrainingConfig
     vae: PictureVAE
     elbo: ELBOConfig
-    run: RunOptions = field(default_factory=RunOptions)
+    run: TrainRun = field(default_factory=TrainRun)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +266,8 @@ def main(arguments: Sequence[str]) -> int:
         # Once more, with the checkpoint's recipe as the default: what differs now was asked for.
         options = parse(kind, rest, f"train {model}", description, options_of(kind, stored))
         check_same(recipe_of(options, model), stored)
+    if options.run.detach:
+        return detach(model, arguments, options.run)
     recipe, autoencoder, parent = recipe_of(options, model), None, None
     if recipe.reflow:
         parent = find_parent(options.reflow_from, model, options.run)
@@ -285,7 +296,10 @@ def find_parent(path: Path | None, model: str, run: RunOptions) -> pipelines.Pip
     if path is None and PARENTS[model] not in pipelines.list_models():
         raise BookError(f"'{model}' learns from a '{PARENTS[model]}': give one as --reflow-from")
     where = {"device": run.device, "precision": run.precision}
-    parent = pipelines.load(PARENTS[model] if path is None else find_checkpoint(path), **where)
+    if path is not None:
+        path = find_checkpoint(path)
+        load_checkpoint(path)  # says what is wrong with a path; its name may be none of a model
+    parent = pipelines.load(path or PARENTS[model], **where)
     if isinstance(parent, Autoencoder):
         raise BookError(f"{path} holds a VAE, not a flow: give one of a flow")
     return parent

@@ -161,7 +161,6 @@ def write_measures(folder: Path, sweeps: dict[str, list[ScaleMeasures]], options
     setting = {name: asked[name] for name in ("sampling_steps", "eta", "seed", "num_measured")}
     rows = {model: [row.to_dict() for row in found] for model, found in sweeps.items()}
     write_text(folder / "measures.json", json.dumps({"setting": setting, "models": rows}, indent=2) + "\n")
-    first = next(iter(sweeps.values()))[0]
     panels = {
         name: {model: [getattr(row, key) for row in found] for model, found in sweeps.items()}
         for name, key, *_ in COLUMNS

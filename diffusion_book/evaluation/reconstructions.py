@@ -7,8 +7,9 @@ import torch
 from diffusion_book import data
 from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.elbo import latent_statistics, reconstruction_error
-from diffusion_book.evaluation.features import logits
-from diffusion_book.evaluation.measures import measure, subset_order
+from diffusion_book.evaluation.distances import frechet_distance
+from diffusion_book.evaluation.features import logits, reference_features
+from diffusion_book.evaluation.measures import measure, real_subset, subset_order
 
 
 def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000) -> dict:
@@ -36,12 +37,15 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
     posterior = autoencoder.posterior(images)
     mean, std = latent_statistics(posterior)
     copies, labels = train.batch(chosen)
-    measures = measure(autoencoder.reconstruct(data.crop(copies)), labels)
+    measures = measure(autoencoder.reconstruct(data.crop(copies)), labels).to_dict()
+    itself = round(frechet_distance(real_subset(num_samples), reference_features()["test"]), 6)
     return {
         "num_samples": num_samples,
         "mse": round(reconstruction_error(images, restored).mean().item(), 6),
         "label_kept": round((before == after).double().mean().item(), 6),
         "latent_mean": [round(value, 4) for value in mean.tolist()],
         "latent_std": [round(value, 4) for value in std.tolist()],
-        **measures.to_dict(),
+        **measures,
+        "floor": itself,
+        "ratio": round(measures["cfid"] / itself, 6),
     }

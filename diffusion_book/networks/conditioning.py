@@ -33,7 +33,18 @@ class ClassEmbedding(nn.Module):
         self.table = nn.Parameter(torch.randn(num_classes + 1, *shape))
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Labels (B,), integers, `NO_CLASS` among them -> (B, *shape)."""
+        """Labels (B,), integers, `NO_CLASS` among them -> (B, *shape).
+
+        Raises:
+            BookError: a label that does not exist, or none at all.
+        """
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise BookError(f"the labels are of type {labels.dtype}: give whole numbers")
+        if labels.numel() and not NO_CLASS <= labels.min() <= labels.max() < self.num_classes:
+            raise BookError(
+                f"labels from {labels.min()} to {labels.max()}: the network knows the classes 0 to "
+                f"{self.num_classes - 1}, and {NO_CLASS} for none"
+            )
         return self.table[torch.where(labels == NO_CLASS, self.num_classes, labels)]  # NO_CLASS has the last row
 
 
@@ -84,8 +95,11 @@ def cross_attention_maps(network: nn.Module) -> Iterator[dict[str, list[Tensor]]
         the network, (B, heads, positions, tokens), whose rows sum to 1. It stays empty where nothing attends to tokens.
 
     Example:
+        >>> network = ConditionalUNet(UNetConfig(patch_size=1, image_size=8, context_dim=16))
         >>> with cross_attention_maps(network) as maps:
-        ...     network(x, t, labels=labels)
+        ...     answer = network(torch.zeros(2, 1, 8, 8), torch.ones(2), labels=torch.tensor([3, NO_CLASS]))
+        >>> {tuple(calls[0].shape) for calls in maps.values()}  # 4 heads, 2 x 2 positions, 4 tokens
+        {(2, 4, 4, 4)}
     """
     layers = {name: module for name, module in network.named_modules() if name.endswith("cross_attention")}
     maps: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,19 +30,22 @@ class CouplingDataset:
         samples: (N, C, H, W), what the flow made.
         noise: (N, C, H, W), what it started from.
         labels: int64, (N,), the class it was asked for; 0 where it knows none.
+        seconds: it took to draw them.
     """
 
     name: str
     samples: Tensor
     noise: Tensor
     labels: Tensor
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: torch.device | str) -> CouplingDataset:
         """The same data on another device."""
-        return CouplingDataset(self.name, *(value.to(device) for value in (self.samples, self.noise, self.labels)))
+        moved = {name: getattr(self, name).to(device) for name in ("samples", "noise", "labels")}
+        return dataclasses.replace(self, **moved)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Samples and their noise, stacked as channels (B, 2 C, H, W), float32, and labels."""
@@ -72,10 +77,12 @@ def draw_couplings(
     name = f"{parent.recipe.model}-{number}-{seed}-{weights[:16]}.safetensors"
     path = (cache or cache_folder() / "couplings") / name
     tensors = cached(path, made_from, "couplings", lambda: _compute(parent, config, number, seed))
-    return CouplingDataset(parent.recipe.training.dataset, **tensors)
+    return CouplingDataset(parent.recipe.training.dataset, **{**tensors, "seconds": tensors["seconds"].item()})
 
 
 def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> dict[str, Tensor]:
+    began = time.perf_counter()
+    parent = dataclasses.replace(parent, dtype=torch.float32)  # bf16 would bend the paths, and the cache not know it
     found = {"samples": [], "noise": []}
     starts = range(0, number, BATCH_SIZE)
     for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=None):
@@ -94,4 +101,9 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
         found["noise"].append(states[0].x.half().cpu())
     labels, _ = parent.ask(range(number))
     labels = torch.zeros(number, dtype=torch.int64) if labels is None else labels.contiguous()
-    return {**{key: torch.cat(parts).contiguous() for key, parts in found.items()}, "labels": labels}
+    seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+    return {
+        **{key: torch.cat(parts).contiguous() for key, parts in found.items()},
+        "labels": labels,
+        "seconds": seconds,
+    }

@@ -13,6 +13,7 @@ import torch
 
 from diffusion_book.errors import BookError
 from diffusion_book.files import make_folder, write_text, write_whole
+from diffusion_book.training.monitor import UNITS, in_words
 from diffusion_book.training.recipes import SECTIONS
 
 
@@ -48,6 +49,7 @@ class Experiment:
         write_text(self.folder / "training_log.txt", "".join(log_line(epoch) + "\n" for epoch in self.epochs))
         if self.epochs:
             self.draw_curves()
+            self.draw_use()
 
     def draw_curves(self) -> None:
         """Draw the losses of training and test set over the epochs."""
@@ -67,6 +69,31 @@ class Experiment:
         axes.legend()
         write_whole(self.folder / "loss_curves.png", figure.savefig)
 
+    def draw_use(self) -> None:
+        """Draw how busy the machine was over the epochs, and how full its memory, where that could be read."""
+        panels = {"%": "busy, % (of one core or GPU)", "GB": "memory, GB", "W": "power, W"}
+        curves = {
+            unit: [name for name, its in UNITS.items() if its == unit and any(name in record for record in self.epochs)]
+            for unit in panels
+        }
+        curves = {unit: names for unit, names in curves.items() if names}
+        if not curves:
+            return
+        from diffusion_book.viz.style import COLOURS, new_figure
+
+        figure, axes = new_figure(7.0, 2.2 * len(curves), len(curves), sharex=True, squeeze=False)
+        for axis, (unit, names) in zip(axes[:, 0], curves.items(), strict=True):
+            for name in names:
+                known = [(record["epoch"], record[name]) for record in self.epochs if name in record]
+                colour = COLOURS["ddpm" if name.startswith("cpu") else "ddim"]
+                axis.plot(*zip(*known, strict=True), marker=".", label=name[:3].upper(), color=colour)
+            axis.set(ylabel=panels[unit])
+            axis.set_ylim(bottom=0)
+            axis.legend()
+        axes[-1, 0].set(xlabel="epoch")
+        axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+        write_whole(self.folder / "device_use.png", figure.savefig)
+
 
 def read_records(folder: Path, step: int) -> list[dict]:
     """What an experiment folder's `metrics.jsonl` tells up to a step; nothing where there is none.
@@ -82,6 +109,9 @@ def read_records(folder: Path, step: int) -> list[dict]:
         raise BookError(f"{path} is damaged ({error}): delete it to go on without what it tells") from None
 
 
+LOG = "terminal.log"
+"""what a detached training says, in its experiment folder"""
+
 FURTHER = {"test_accuracy": "test accuracy", "reconstruction_error": "reconstruction error"}
 """figures that some models have besides their losses, and what they are called"""
 
@@ -89,10 +119,11 @@ FURTHER = {"test_accuracy": "test accuracy", "reconstruction_error": "reconstruc
 def log_line(record: dict) -> str:
     """One epoch in words."""
     further = "".join(f", {name} {record[key]:.4f}" for key, name in FURTHER.items() if key in record)
+    use = in_words(record)
     return (
         f"epoch {record['epoch']:4d}: train loss {record['train_loss']:.5f}, eval loss {record['eval_loss']:.5f}"
         f"{further}, lr {record['lr']:.2e}, {record['images_per_second']:.0f} images/s, "
-        f"{record['epoch_seconds']:.1f} s"
+        f"{record['epoch_seconds']:.1f} s" + (f", {use}" if use else "")
     )
 
 
@@ -129,6 +160,20 @@ def summary_text(experiment: Experiment) -> str:
     ]
     lines += [f"{name}: {last[key]:.4f}" for key, name in FURTHER.items() if key in last]
     return "\n".join([*lines, ""])
+
+
+def named_folder(parent: str | Path, name: str) -> Path:
+    """Make the folder `parent/name`; one that is there already must be empty, or hold nothing but a log.
+
+    Raises:
+        BookError: it cannot be made, or is in use.
+    """
+    if Path(name).name != name:
+        raise BookError(f"--name is {name!r}: give a name without slashes")
+    folder = make_folder(Path(parent) / name)
+    if {path.name for path in folder.iterdir()} - {LOG}:
+        raise BookError(f"{folder} is not empty: give another --name, or --resume {folder} to go on with it")
+    return folder
 
 
 def timestamped_folder(parent: str | Path, name: str) -> Path:

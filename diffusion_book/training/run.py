@@ -26,6 +26,7 @@ from diffusion_book.training.experiment import (
     environment,
     find_checkpoint,
     log_line,
+    named_folder,
     peak_memory,
     read_records,
     summary_text,
@@ -33,8 +34,9 @@ from diffusion_book.training.experiment import (
 )
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.models import MODELS, Model, Trained
+from diffusion_book.training.monitor import Monitor, monitoring
 from diffusion_book.training.recipes import Recipe
-from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer
+from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer, seed_of
 from diffusion_book.weights import hash_of_tensors
 
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
@@ -46,6 +48,8 @@ class RunOptions:
 
     output_dir: Path = Path("experiments")
     """folder for the experiment folders"""
+    name: str | None = None
+    """of the experiment folder; without one, TIMESTAMP-MODEL"""
     resume: Path | None = None
     """experiment folder or .pt file to continue"""
     max_minutes: float | None = None
@@ -122,12 +126,14 @@ def run_training(
     )
     if path is not None and path.parent.name == "checkpoints":
         folder = path.parent.parent
+    elif options.name is not None:
+        folder = named_folder(options.output_dir, options.name)
     else:
         folder = timestamped_folder(options.output_dir, recipe.model)
     run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent)
     if checkpoint:
         run.load_state_dict(checkpoint)
-    with stop_signals() as stopping:
+    with stop_signals() as stopping, monitoring(trainer.device) as run.monitor:
         run.train(stopping)
         run.finish()
     return folder
@@ -159,8 +165,11 @@ def reflow_data(
             f"'{recipe.model}' learns from a flow of {known}, not of {recipe.training.dataset}: leave out --dataset"
         )
     training = dataclasses.replace(recipe.training, dataset=known)
-    dataset = draw_couplings(parent, recipe.reflow, recipe.reflow.couplings, seed=recipe.training.seed)
-    test = draw_couplings(parent, recipe.reflow, TEST_COUPLINGS, seed=recipe.training.seed + 1)
+    # Seeds that nobody samples with: else the samples that a reader draws, or a card measures, would grow from the very
+    # noise that the model was trained on.
+    seeds = [seed_of(recipe.training.seed, number) for number in (3, 4)]
+    dataset = draw_couplings(parent, recipe.reflow, recipe.reflow.couplings, seeds[0])
+    test = draw_couplings(parent, recipe.reflow, TEST_COUPLINGS, seeds[1])
     return dataclasses.replace(recipe, training=training), dataset, test
 
 
@@ -222,6 +231,7 @@ class _Run:
         self.parent = identity(parent) if parent is not None else None
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
+        self.monitor = Monitor(trainer.device)
 
     def load_state_dict(self, checkpoint: dict) -> None:
         """Continue from a checkpoint of `save`."""
@@ -243,7 +253,7 @@ class _Run:
             "max_minutes": trainer.max_seconds / 60,
             "epoch_so_far": [self.loss_sum, self.loss_count, self.epoch_began],
             **({"autoencoder": self.autoencoder.state_dict()} if self.autoencoder else {}),
-            **({"parent": self.parent} if self.parent else {}),
+            **({"parent": self.parent, "coupling_seconds": trainer.dataset.seconds} if self.parent else {}),
         }
         for name in names:
             self.last_good = save_checkpoint(self.experiment.checkpoints / name, checkpoint)
@@ -308,6 +318,7 @@ class _Run:
             "epoch_seconds": seconds,
             "seconds": trainer.seconds,
             "memory_mb": peak_memory(trainer.device),
+            **self.monitor.take(),
         }
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, trainer.seconds
         self.experiment.add(record)

@@ -53,6 +53,8 @@ def save_animation(frames: Tensor, path: str | Path, milliseconds: int = 60) -> 
     if Path(path).suffix.lower() not in (".gif", ".webp"):
         raise BookError(f"cannot write an animation to {path}: let its name end in .gif or .webp")
     first, options = _movie(to_frames(frames), milliseconds)
+    if Path(path).suffix.lower() == ".webp":
+        options["quality"] = QUALITY
     return write_whole(path, lambda temporary: first.save(temporary, **options))
 
 

@@ -122,7 +122,7 @@ class GuidanceExplorer:
 
         count, start = self.pipe.num_classes, self.start
         wide = {"style": {"description_width": "9em"}, "layout": {"width": "32em", "max_width": "100%"}}
-        limit = min(100, self.pipe.recipe.diffusion.timesteps)
+        limit = max(min(100, self.pipe.recipe.diffusion.timesteps), start.steps)
         # `euler` is left out: on every schedule it is `ddim` without fresh noise, which is the ddim drawn here.
         samplers = [name for name in SAMPLERS if name != "euler"]
         every = (f"all {count}", None)

@@ -610,14 +610,14 @@ flows.plot_solvers(points, floor=1.0, ylabel="cFID / floor (lower is better)")
 # %% [markdown]
 # ## 12. Reflow, for digits
 #
-# Now the second training, on pictures. First the pairs: 20,000 noises, each followed by `rf` to its digit with twenty
-# steps of Heun. Then (8), beginning with the weights of `rf`. In the library the pair is stacked as channels; the loss
+# Now the second training, on pictures. First the pairs: 40,000 noises, each followed by `rf` to its digit with ten
+# steps of midpoint. Then (8), beginning with the weights of `rf`. In the library the pair is stacked as channels; the loss
 # is the one we know.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 network, noise = copy.deepcopy(pipe.network).cpu(), pipe.noise(4, seed=6)
-*_, end = pipe.states(range(4), sampler="heun", steps=20, noise=noise)
+*_, end = pipe.states(range(4), sampler="midpoint", steps=10, noise=noise)
 pairs = torch.cat([end.x.cpu(), noise], dim=1)  # (4, 2, 32, 32)
 t = objective.on_grid(objective.uniform(4, torch.Generator().manual_seed(7)), 1000).float()
 loss_of_pairs = loss_of_reflow(recipe_of("rf-reflow").diffusion)
@@ -665,7 +665,7 @@ print(f"64 digits, one evaluation each: {time.perf_counter() - begun:.2f} second
 for name in ("rf", "rf-reflow", "rf-one-step"):
     for row in sorted(weights.read_card(name)["metrics"], key=lambda row: row["steps"]):
         work = samplers.evaluations(row["sampler"], row["steps"])
-        if work <= 4:
+        if work <= 4 and row["num_samples"] == 2000:
             print(f"{name:>11}, {row['sampler']}, {work} evaluations: {row['ratio']:7.1f} times the floor")
 noise = pipe.noise(12, seed=3)
 rows = {"rf, 50 steps": by_steps[50]}
@@ -709,8 +709,8 @@ rows = {f"w = {w:g}": of_class.sample(10, labels=labels, guidance_scale=w, steps
 grids.show_rows(rows)
 
 # %% [markdown]
-# And its one-step model. Guidance is part of its pairs: they were drawn with $w = 1.5$ and twenty steps of Heun. One
-# evaluation without any guidance now stands for the seventy-eight that made each pair: thirty-nine, for two branches.
+# And its one-step model. Guidance is part of its pairs: they were drawn with $w = 1.5$ and ten steps of midpoint. One
+# evaluation without any guidance now stands for the forty that made each pair: twenty, for two branches.
 
 # %%
 at_once = diffusion_book.load("latent-rf-class-one-step")
@@ -759,10 +759,33 @@ for row in sorted(card["metrics"], key=lambda row: (row["sampler"], -row["steps"
 #
 # ## Exercises
 #
-# **1. A sign.** Walk the shipped flow with the wrong sign, $x_s = x_t - (s - t)\,u$, for ten steps. What comes out, and
-# why is there no error message?
+# `check` compares your function with the library, and tells the usual mistakes apart.
 #
+# **1. A sign.** Write a step of Euler from $t$ to $s$, for a model that gives $\hat x_0$. Then walk the shipped flow
+# with the wrong sign, $x_s = x_t - (s - t)\,u$, for ten steps. What comes out, and why is there no error message?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from diffusion_book.exercises import check
+
+
+def flow_step(x_t, x0, t, s):
+    """The state and a guess of the picture (N, D), two times, single tensors -> x_s, (N, D)."""
+    ...  # your code here
+
+
+check(flow_step)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
+#
+# ```python
+# def flow_step(x_t, x0, t, s):
+#     u = (x_t - x0) / t  # equation (4)
+#     return x_t + (s - t) * u
+# ```
+#
+# With the wrong sign:
 #
 # ```python
 # x = pipe.noise(8, seed=3).to(pipe.device)
@@ -780,19 +803,36 @@ for row in sorted(card["metrics"], key=lambda row: (row["sampler"], -row["steps"
 #
 # **2. A flow without training.** By (4) a flow needs $\hat x_0$ only, and `ddpm` gives one, for states on its own path.
 # Chapter 4's equation (4) says how states on two paths translate: divide by $c = \sqrt{(1-t)^2 + t^2}$, and find the
-# time at which the cosine has the same ratio $\sigma / \alpha$. Make a denoiser for the straight path from `ddpm`,
-# sample it with Euler, and compare its straightness with that of `rf`.
-#
+# time at which the cosine has the same ratio $\sigma / \alpha$. Write that, to four digits. With it make a denoiser for
+# the straight path from `ddpm`, sample it with Euler, and compare its straightness with that of `rf`.
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def on_the_cosine(x_t, t):
+    """A state (N, D) of the straight path and its time, a single tensor -> the state on the cosine path, its time."""
+    ...  # your code here
+
+
+check(on_the_cosine)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# fine = torch.linspace(0, 1, 100_001, dtype=torch.float64)
-# ratio = cosine(fine)[1] / cosine(fine)[0]
-#
-# def borrowed(x_t, t):
+# def on_the_cosine(x_t, t):
 #     c = ((1 - t) ** 2 + t**2).sqrt()
-#     position = torch.searchsorted(ratio, t / (1 - t).clamp(min=1e-9)).clamp(max=100_000)
-#     x0 = ddpm.denoiser(x_t / c, fine[position]).x0
+#     fine = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+#     alpha, sigma = cosine(fine)
+#     position = torch.searchsorted(sigma / alpha, t / (1 - t).clamp(min=1e-9)).clamp(max=100_000)
+#     return x_t / c, fine[position]
+# ```
+#
+# To sample with it:
+#
+# ```python
+# def borrowed(x_t, t):
+#     x0 = ddpm.denoiser(*on_the_cosine(x_t, t)).x0
 #     return Prediction(x0, (x_t - (1 - t) * x0) / t)
 #
 # walk = samplers.sample(
@@ -810,22 +850,38 @@ for row in sorted(card["metrics"], key=lambda row: (row["sampler"], -row["steps"
 # </details>
 #
 # **3. A step that remembers.** Extend the last two velocities in a straight line to the middle of the step: with even
-# steps $x_s = x_t + (s - t) \big( \tfrac32 u_t - \tfrac12 u_{\text{before}} \big)$ (Adams and Bashforth). What is its
-# order on the two heaps of section 7, and what does it cost?
-#
+# steps $x_s = x_t + (s - t) \big( \tfrac32 u_t - \tfrac12 u_{\text{before}} \big)$ (Adams and Bashforth). The first
+# step is Euler's. What is its order on the two heaps of section 7, and what does it cost?
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def remembering(u, x, times):
+    """A velocity u(x, t), the start (N, D) and even times from 1 to 0 -> the end of the walk, (N, D)."""
+    ...  # your code here
+
+
+check(remembering)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# def remembering(x, steps):
+# def remembering(u, x, times):
 #     before = None
-#     for t, s in itertools.pairwise(samplers.time_grid(steps)):
-#         now = exact_flow(x, t)
+#     for t, s in itertools.pairwise(times):
+#         now = u(x, t)
 #         x = x + (s - t) * (now if before is None else 1.5 * now - 0.5 * before)
 #         before = now
 #     return x
+# ```
 #
-# wrong = [(remembering(origin, n) - goal).abs().mean().item() for n in (100, 200)]
-# print(math.log2(wrong[0] / wrong[1]))
+# Its order:
+#
+# ```python
+# ends = [remembering(exact_flow, origin, samplers.time_grid(n)) for n in (100, 200)]
+# before, after = ((end - goal).abs().mean().item() for end in ends)
+# print(math.log2(before / after))
 # ```
 #
 # Order 2 for one evaluation a step. It is the idea of DPM-Solver++ (2M), on the straight path.

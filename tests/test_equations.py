@@ -1,0 +1,313 @@
+"""Equations of the chapters that speak of several parts of the library at once, or of a chapter's own toy.
+
+`docs/equations.toml` says which equation each test proves.
+"""
+
+import ast
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SMALL_CLASS_UNETS
+from torch.distributions import Normal, kl_divergence
+
+from diffusion_book.evaluation.projection import principal_components
+from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
+from diffusion_book.networks.layers import attention
+from diffusion_book.objective import diffusion_loss
+from diffusion_book.samplers import ddim, ddpm, euler, sample, time_grid
+from diffusion_book.schedules import SCHEDULES, add_noise, betas, cosine, expand, posterior, rectified, signal_to_noise
+from diffusion_book.targets import Prediction, prediction, velocity
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PRESERVING = {name: SCHEDULES[name] for name in ("cosine", "linear")}
+every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+preserving = pytest.mark.parametrize("schedule", PRESERVING.values(), ids=PRESERVING)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def defined_in(chapter: str, name: str, **names):
+    """A function as the chapter defines it, with what it finds around it."""
+    (path,) = NOTEBOOKS.rglob(f"{chapter}.py")
+    (function,) = (
+        node for node in ast.parse(path.read_text(encoding="utf-8")).body if getattr(node, "name", "") == name
+    )
+    exec(compile(ast.Module([function], []), str(path), "exec"), names)
+    return names[name]
+
+
+# --- Chapter 1: DDPM -----------------------------------------------------------------------------
+
+
+@every
+def test_the_bound_weighs_an_error_by_the_signal_that_is_lost(schedule):
+    """The divergence of two steps back, with the picture and with a guess: (SNR_s - SNR_t) / 2 times the square."""
+    x_t, x0, guess = 0.3, 0.7, -0.2
+    times = torch.tensor([(1.0, 0.999), (0.7, 0.2), (0.5, 0.499), (0.002, 0.001)], dtype=torch.float64)
+    for t, s in times:
+        from_x_t, from_x_0, variance = posterior(schedule, t, s)
+        steps = (Normal(from_x_t * x_t + from_x_0 * picture, variance.sqrt()) for picture in (x0, guess))
+        weight = (signal_to_noise(schedule, s) - signal_to_noise(schedule, t)) / 2
+        torch.testing.assert_close(kl_divergence(*steps), weight * (x0 - guess) ** 2, rtol=1e-7, atol=1e-12)
+
+
+@preserving
+def test_a_step_of_ddpm_is_algorithm_2_of_its_paper(schedule):
+    """With the predicted noise in the place of the picture, for all 1,000 steps: Ho et al. 2020, line 4."""
+    beta = torch.cat([torch.zeros(1, dtype=torch.float64), betas(schedule)])
+    alpha_bar = (1 - beta).cumprod(0)
+    x, eps, z = normal(3, 5, 2)
+    for k in range(1000, 0, -1):
+        t, s = (torch.tensor(step / 1000, dtype=torch.float64) for step in (k, k - 1))
+        alpha, sigma = schedule(t)
+        found = ddpm(Prediction((x - sigma * eps) / alpha, eps), x, t, s, schedule=schedule, noise=z)
+        mean = (x - beta[k] / (1 - alpha_bar[k]).sqrt() * eps) / (1 - beta[k]).sqrt()
+        variance = beta[k] * (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k])
+        torch.testing.assert_close(found, mean + variance.sqrt() * z, rtol=1e-6, atol=1e-6)
+
+
+# --- Chapter 2: DDIM -----------------------------------------------------------------------------
+
+
+def test_the_denoiser_of_a_mixture_is_the_mean_over_the_data():
+    """The chapter's toy, against sums over a fine mesh of the plane."""
+    make = defined_in("02_ddim", "mixture_denoiser", torch=torch, cosine=cosine, expand=expand, Prediction=Prediction)
+    means = torch.tensor([[-0.8, 0.1], [0.6, -0.5], [0.3, 0.9]], dtype=torch.float64)
+    shares, spread = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), 0.25
+    line = torch.linspace(-3, 3, 201, dtype=torch.float64)
+    mesh = torch.cartesian_prod(line, line)
+    data = (shares * torch.exp(-(torch.cdist(mesh, means) ** 2) / (2 * spread**2))).sum(dim=1)
+    x_t = normal(7, 2)
+    for schedule, time in itertools.product((cosine, rectified), (0.3, 0.6, 0.9)):
+        t = torch.tensor(time, dtype=torch.float64)
+        alpha, sigma = schedule(t)
+        weights = data * torch.exp(-(torch.cdist(x_t, alpha * mesh) ** 2) / (2 * sigma**2))
+        found = make(means, shares, spread, schedule)(x_t, t)
+        torch.testing.assert_close(found.x0, weights @ mesh / weights.sum(dim=1, keepdim=True), rtol=0, atol=1e-6)
+        torch.testing.assert_close(alpha * found.x0 + sigma * found.eps, x_t)
+
+
+@preserving
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_eta_sets_the_share_of_fresh_noise(schedule, eta):
+    """What one step makes of noise 1 and 0, for the same prediction, differs by sigma_eta of Song et al., equation 16."""
+    x_t, x0, one = torch.zeros(3, 2, 1, dtype=torch.float64)
+    for t, s in itertools.pairwise(time_grid(50)):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        guess = Prediction(x0, (x_t - alpha_t * x0) / sigma_t)
+        with_noise, without = (
+            ddim(guess, x_t, t, s, schedule=schedule, noise=noise, eta=eta) for noise in (one + 1, one)
+        )
+        expected = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).clamp(min=0).sqrt()
+        torch.testing.assert_close(with_noise - without, expected.expand(2, 1), rtol=1e-7, atol=1e-9)
+
+
+@every
+def test_ddim_without_fresh_noise_is_euler_over_the_ratio_of_noise_to_picture(schedule):
+    """x / alpha moves by the step of sigma / alpha times the noise."""
+    x_t, x0, nothing = *normal(2, 5, 2), torch.zeros(5, 2, dtype=torch.float64)
+    for t, s in itertools.pairwise(torch.linspace(0.95, 0, 20, dtype=torch.float64)):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        guess = Prediction(x0, (x_t - alpha_t * x0) / sigma_t)
+        expected = alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * guess.eps)
+        for step in (ddim, euler):
+            found = step(guess, x_t, t, s, schedule=schedule, noise=nothing)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+# --- Chapter 3: VAE ------------------------------------------------------------------------------
+
+
+def test_what_a_principal_component_loses_is_the_variance_in_the_others():
+    """The chapter's own directions and the library's, on points with a longest direction that is known."""
+    directions_of = defined_in("03_vae", "principal_directions", torch=torch)
+    turn, _ = torch.linalg.qr(normal(3, 3))
+    points = normal(5000, 3, seed=1) * torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64) @ turn.T + 2.0
+    mean, variances, directions = directions_of(points)
+    u = directions[:, :1]
+    z = (points - mean) @ u
+    lost = (points - mean - z @ u.T).square().sum(dim=1).mean()
+    torch.testing.assert_close(lost, variances[1:].sum())
+    torch.testing.assert_close((u.T @ turn[:, :1]).abs(), torch.ones(1, 1, dtype=torch.float64), rtol=0, atol=1e-3)
+    other, _ = torch.linalg.qr(u + 0.1 * turn[:, 1:2])
+    assert (points - mean - (points - mean) @ other @ other.T).square().sum(dim=1).mean() > lost + 0.01
+    found, shares = principal_components(points, 1)
+    torch.testing.assert_close(found.abs().double(), z.abs(), rtol=0, atol=1e-5)
+    assert shares.item() == pytest.approx((variances[0] / variances.sum()).item(), rel=1e-5)
+
+
+def test_a_direction_is_worth_half_the_logarithm_of_its_variance_over_the_decoder_s():
+    """The mean divergence of the ideal encoders of N(0, w w^T + s^2) is log(v / s^2) / 2 with v = |w|^2 + s^2.
+
+    A divergence depends on the square of w x alone, so two points at one standard deviation stand for all data.
+    """
+    for length, s in ((1.5, 0.5), (0.3, 0.1), (4.0, 2.0)):
+        v = length**2 + s**2
+        x = math.sqrt(v) * torch.tensor([1.0, -1.0], dtype=torch.float64)  # along w
+        mean = (length * x / v).reshape(2, 1, 1, 1)
+        ideal = DiagonalGaussian(mean, torch.full_like(mean, math.log(s**2 / v)))
+        assert ideal.kl().mean().item() == pytest.approx(0.5 * math.log(v / s**2))
+
+
+# --- Chapter 4: latent diffusion -----------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_a_factor_on_the_data_is_its_square_on_the_signal_to_noise_ratio(schedule, scale):
+    """Measured without alpha or sigma: a correlation of rho is a ratio of rho^2 / (1 - rho^2)."""
+    t = torch.tensor(0.5, dtype=torch.float64)
+    z, eps = normal(2, 400_000)
+    rho = torch.corrcoef(torch.stack([scale * z, add_noise(schedule, scale * z, eps, t)]))[0, 1]
+    measured = (rho**2 / (1 - rho**2)).item()
+    assert measured == pytest.approx(scale**2 * signal_to_noise(schedule, t).item(), rel=0.02)
+
+
+@preserving
+@pytest.mark.parametrize("scale", [0.3, 4.0])
+def test_a_factor_on_the_data_is_a_shift_in_time(schedule, scale):
+    """Divided by its size, a state of data s times as large is a state of the data themselves, at another time."""
+    fine = torch.linspace(0.001, 0.999, 999_999, dtype=torch.float64)
+    alpha, sigma = schedule(fine)
+    ratio = sigma / alpha
+    z, eps = normal(2, 6)
+    for time in (0.3, 0.5, 0.7):
+        t = torch.tensor(time, dtype=torch.float64)
+        alpha_t, sigma_t = schedule(t)
+        size = (scale**2 * alpha_t**2 + sigma_t**2).sqrt()
+        other = fine[torch.searchsorted(ratio, sigma_t / alpha_t / scale)]
+        assert (other > t) == (scale < 1)
+        found = add_noise(schedule, scale * z, eps, t) / size
+        torch.testing.assert_close(found, add_noise(schedule, z, eps, other), rtol=0, atol=1e-4)
+
+
+# --- Chapter 5: guidance -------------------------------------------------------------------------
+
+
+def test_a_map_beside_the_picture_is_a_bias_of_the_first_layer():
+    """What a label adds to the first layer's answer is the same for every picture, and another for every label."""
+    torch.manual_seed(0)
+    network = ConditionalUNet(SMALL_CLASS_UNETS["ldm-concat"], 3).double()
+    (x, y), t = normal(2, 4, 2, 4, 4), torch.full((4,), 0.5, dtype=torch.float64)
+    labels, seen = torch.tensor([0, 1, 2, NO_CLASS]), []
+    network.unet.conv_in.register_forward_hook(lambda layer, given, answer: seen.append(answer))
+    with torch.no_grad():
+        for picture in (x, y):
+            network(picture, t, labels=labels)
+            network(picture, t, labels=labels.roll(1))
+        stem = network.unet.conv_in
+        maps = network.classes(labels)
+        of_map = torch.nn.functional.conv2d(maps, stem.weight[:, 2:], padding=1)
+    differences = seen[0] - seen[1], seen[2] - seen[3]
+    torch.testing.assert_close(*differences)
+    torch.testing.assert_close(differences[0], of_map - of_map.roll(1, 0))
+    assert differences[0].abs().amax(dim=(1, 2, 3)).min() > 0.1
+
+
+# --- Chapter 6: cross-attention ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [2, 32, 512])
+def test_attention_is_as_undecided_at_any_width(width):
+    """The logarithms of two shares differ by two scores: with variance 2, if a score's is 1, and not d."""
+    query, key = normal(20_000, 1, width), normal(20_000, 2, width, seed=1)
+    _, shares = attention(query, key, key)
+    apart = shares.log()[:, 0, 0] - shares.log()[:, 0, 1]
+    assert apart.var().item() == pytest.approx(2.0, rel=0.1)
+    assert (query * key[:, :1]).sum(dim=-1).var().item() == pytest.approx(width, rel=0.1)
+
+
+# --- Chapter 7: rectified flow -------------------------------------------------------------------
+
+
+def test_the_mean_velocity_has_the_smallest_loss():
+    """Data at -1 and 1: whatever is added to E[eps - x0 | x_t] is added, squared, to the loss."""
+    x0 = torch.randint(2, (200_000, 1), generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+
+    def exact(x, t):
+        t = t[:, None]
+        return (x - torch.tanh((1 - t) * x / t**2)) / t
+
+    def loss(wrong):
+        def network(x, t):
+            return exact(x, t) + wrong(x, t)
+
+        draws = torch.Generator().manual_seed(2)  # the same for all
+        return diffusion_loss(network, x0, schedule=rectified, target=velocity, generator=draws).mean().item()
+
+    least = loss(lambda x, t: 0 * x)
+    for wrong, square in (
+        (lambda x, t: 0.3 + 0 * x, 0.09),
+        (lambda x, t: -0.3 * x.sign(), 0.09),
+        (lambda x, t: 0.5 * t[:, None] + 0 * x, 0.25 / 3),
+    ):
+        assert loss(wrong) - least == pytest.approx(square, abs=0.01)
+
+
+def test_all_of_t_along_the_velocity_leads_to_the_guess():
+    """Whatever the network says: the picture in its answer is x_t less t times the velocity."""
+    x_t, said = normal(2, 4, 1, 3, 3)
+    t = torch.tensor([0.001, 0.3, 0.8, 1.0], dtype=torch.float64)
+    found = prediction(velocity, said, x_t, *rectified(t))
+    torch.testing.assert_close(found.x0, x_t - expand(t, x_t) * said)
+    torch.testing.assert_close((x_t - found.x0) / expand(t, x_t), said, rtol=1e-9, atol=1e-9)
+
+
+def test_a_line_is_straight_and_a_quarter_of_a_circle_is_not():
+    """The chapter's own measure. On the circle the speed is pi / 2, so S = pi^2 / 4 - |chord|^2, and |chord|^2 = 2."""
+    straightness = defined_in("07_rectified_flow", "straightness")
+    t = torch.linspace(1, 0, 2001, dtype=torch.float64)
+    ends = normal(2, 5, 2)
+    line = torch.lerp(ends[0], ends[1], t[:, None, None])
+    assert straightness(line)[0] == pytest.approx(0, abs=1e-12)
+    hurried = torch.lerp(ends[0], ends[1], t[:, None, None] ** 2)  # a straight line, but not at constant speed
+    assert straightness(hurried)[1] == pytest.approx(1 / 3, rel=1e-3)
+    angle = t * math.pi / 2
+    circle = torch.stack([angle.cos(), angle.sin()], dim=1)[:, None]  # (2001, 1, 2)
+    off, share = straightness(circle)
+    assert off == pytest.approx(math.pi**2 / 4 - 2, rel=1e-4)
+    assert share == pytest.approx(off / 2)
+
+
+# --- Chapter 8: scoreboard -----------------------------------------------------------------------
+
+
+def test_the_way_from_noise_to_data_is_the_same_on_every_schedule():
+    """With the exact denoiser of N(m, s^2) a point keeps its rank, at every time and not only at the end."""
+    mean, std, noise = 0.3, 0.5, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    ends = {}
+    for name, schedule in SCHEDULES.items():
+
+        def denoiser(x, t, schedule=schedule):
+            alpha, sigma = schedule(t)
+            off = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+            return Prediction(mean + alpha * std**2 * off, sigma * off)
+
+        how = {"schedule": schedule, "generator": torch.Generator()}
+        for state in sample(denoiser, noise, time_grid(1000), euler, **how):
+            alpha, sigma = schedule(torch.tensor(state.t, dtype=torch.float64))
+            standard = (state.x - alpha * mean) / (alpha**2 * std**2 + sigma**2).sqrt()
+            torch.testing.assert_close(standard, noise, rtol=0, atol=0.01)
+        ends[name] = state.x
+    torch.testing.assert_close(ends["rectified"], ends["cosine"], rtol=0, atol=0.01)
+    torch.testing.assert_close(ends["linear"], ends["cosine"], rtol=0, atol=0.01)
+
+
+# --- Chapter 9: clinic ---------------------------------------------------------------------------
+
+
+@every
+def test_from_pure_noise_the_best_guess_is_the_mean_of_the_data(schedule):
+    """Whatever the noise is. The schedules of diffusion leave a trace of the picture even at t = 1, and so a little more."""
+    make = defined_in("02_ddim", "mixture_denoiser", torch=torch, cosine=cosine, expand=expand, Prediction=Prediction)
+    means, shares = normal(5, 3), torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
+    t = torch.ones((), dtype=torch.float64)
+    guess = make(means, shares, 0.4, schedule)(normal(20, 3, seed=1), t).x0
+    alpha, _ = schedule(t)
+    torch.testing.assert_close(guess, (shares @ means).expand(20, 3), rtol=0, atol=1e-12 + 10 * alpha.item())
