@@ -8,12 +8,14 @@ from commands import refused
 from tiny import SMALL_VAE, pictures, random_autoencoder, random_latent_pipeline
 
 from diffusion_book import data, weights
+from diffusion_book.autoencoder import build_autoencoder
 from diffusion_book.cli.main import main
 from diffusion_book.errors import BookError
 from diffusion_book.evaluation import measures, reconstructions
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
 from diffusion_book.training.checkpoint import save_checkpoint
+from diffusion_book.training.recipes import recipe_from_dict
 
 
 @pytest.fixture
@@ -108,7 +110,9 @@ def test_pretrain_stores_an_autoencoder_and_a_latent_model_that_belong_together(
     assert card["recipe"]["vae"]["base_channels"] == SMALL_VAE.base_channels
     assert card["steps"] == 7
 
-    autoencoder = random_autoencoder()
+    autoencoder = build_autoencoder(
+        recipe_from_dict(card["recipe"]), weights.read_weights("vae", folder), card=card, device="cpu"
+    )
     pipe = random_latent_pipeline(autoencoder)
     checkpoint = {
         "recipe": pipe.recipe.to_dict(),

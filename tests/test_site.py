@@ -25,7 +25,7 @@ TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(entry["file"] for part in TOC["parts"] for entry in part["chapters"])]
 CHAPTERS = [name.removeprefix("notebooks/") for name in PAGES if name.startswith("notebooks/")]
 PHONE = 390  # pixels
-FIRST_LOAD = 3_000_000  # bytes of a page with all that it loads before the reader scrolls
+FIRST_LOAD = 3 * 2**20  # bytes of a page with all that it loads before the reader scrolls
 
 every_page = pytest.mark.parametrize("name", PAGES)
 

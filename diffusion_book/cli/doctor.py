@@ -14,7 +14,7 @@ from diffusion_book.cli.main import parse
 from diffusion_book.errors import BookError
 
 LIBRARY = (
-    "torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pillow", "safetensors", "tqdm", "tyro",
+    "torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro",
 )  # fmt: skip
 BOOK = ("jupyterlab", "jupytext", "ipywidgets", "sphinx", "myst-nb")  # for the chapters and the site
 PROGRAMS = ("screen", "chromium")  # nothing needs them

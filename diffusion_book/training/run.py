@@ -48,8 +48,6 @@ class RunOptions:
 
     output_dir: Path = Path("experiments")
     """folder for the experiment folders"""
-    name: str | None = None
-    """of the experiment folder; without one, TIMESTAMP-MODEL"""
     resume: Path | None = None
     """experiment folder or .pt file to continue"""
     max_minutes: float | None = None
@@ -60,6 +58,8 @@ class RunOptions:
     """auto, fp32 or bf16"""
     compile: bool = False
     """run the network through torch.compile"""
+    name: str | None = None
+    """of the experiment folder; without one, TIMESTAMP-MODEL"""
 
 
 class Stopped(Exception):
