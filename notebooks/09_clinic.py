@@ -260,9 +260,8 @@ print("and it is the library's:", tuple(library.shape))
 #
 # ## Case 1: the wrong index
 #
-#
-# **The picture** is the second and third row at the head of the chapter. In one the network was told the time at which the step *ends*:
-# an index too far by one. In the other the loop counted its own 20 steps, and handed that count to a network which
+# **The picture** is the second and third row at the head of the chapter. In one the network was told the time at
+# which the step *ends*: an index too far by one. In the other the loop counted its own 20 steps, and handed that count to a network which
 # knows 1,000 of them. Too far by one in the other direction, or by one of a thousand, looks quite different:
 
 # %%
