@@ -354,9 +354,7 @@ def _questions(patient: Patient, images: Tensor) -> list[Finding]:
             f"{shares[best]:.2f} times as large (believed below {BETTER:g})."
         )
         return [Finding("time and target", True, text)]
-    text = (
-        f"{asked[best].text}, the network errs {shares[best]:.2g} times as much as it does now (at least {BETTER:g})."
-    )
+    text = f"{asked[best].text}, the network errs {shares[best]:.2g} times as much as it does now (if it is healthy: at least {BETTER:g})."
     return [Finding(best, False, text, asked[best].advice)]
 
 

@@ -13,7 +13,7 @@ from diffusion_book.viz.grids import grid
 from diffusion_book.viz.style import COLOURS, DPI, new_figure
 
 HEALTHY, BROKEN = COLOURS["ddpm"], COLOURS["ddim"]
-CURVE = 3.1  # inches of width for the losses
+CURVE = 2.6  # inches of width for the losses
 
 
 def show_case(rows: dict[str, Tensor], losses: dict[str, Sequence[float]], smooth: int = 20) -> Figure:
