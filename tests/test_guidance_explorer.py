@@ -191,6 +191,11 @@ class TestControls:
         for name in inputs.sampler.options:
             assert sample_unless(lambda: False, explorer.pipe, explorer.start._replace(sampler=name)).isfinite().all()
 
+    def test_starts_with_all_digits_chosen(self, explorer):
+        inputs = self.parts(explorer.controls())[2]
+        assert inputs.digit.index == 0
+        assert inputs.digit.label == "all 10"
+
     def test_inputs_have_their_names(self, explorer):
         inputs = self.parts(explorer.controls())[2]
         assert [each.description for each in inputs] == ["digit", "guidance scale", "steps", "seed", "sampler"]

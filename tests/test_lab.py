@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 LIVE = "05_guidance_by_concatenation"  # the chapter with a control that a kernel answers
+START = "notebooks/00_start_here.ipynb"
 TOKEN = "test"
 PATIENCE = 600  # seconds that a chapter may take
 
@@ -81,6 +82,7 @@ def page(lab, open_page):
     page.goto(f"{lab}/?token={TOKEN}")
     page.wait_for_function("window.jupyterapp?.restored")
     page.evaluate("jupyterapp.restored.then(() => null)")
+    page.wait_for_function(f"jupyterapp.shell.currentWidget?.context?.path === '{START}'")
     return page
 
 
@@ -106,7 +108,6 @@ def run(page, chapter: str) -> None:
 
 
 def test_make_lab_opens_at_the_start(page):
-    page.wait_for_function("jupyterapp.shell.currentWidget?.context?.path === 'notebooks/00_start_here.ipynb'")
     page.get_by_role("heading", name="Start here").wait_for()
     errors = [trouble for trouble in page.troubles if trouble.startswith("error:")]
     assert not errors
@@ -114,12 +115,15 @@ def test_make_lab_opens_at_the_start(page):
 
 def test_chapter_runs_and_its_slider_samples_live(page):
     run(page, LIVE)
-    page.evaluate("""() => {
-      const notebook = jupyterapp.shell.currentWidget.content;
+    # By its path again: the start page may have come to the front meanwhile.
+    show = """async path => {
+      const {content: notebook} = await jupyterapp.commands.execute('docmanager:open', {path});
       const index = notebook.widgets.findIndex(cell => /^guidance_explorer\\(/m.test(cell.model.sharedModel.getSource()));
+      if (index < 0) throw new Error('no cell of this notebook shows the explorer');
       notebook.activeCellIndex = index;
       return notebook.scrollToItem(index, 'center');
-    }""")
+    }"""
+    page.evaluate(show, f"notebooks/{LIVE}.ipynb")
     slider = page.get_by_role("slider", name="guidance scale").locator("visible=true").first
     slider.wait_for()
     picture = page.locator(".widget-html img").first

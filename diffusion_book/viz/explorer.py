@@ -71,10 +71,13 @@ aria-label="guidance scale" style="flex:1;min-width:0;height:2em">
 </figure>"""
 
 
-class Wish(NamedTuple):
-    """What the controls stand at. `digit` is None for all of them."""
+ALL = -1  # not None, by which a drop-down list means that nothing is chosen
 
-    digit: int | None
+
+class Wish(NamedTuple):
+    """What the controls stand at. `digit` is one of them, or ALL."""
+
+    digit: int
     scale: float
     steps: int
     seed: int
@@ -125,7 +128,7 @@ class GuidanceExplorer:
         limit = max(min(100, self.pipe.recipe.diffusion.timesteps), start.steps)
         # `euler` is left out: on every schedule it is `ddim` without fresh noise, which is the ddim drawn here.
         samplers = [name for name in SAMPLERS if name != "euler"]
-        every = (f"all {count}", None)
+        every = (f"all {count}", ALL)
         inputs = Wish(
             ipywidgets.Dropdown(
                 options=[every, *((str(digit), digit) for digit in range(count))],
@@ -195,7 +198,7 @@ def guidance_explorer(pipe: Pipeline, steps: int = STEPS, seed: int = 0) -> Guid
             "use a model with classes, such as ldm-concat"
         )
     scale = min(STRONGEST, max(0.0, APART * round(pipe.recipe.condition.guidance_scale / APART)))
-    start = Wish(None, scale, steps, seed, "ddim")
+    start = Wish(ALL, scale, steps, seed, "ddim")
     frames = draw_frames(pipe, start)
     return GuidanceExplorer(pipe, start, frames, still_control(frames, pipe, start))
 
@@ -237,7 +240,7 @@ def still_control(frames: Tensor, pipe: Pipeline, start: Wish) -> Html:
 
 def sample_unless(stale: Callable[[], bool], pipe: Pipeline, wish: Wish) -> Tensor | None:
     """The pictures that are wished for, (B, 1, 28, 28), or None as soon as `stale()` is true."""
-    labels = list(range(pipe.num_classes)) if wish.digit is None else [wish.digit]
+    labels = list(range(pipe.num_classes)) if wish.digit == ALL else [wish.digit]
     for state in pipe.states(
         labels,  # picture i of a seed is of digit i, alone as among all
         labels=labels,
@@ -254,7 +257,7 @@ def sample_unless(stale: Callable[[], bool], pipe: Pipeline, wish: Wish) -> Tens
 
 def describe(wish: Wish) -> str:
     """What a picture shows, for those who do not see it."""
-    what = "all digits" if wish.digit is None else f"digit {wish.digit}"
+    what = "all digits" if wish.digit == ALL else f"digit {wish.digit}"
     return f"{what} at guidance scale {wish.scale:.1f}, {wish.steps} steps of {wish.sampler}, seed {wish.seed}"
 
 
