@@ -131,6 +131,19 @@ def part(size: int, unit: int = 1) -> range:
     return range(first, min(last, size))
 
 
+def part_of_samples(size: int, batch_size: int) -> range:
+    """This process's part of `size` samples: whole batches, the very ones that a single process would draw.
+
+    Only where these are too few for all processes they are smaller ones.
+
+    Raises:
+        BookError: there are fewer samples than processes.
+    """
+    if size < number():
+        raise BookError(f"{size} samples for {number()} processes: raise --num_samples, or start fewer")
+    return part(size, min(batch_size, size // number()))
+
+
 def gather(value: float) -> list[float]:
     """One number from every process, in the order of their ranks, on every process."""
     if not _joined:

@@ -259,8 +259,9 @@ class _Run:
         self.loss_sum, self.loss_count, self.epoch_began = checkpoint["epoch_so_far"]
         # What came after the checkpoint is about to happen again.
         self.experiment.records = read_records(self.experiment.folder, checkpoint["step"])
-        for leftover in self.experiment.checkpoints.glob(".*.pt"):  # of a save that was cut off
-            leftover.unlink()
+        if processes.is_main():
+            for leftover in self.experiment.checkpoints.glob(".*.pt"):  # of a save that was cut off
+                leftover.unlink()
 
     def save(self, *names: str) -> None:
         """Write the checkpoint under these names, unless a weight is not a number."""
