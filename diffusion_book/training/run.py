@@ -62,6 +62,8 @@ class RunOptions:
     """run the network through torch.compile"""
     name: str | None = None
     """of the experiment folder; without one, TIMESTAMP-MODEL"""
+    tensorboard: bool = False
+    """keep the figures of each epoch for TensorBoard too, in the experiment folder"""
 
 
 class Stopped(Exception):
@@ -93,6 +95,13 @@ def run_training(
         Stopped: by SIGINT or SIGTERM.
     """
     model = choose("model", recipe.model, MODELS)
+    if options.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise BookError(
+                "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
+            ) from None
     path = find_checkpoint(options.resume) if options.resume is not None else None
     checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
     if recipe.is_latent:
@@ -126,6 +135,9 @@ def run_training(
     run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent)
     if checkpoint:
         run.load_state_dict(checkpoint)
+    if options.tensorboard and processes.is_main():
+        # What came after the checkpoint is about to happen again, here too.
+        run.board = SummaryWriter(folder / "tensorboard", purge_step=trainer.step + 1)
     with stop_signals() as stopping, monitoring(trainer.device) as run.monitor:
         run.train(stopping)
         run.finish()
@@ -252,6 +264,7 @@ class _Run:
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
         self.monitor = Monitor(trainer.device)
+        self.board = None
 
     def load_state_dict(self, checkpoint: dict) -> None:
         """Continue from a checkpoint of `save`."""
@@ -339,6 +352,11 @@ class _Run:
         if record is None:
             return
         self.experiment.add(record)
+        if self.board:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, report.step)
+            self.board.flush()
         keep = report.epoch % self.recipe.training.sample_every == 0
         if keep or trainer.progress >= 1:
             path = self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png"

@@ -15,7 +15,7 @@ from diffusion_book import processes
 def distribute(network: nn.Module) -> nn.Module:
     """The same network; with several processes, one whose gradients are averaged over them as they are computed.
 
-    Source: Li et al. 2020, "PyTorch Distributed".
+    Source: Li et al. 2020, section 3.2 (PyTorch Distributed).
     """
     return DistributedDataParallel(network) if processes.number() > 1 else network
 
