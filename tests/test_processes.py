@@ -17,11 +17,14 @@ import pytest
 import torch
 from commands import refused
 from PIL import Image
-from tiny import SMALL_CLASS_UNETS, SMALL_VAE, pictures
+from tiny import SMALL_CLASS_UNETS, SMALL_VAE, pictures, random_autoencoder, random_class_pipeline
 
 from diffusion_book import processes
+from diffusion_book.cli import evaluate
+from diffusion_book.cli.evaluate import ClassSetting
 from diffusion_book.cli.main import main
 from diffusion_book.errors import BookError
+from diffusion_book.evaluation.measures import natural_labels
 from diffusion_book.training import run
 from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.latents import LatentDataset
@@ -189,6 +192,21 @@ def test_they_generate_the_pictures_of_one_process(tmp_path, alone):
     assert files == sorted(path.relative_to(two) for path in two.rglob("*"))
     assert sum(path.name == "final.pdf" for path in files) == 15
     assert np.array_equal(Image.open(one / "grid.png"), Image.open(two / "grid.png"))
+
+
+def test_evaluation_draws_each_sample_once_and_only_the_main_process_measures(monkeypatch):
+    """In one process that plays three in turn."""
+    pipe = random_class_pipeline(random_autoencoder())
+    setting = ClassSetting(steps=2, num_samples=11, guidance_scale=2.0, seed=3)
+    asked = {"labels": natural_labels(11), "guidance_scale": 2.0, "steps": 2, "seed": 3}
+    parts = []
+    monkeypatch.setattr(processes, "number", lambda: 3)
+    monkeypatch.setattr(processes, "collect", lambda part: parts.append(part))
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        assert evaluate.evaluate(pipe, setting) is None
+    assert [len(part) for part in parts] == [3, 3, 5]
+    torch.testing.assert_close(torch.cat(parts), pipe.sample(11, **asked), rtol=0, atol=1e-4)
 
 
 # What is refused, and how the parts are cut
