@@ -90,7 +90,7 @@ def together(device: str = "auto") -> Iterator[str]:
 
 
 def _device_kind(device: str) -> str:
-    """ "cpu" or "cuda", where every process of this machine can have its own."""
+    """The kind of device, "cpu" or "cuda", if every process of this machine can have its own."""
     import torch
 
     from diffusion_book.devices import resolve_device
