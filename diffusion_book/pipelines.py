@@ -115,6 +115,7 @@ class Pipeline:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
+        first: int = 0,
     ) -> Tensor:
         """Draw pictures.
 
@@ -128,11 +129,12 @@ class Pipeline:
             steps: of the sampler, 1 to the training's number of timesteps. "midpoint" and "heun" ask the network twice
                 in a step (`samplers.evaluations`), and guidance in each case for both of its branches.
             eta: for "ddim": the share of fresh noise, 0 to 1.
-            seed: sample i of a seed is the same picture whatever num_samples and batch_size are.
+            seed: sample i of a seed is the same picture whatever num_samples, batch_size and first are.
             callback: called after each step with the steps done and the steps to do, over all batches.
             guidance_interval: times t within which guidance acts.
             noise: start from this (num_samples, *shape) instead of drawing it.
             batch_size: drawn at once.
+            first: index of the first sample: draw those from `first` to `first + num_samples - 1`.
 
         Returns:
             (num_samples, 1, 28, 28), float32, in [-1, 1], on the CPU.
@@ -142,7 +144,9 @@ class Pipeline:
         """
         if whole("num_samples", num_samples) < 1 or whole("batch_size", batch_size) < 1:
             raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
-        labels, guidance_scale = self.ask(range(num_samples), labels, guidance_scale)
+        if whole("first", first) < 0:
+            raise BookError(f"first is {first}: it must be 0 or more")
+        labels, guidance_scale = self.ask(range(first, first + num_samples), labels, guidance_scale)
         if noise is not None:
             noise = self._checked(noise, num_samples)
         pictures, done = [], 0
@@ -150,7 +154,7 @@ class Pipeline:
         for start in batches:
             stop = min(start + batch_size, num_samples)
             states = self.states(
-                range(start, stop),
+                range(first + start, first + stop),
                 labels=None if labels is None else labels[start:stop],
                 guidance_scale=None if guidance_scale is None else guidance_scale[start:stop],
                 sampler=sampler,
