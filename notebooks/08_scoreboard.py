@@ -541,9 +541,9 @@ distribution.ways_across(
 
 # %% [markdown]
 # All ten begin at one place, with the one grey average of chapter 1. They part as soon as something is decided, and the
-# second half of the time changes little on the map, for it goes into the edges of strokes. Where one jumps from island
-# to island that late, look at the picture: it is hardly a digit. It lies far from all of them, and the map puts it
-# beside whatever happens to be nearest.
+# second half of the time changes little on the map, for it goes into the edges of strokes. Where one rests between the
+# islands, or jumps from one to another that late, look at the picture: it is hardly a digit. It lies far from all of
+# them, and the map puts it beside whatever happens to be nearest.
 #
 # In numbers: how often does each model draw each digit, and how many of its samples does the second classifier
 # doubt?
