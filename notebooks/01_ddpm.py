@@ -86,9 +86,9 @@ grids.show_grid(train.images[:24], columns=12)
 # diffusion-book train ddpm --dataset fashion-mnist --max-minutes 60
 # ```
 #
-# The last line it prints is its folder. Set `MODEL` to that, and every sample of this chapter is your model's. In your
-# own code, `diffusion_book.load(FOLDER)` is the pipeline; in a shell, `diffusion-book generate ddpm --checkpoint FOLDER`
-# draws.
+# The last line it prints is its folder. Set `MODEL` to that, with `../` before it, for chapters run in the folder
+# `notebooks`, and every sample of this chapter is your model's. In your own code, `diffusion_book.load(FOLDER)` is the
+# pipeline; in a shell, `diffusion-book generate ddpm --checkpoint FOLDER` draws.
 #
 # A network wants floats, and sizes that can be halved a few times. So `batch` scales bytes to $[-1, 1]$ and puts a
 # black border of two pixels around the picture.

@@ -406,9 +406,9 @@ for name, means in (("its own class", by_class), ("another class", by_class.roll
 # diffusion-book train ldm-concat --dataset fashion-mnist --max-minutes 30 --vae FOLDER-OF-THE-VAE
 # ```
 #
-# and set `MODEL` to the folder that the second one prints last: it brings its autoencoder along. Whether a sample is of
-# the class that was asked for is judged by a classifier of digits, so sections 11 and 12 then show pictures that
-# mean something, and numbers that do not.
+# and set `MODEL` to the folder that the second one prints last, with `../` before it: the model brings its autoencoder
+# along. Whether a sample is of the class that was asked for is judged by a classifier of digits, so sections 11 and 12
+# then show pictures that mean something, and numbers that do not.
 #
 # ## 8. How a network hears a label
 #

@@ -562,7 +562,7 @@ grids.show_rows({name: pictures[:12] for name, pictures in race.items()})
 # diffusion-book train rf --dataset fashion-mnist --max-minutes 60
 # ```
 #
-# which prints its folder last. Set `MODEL` to that, and section 11 draws with your flow.
+# which prints its folder last. Set `MODEL` to that, with `../` before it, and section 11 draws with your flow.
 # `diffusion-book train rf-reflow --reflow-from FOLDER` straightens it.
 #
 # ## 11. The shipped weights
