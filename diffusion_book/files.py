@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from diffusion_book.errors import BookError
+
+WRITING = ".writing-"  # how the names of temporary files begin
+FORGOTTEN = 3600.0  # seconds after which a temporary file that nobody has touched is that of a writer who was killed
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Have `write` fill a temporary file beside `path`, then move it into place in one step.
 
-    Whatever interrupts it, `path` holds either what it held before or all of the new content.
+    Whatever interrupts it, `path` holds either what it held before or all of the new content. A process that is
+    killed leaves its temporary file behind; whoever writes into the same folder an hour later removes it.
 
     Args:
         path: the file to write; its folder is made if it is missing.
@@ -24,8 +33,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """
     path = Path(path)
     make_folder(path.parent)
+    remove_leftovers(path.parent)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.stem}-", suffix=path.suffix)
     except OSError as error:
         raise BookError(f"cannot write {path} ({error.strerror}): choose another folder") from None
     os.close(descriptor)
@@ -36,9 +46,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
         raise BookError(
-            f"cannot write {path} ({error.strerror or error}): free some space or choose another folder"
+            f"cannot write {path} ({getattr(error, 'strerror', None) or error}): free some space or choose another folder"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,6 +74,25 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK):
         raise BookError(f"cannot write to the folder {path}: choose another folder")
     return path
+
+
+def remove_leftovers(*folders: Path, age: float = FORGOTTEN) -> None:
+    """Remove the temporary files and folders that killed writers left in folders; what cannot be removed stays.
+
+    Args:
+        folders: those that are not there do not matter.
+        age: seconds since anything was written into a file that is removed. 0 is for who alone writes there.
+    """
+    for folder in folders:
+        for leftover in Path(folder).glob(f"{WRITING}*"):
+            with contextlib.suppress(OSError):  # another process may just have been quicker
+                touched = max(part.lstat().st_mtime for part in (leftover, *leftover.rglob("*")))
+                if time.time() - touched < age:
+                    continue
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
 
 
 def _umask() -> int:

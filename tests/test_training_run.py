@@ -148,7 +148,7 @@ def test_killed_training_continues_as_if_nothing_had_been(tmp_path, undisturbed)
     assert process.wait() == -signal.SIGKILL
     (folder,) = tmp_path.iterdir()
     assert not (folder / "checkpoints" / "final.pt").exists()
-    cut_off = folder / "checkpoints" / ".last-cut-off.pt"
+    cut_off = folder / "checkpoints" / ".writing-last-cut-off.pt"
     cut_off.write_bytes(b"half a checkpoint")
     main(["train", "ddpm", "--resume", str(folder), "--device", "cpu", "--precision", "fp32"])
     assert_same_training(folder, undisturbed)

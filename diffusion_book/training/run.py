@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diffusion_book import data
 from diffusion_book.autoencoder import Autoencoder, check_fits
 from diffusion_book.errors import BookError, choose
-from diffusion_book.files import write_text
+from diffusion_book.files import remove_leftovers, write_text
 from diffusion_book.pipelines import Pipeline
 from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_book.training.couplings import CouplingDataset, draw_couplings
@@ -239,8 +239,8 @@ class _Run:
         self.loss_sum, self.loss_count, self.epoch_began = checkpoint["epoch_so_far"]
         # What came after the checkpoint is about to happen again.
         self.experiment.records = read_records(self.experiment.folder, checkpoint["step"])
-        for leftover in self.experiment.checkpoints.glob(".*.pt"):  # of a save that was cut off
-            leftover.unlink()
+        folder = self.experiment.folder
+        remove_leftovers(folder, *(inside for inside in folder.iterdir() if inside.is_dir()), age=0)
 
     def save(self, *names: str) -> None:
         """Write the checkpoint under these names, unless a weight is not a number."""

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 
 def shipped() -> list[str]:
     """Names of all weights that are here."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))  # not those that are being written
 
 
 def read_card(name: str, folder: Path = FOLDER) -> dict:
@@ -81,7 +81,7 @@ def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
