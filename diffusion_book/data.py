@@ -11,6 +11,7 @@ import http.client
 import os
 import socket
 import sys
+import tempfile
 import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_book.errors import BookError, choose
+from diffusion_book.files import WRITING, make_folder, remove_leftovers
 
 IMAGE_SIZE = 32  # what the networks see
 CROP_SIZE = 28  # what MNIST is, and what the reader sees
@@ -166,18 +168,29 @@ def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
 
 
 def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> None:
-    """torchvision's own download, with a time-out, and with one line for each way it can fail."""
+    """torchvision's own download, with a time-out, and with one line for each way it can fail.
+
+    It goes to a folder of its own, so that one that is cut off, or that runs twice at once, leaves no half of a file.
+    """
     stood_still = f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, {bring}"
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    remove_leftovers(root)
     try:
-        kind(root, download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=WRITING) as temporary:
+            kind(temporary, download=True)
+            folder = make_folder(root / kind.__name__ / "raw")
+            for file in (Path(temporary) / kind.__name__ / "raw").iterdir():
+                file.replace(folder / file.name)
     except PermissionError:
         raise BookError(
             f"cannot write {name} to {root}: point DIFFUSION_BOOK_DATA at a folder that you may write"
         ) from None
     except TimeoutError:
         raise BookError(stood_still) from None
+    except BookError:
+        raise
     except (
         RuntimeError,
         ValueError,
