@@ -11,6 +11,10 @@ class BookError(ValueError):
     """
 
 
+class NotFinite(BookError):
+    """What a model made holds infinities, or is not a number at all."""
+
+
 def whole(name: str, value: object) -> int:
     """The value, if it is a whole number.
 

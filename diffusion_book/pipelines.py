@@ -15,7 +15,7 @@ from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state, buil
 from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError, choose, whole
+from diffusion_book.errors import BookError, NotFinite, choose, whole
 from diffusion_book.guidance import check_guidance, guided
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
@@ -138,7 +138,7 @@ class Pipeline:
             (num_samples, 1, 28, 28), float32, in [-1, 1], on the CPU.
 
         Raises:
-            BookError: bad arguments, or out of memory.
+            BookError: bad arguments, out of memory, or pictures that are not finite (`NotFinite`).
         """
         if whole("num_samples", num_samples) < 1 or whole("batch_size", batch_size) < 1:
             raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
@@ -258,7 +258,16 @@ class Pipeline:
         return labels.expand(number), scale.expand(number)  # () or (B,) -> (B,)
 
     def to_images(self, x: Tensor) -> Tensor:
-        """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU."""
+        """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU.
+
+        Raises:
+            NotFinite: x holds numbers that are not finite, and would look like a picture all the same.
+        """
+        if not x.isfinite().all():
+            raise NotFinite(
+                "the pictures hold numbers that are not finite: lower the guidance scale if it is large, "
+                "else the weights are broken (`diffusion-book diagnose` tells how)"
+            )
         if self.autoencoder is not None:
             x = self.autoencoder.decode(x)  # (B, 2, 4, 4) -> (B, 1, 32, 32)
         return crop(x).clamp(-1, 1).float().cpu()

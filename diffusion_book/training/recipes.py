@@ -42,7 +42,7 @@ class DiffusionConfig:
             raise BookError(
                 "the rectified path ends in pure noise, where no picture follows from it: use target velocity"
             )
-        if self.min_snr_gamma < 0:
+        if not self.min_snr_gamma >= 0:
             raise BookError(f"min_snr_gamma is {self.min_snr_gamma}: it must be 0 (off) or more")
         if self.schedule == "rectified" and self.time_sampling == "last" and self.min_snr_gamma:
             raise BookError(
@@ -146,7 +146,7 @@ class TrainingConfig:
             if not getattr(self, name) > 0:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be above 0")
         for name in ("warmup_steps", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("cooldown", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
