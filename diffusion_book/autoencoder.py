@@ -81,6 +81,8 @@ class Autoencoder:
         Raises:
             BookError: latents of another shape, out of memory, or pictures that are not finite (`NotFinite`).
         """
+        if not isinstance(latents, Tensor) or latents.is_complex():
+            raise BookError(f"latents of type {getattr(latents, 'dtype', type(latents).__name__)}: give real numbers")
         if tuple(latents.shape[1:]) != self.latent_shape or len(latents) == 0:
             allowed = ", ".join(map(str, self.latent_shape))
             raise BookError(f"latents of shape {tuple(latents.shape)}: they must be (B, {allowed}), B at least 1")
@@ -113,6 +115,8 @@ class Autoencoder:
     def _check(self, images: Tensor) -> Tensor:
         """The pictures as the network wants them, or one clear line."""
         config = self.recipe.vae
+        if not isinstance(images, Tensor):
+            raise BookError(f"pictures of type {type(images).__name__}: give a tensor")
         sizes = (config.image_size - 2 * PADDING, config.image_size)
         if tuple(images.shape[1:]) not in [(config.image_channels, size, size) for size in sizes] or len(images) == 0:
             allowed = " or ".join(f"(B, {config.image_channels}, {size}, {size})" for size in sizes)
@@ -149,9 +153,11 @@ def check_fits(network: UNetConfig, autoencoder: Autoencoder) -> None:
 
 def autoencoder_from_state(state: dict, device: str | torch.device = "auto", precision: str = "auto") -> Autoencoder:
     """The inverse of `Autoencoder.state_dict`."""
-    recipe = recipe_from_dict(state["recipe"])
-    card = {"sha256": state["sha256"]} if state["sha256"] else {}
-    return build_autoencoder(recipe, state["weights"], card=card, device=device, precision=precision)
+    if not isinstance(state, dict):
+        raise BookError("the autoencoder of this checkpoint is damaged: use another checkpoint")
+    recipe = recipe_from_dict(state.get("recipe"))
+    card = {"sha256": state["sha256"]} if state.get("sha256") else {}
+    return build_autoencoder(recipe, state.get("weights"), card=card, device=device, precision=precision)
 
 
 def build_autoencoder(
@@ -169,10 +175,11 @@ def build_autoencoder(
     """
     if recipe.vae is None:
         raise BookError(f"a '{recipe.model}' is no autoencoder: give the checkpoint of a VAE")
-    network = VAE(recipe.vae)
+    with out_of_memory_names("the size of the network"):
+        network = VAE(recipe.vae)
     try:
         network.load_state_dict(tensors)
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):
         raise BookError(
             f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
         ) from None

@@ -26,8 +26,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise BookError(f"unknown device '{name}': use auto, cpu or cuda (cuda:1 for the second GPU)") from None
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        raise BookError(f"unknown device '{name!s:.60}': use auto, cpu or cuda (cuda:1 for the second GPU)") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BookError(f"device '{name}' is not there ({torch.cuda.device_count()} GPUs found): use --device cpu")
     if device.type not in ("cpu", "cuda"):

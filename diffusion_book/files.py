@@ -36,8 +36,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     remove_leftovers(path.parent)
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.stem}-", suffix=path.suffix)
-    except OSError as error:
-        raise BookError(f"cannot write {path} ({error.strerror}): choose another folder") from None
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        raise BookError(f"cannot write {path} ({_reason(error)}): choose another folder") from None
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -47,9 +47,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
-        raise BookError(
-            f"cannot write {path} ({getattr(error, 'strerror', None) or error}): free some space or choose another folder"
-        ) from None
+        raise BookError(f"cannot write {path} ({_reason(error)}): free some space or choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -69,8 +67,8 @@ def make_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BookError(f"cannot make the folder {path} ({error.strerror}): choose another folder") from None
+    except (OSError, ValueError) as error:
+        raise BookError(f"cannot make the folder {path} ({_reason(error)}): choose another folder") from None
     if not os.access(path, os.W_OK):
         raise BookError(f"cannot write to the folder {path}: choose another folder")
     return path
@@ -93,6 +91,10 @@ def remove_leftovers(*folders: Path, age: float = FORGOTTEN) -> None:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _umask() -> int:

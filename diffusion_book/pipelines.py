@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -28,6 +29,7 @@ from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict
 
 Labels = int | Sequence[int] | Tensor | None
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
+MOST_SAMPLES = 10_000_000  # 30 GB of pictures
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Pipeline:
 
     def noise(self, num_samples: int, seed: int = 0) -> Tensor:
         """The noise that `sample` starts from: (num_samples, *shape), on the CPU."""
+        check_number(num_samples)
         return randn((num_samples, *self.shape), sample_generators(seed, range(num_samples)))
 
     @torch.no_grad()
@@ -140,7 +143,8 @@ class Pipeline:
         Raises:
             BookError: bad arguments, out of memory, or pictures that are not finite (`NotFinite`).
         """
-        if whole("num_samples", num_samples) < 1 or whole("batch_size", batch_size) < 1:
+        check_number(num_samples)
+        if whole("batch_size", batch_size) < 1:
             raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
         labels, guidance_scale = self.ask(range(num_samples), labels, guidance_scale)
         if noise is not None:
@@ -209,6 +213,8 @@ class Pipeline:
 
     def _checked(self, noise: Tensor, number: int) -> Tensor:
         """Noise for so many samples, in fp32 as if it had been drawn here."""
+        if not isinstance(noise, Tensor) or noise.is_complex():
+            raise BookError(f"the noise is {type(noise).__name__}: draw it with Pipeline.noise")
         if tuple(noise.shape) != (number, *self.shape):
             raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(number, *self.shape)}")
         if not noise.isfinite().all():
@@ -273,6 +279,16 @@ class Pipeline:
         return crop(x).clamp(-1, 1).float().cpu()
 
 
+def check_number(num_samples: int) -> None:
+    """Refuse a number of samples that cannot be drawn.
+
+    Raises:
+        BookError: it is below 1, or more than any memory holds, or no whole number.
+    """
+    if not 1 <= whole("num_samples", num_samples) <= MOST_SAMPLES:
+        raise BookError(f"num_samples is {num_samples!s:.60}: it must be at least 1, and at most {MOST_SAMPLES:,}")
+
+
 def build_network(recipe: Recipe) -> nn.Module:
     """The network of a diffusion model, with random weights."""
     if recipe.condition is None:
@@ -316,13 +332,13 @@ def load(
     """
     where = {"device": device, "precision": precision}
     card, state = {}, None
-    if str(name) in list_models() or not (str(name).endswith(".pt") or Path(name).is_dir()):
+    if str(name) in list_models() or not (str(name).endswith(".pt") or os.path.isdir(str(name))):
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
-        recipe, tensors = recipe_from_dict(card["recipe"]), weights.read_weights(str(name))
+        recipe, tensors = recipe_from_dict(card.get("recipe")), weights.read_weights(str(name))
     else:
         checkpoint = load_checkpoint(find_checkpoint(name))
-        recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint["ema"]
+        recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint.get("ema")
         state = checkpoint.get("autoencoder")
     if vae is not None and not recipe.is_latent:
         raise BookError(f"'{recipe.model}' works without a VAE: leave it out")
@@ -389,10 +405,11 @@ def build(
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
         check_fits(recipe.network, autoencoder)
-    network = build_network(recipe)
+    with out_of_memory_names("the size of the network"):
+        network = build_network(recipe)
     try:
         network.load_state_dict(tensors)
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):
         raise BookError(
             f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
         ) from None

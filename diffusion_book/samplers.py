@@ -188,7 +188,7 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
     Raises:
         BookError: steps is no whole number in 1 .. timesteps.
     """
-    if not 1 <= whole("steps", steps) <= timesteps:
+    if not 1 <= whole("steps", steps) <= whole("timesteps", timesteps):
         raise BookError(
             f"{steps} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
             "set steps (generate's --ddim_steps or --sampling_steps) in that range"
@@ -220,12 +220,14 @@ def sample_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator
     """One random generator for each sample, so that sample i is the same in whichever batch it falls.
 
     Raises:
-        BookError: the seed is negative, or no whole number.
+        BookError: the seed or an index is negative, or no whole number.
     """
     if whole("seed", seed) < 0:
         raise BookError(f"seed is {seed}: it must be 0 or more")
     generators = []
     for index in indices:
+        if whole("a sample's index", index) < 0:
+            raise BookError(f"a sample's index is {index}: it must be 0 or more")
         state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
         generators.append(torch.Generator().manual_seed(int(state) & (2**63 - 1)))
     return generators

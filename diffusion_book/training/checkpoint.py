@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -36,7 +37,7 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> dict:
             is never run.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file fails where a name is too long
         raise BookError(f"there is no checkpoint {path}: give the path of a .pt file that `train` wrote")
     damaged = f"the checkpoint {path} is damaged or is no checkpoint: use another one"
     try:

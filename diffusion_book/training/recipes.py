@@ -145,6 +145,8 @@ class TrainingConfig:
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.seed >= 2**63:
+            raise BookError(f"seed is {self.seed}: it must be below 2^63")
         for name in ("warmup_steps", "weight_decay", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
@@ -218,7 +220,7 @@ def recipe_from_dict(values: dict) -> Recipe:
     try:
         return Recipe(
             values["model"],
-            **{name: kind(**_tuples(values[name])) for name, kind in SECTIONS.items() if name in values},
+            **{name: kind(**_typed(kind, values[name])) for name, kind in SECTIONS.items() if name in values},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BookError(f"this is not a recipe of this version of the book ({error}): train the model again") from None
@@ -230,8 +232,17 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _tuples(values: dict) -> dict:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _typed(kind: type, values: dict) -> dict:
+    """Values with lists as tuples, once they are of the types that the defaults have."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    defaults = {part.name: part.default for part in dataclasses.fields(kind)}
+    for key, value in values.items():
+        wanted = type(defaults[key])
+        if type(value) is not wanted and (wanted, type(value)) != (float, int):
+            raise TypeError(f"{key} is {value!r:.60}")
+        if wanted is tuple and not all(type(item) is int for item in value):
+            raise TypeError(f"{key} is {value!r:.60}")
+    return values
 
 
 _LATENT_NETWORK = UNetConfig(

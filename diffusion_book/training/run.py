@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from diffusion_book import data
 from diffusion_book.autoencoder import Autoencoder, check_fits
+from diffusion_book.devices import out_of_memory_names
 from diffusion_book.errors import BookError, choose
 from diffusion_book.files import remove_leftovers, write_text
 from diffusion_book.pipelines import Pipeline
@@ -111,7 +112,8 @@ def run_training(
         if not recipe.reflow:
             dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
     torch.manual_seed(recipe.training.seed)
-    network = model.build(recipe)
+    with out_of_memory_names("--base_channels"):
+        network = model.build(recipe)
     if parent is not None:
         network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(

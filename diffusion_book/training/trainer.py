@@ -102,7 +102,8 @@ class Trainer:
             self.dataset = dataset.to(self.device)
         self.config = config
         self.max_seconds = math.inf if max_minutes is None else 60.0 * max_minutes
-        self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
+        with out_of_memory_names("--base_channels"):
+            self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )

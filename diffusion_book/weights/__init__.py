@@ -30,12 +30,18 @@ def read_card(name: str, folder: Path = FOLDER) -> dict:
     """The card of shipped weights.
 
     Raises:
-        BookError: there is none.
+        BookError: there is none, or it is damaged.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
         raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped())}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise BookError(f"the card {path} is damaged ({error}): install the book again") from None
+    if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
+        raise BookError(f"the card {path} is damaged (it tells no hash): install the book again")
+    return card
 
 
 def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
