@@ -75,6 +75,10 @@ def place(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.f
     return network.to(device=device, memory_format=torch.contiguous_format if slow else torch.channels_last)
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")
+"""how the CPU's allocators say it"""
+
+
 @contextlib.contextmanager
 def out_of_memory_names(option: str) -> Iterator[None]:
     """Turn running out of memory into one line that names the option to lower."""
@@ -82,7 +86,7 @@ def out_of_memory_names(option: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
             raise BookError(f"out of memory: lower {option}") from None
         raise
     except MemoryError:

@@ -11,6 +11,9 @@ class BookError(ValueError):
     traceback.
     """
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.split()))  # what it quotes, a tensor or a path, may have several lines
+
 
 class NotFinite(BookError):
     """What a model made holds infinities, or is not a number at all."""

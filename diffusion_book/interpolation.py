@@ -28,8 +28,10 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
 
     Source: Shoemake 1985; used for noise in Song et al. 2020 (DDIM), section 5.3.
     """
-    if a.shape != b.shape or a.ndim < 1:
-        raise BookError(f"noises of shapes {tuple(a.shape)} and {tuple(b.shape)}: interpolation needs two of one shape")
+    if a.shape != b.shape or a.ndim < 2:
+        raise BookError(
+            f"noises of shapes {tuple(a.shape)} and {tuple(b.shape)}: interpolation needs two of one shape (B, ...)"
+        )
     if not (a.is_floating_point() and b.is_floating_point() and a.isfinite().all() and b.isfinite().all()):
         raise BookError("interpolation needs noises of finite numbers with a fraction: draw them with Pipeline.noise")
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()  # (B, ...) -> (B, D)

@@ -191,15 +191,16 @@ class Pipeline:
         or `prediction.x0` into pictures. Arguments and errors as in `sample`; by default sample i is of class
         i modulo their number here too.
         """
+        check_number(len(indices))
         labels, guidance_scale = self.ask(indices, labels, guidance_scale)
         step = choose("sampler", sampler, SAMPLERS)
         check_eta(eta)
         times = time_grid(steps, self.recipe.diffusion.timesteps)
-        generators = sample_generators(seed, indices)
-        # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
-        drawn = randn((len(indices), *self.shape), generators)
-        noise = drawn if noise is None else self._checked(noise, len(indices))
         with out_of_memory_names("--batch_size"):
+            generators = sample_generators(seed, indices)
+            # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
+            drawn = randn((len(indices), *self.shape), generators)
+            noise = drawn if noise is None else self._checked(noise, len(indices))
             yield from sample(
                 self.denoiser if labels is None else self.guided(guidance_scale, guidance_interval),
                 noise.to(self.device),
@@ -242,7 +243,7 @@ class Pipeline:
                 raise BookError(f"'{model}' knows no classes: leave out labels and guidance_scale")
             return None, None
         if labels is None:
-            labels = torch.tensor(list(indices), dtype=torch.int64) % self.num_classes
+            labels = [whole("a sample's index", index) % self.num_classes for index in indices]
         try:
             labels = torch.as_tensor(labels if isinstance(labels, Tensor | Integral) else list(labels)).cpu()
         except (TypeError, ValueError, RuntimeError):

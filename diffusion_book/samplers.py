@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
 from diffusion_book.errors import BookError, whole
-from diffusion_book.schedules import TIMESTEPS, Schedule, expand, posterior
+from diffusion_book.schedules import MOST_TIMESTEPS, TIMESTEPS, Schedule, expand, posterior
 from diffusion_book.targets import Prediction
 
 Step = Callable[..., Tensor]
@@ -188,9 +188,11 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
     Raises:
         BookError: steps is no whole number in 1 .. timesteps.
     """
-    if not 1 <= whole("steps", steps) <= whole("timesteps", timesteps):
+    if not 1 <= whole("timesteps", timesteps) <= MOST_TIMESTEPS:
+        raise BookError(f"timesteps is {timesteps!s:.60}: it must be 1 to {MOST_TIMESTEPS:,}")
+    if not 1 <= whole("steps", steps) <= timesteps:
         raise BookError(
-            f"{steps} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
+            f"{steps!s:.60} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
             "set steps (generate's --ddim_steps or --sampling_steps) in that range"
         )
     return torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round() / timesteps

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choose("command", name, COMMANDS)
         code = importlib.import_module(f"diffusion_book.cli.{name}").main(rest)
     except BookError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", error, file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

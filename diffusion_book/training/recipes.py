@@ -10,7 +10,7 @@ from diffusion_book.errors import BookError, choose
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.objective import TIME_SAMPLINGS
-from diffusion_book.schedules import SCHEDULES
+from diffusion_book.schedules import MOST_TIMESTEPS, SCHEDULES
 from diffusion_book.targets import TARGETS
 
 
@@ -38,6 +38,8 @@ class DiffusionConfig:
         for name in ("timesteps", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.timesteps > MOST_TIMESTEPS:
+            raise BookError(f"timesteps is {self.timesteps!s:.60}: it must be at most {MOST_TIMESTEPS:,}")
         if self.schedule == "rectified" and self.target == "noise":
             raise BookError(
                 "the rectified path ends in pure noise, where no picture follows from it: use target velocity"

@@ -40,12 +40,12 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
     Raises:
         BookError: not a batch of pictures with one channel, or columns or padding that cannot be.
     """
+    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0 or images.is_complex():
+        raise BookError(f"a grid needs pictures of shape (N, 1, H, W), not {tuple(images.shape)} of {images.dtype}")
     if whole("columns", columns) < 1 or not 0 <= whole("padding", padding) <= MOST_PADDING:
         raise BookError(
             f"{columns!s:.20} columns with padding {padding!s:.20}: give at least 1, and from 0 to {MOST_PADDING}"
         )
-    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise BookError(f"a grid needs pictures of shape (N, 1, H, W), not {tuple(images.shape)}")
     images = to_bytes(images)
     if len(images) == 1:  # make_grid puts no border around a single picture
         return F.pad(images[0, 0], [padding] * 4, value=GAP)
@@ -92,7 +92,7 @@ def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 
     """
     if not rows:
         raise BookError("show_rows needs at least one row of pictures")
-    pictures = [grid(images, columns=len(images)) for images in rows.values()]
+    pictures = [grid(images, columns=images.shape[0] if images.ndim else 1) for images in rows.values()]
     scale = positive("scale", scale)
     sizes = [[scale * size / DPI for size in picture.shape] for picture in pictures]  # inches
     margin = 0.09 * max(len(line) for label in rows for line in label.split("\n")) + 0.1  # for the labels

@@ -52,7 +52,14 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
         pictures: (B, frames, 1, H, W), floats in [-1, 1].
         title: written above.
         scale: screen pixels a pixel.
+
+    Raises:
+        BookError: not one picture a time.
     """
+    if pictures.ndim != 5 or pictures.shape[1] != len(times):
+        raise BookError(
+            f"a strip of {len(times)} times needs pictures (B, frames, 1, H, W), not {tuple(pictures.shape)}"
+        )
     padding = 2
     columns, width = pictures.shape[1], pictures.shape[-1] + padding
     picture = grid(pictures.flatten(0, 1), columns=columns, padding=padding)
