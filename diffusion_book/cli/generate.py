@@ -157,6 +157,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("num_samples", "nrow"):
         if getattr(options, name) < 1:
             raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
+    pipelines.check_number(options.num_samples)
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BookError as error:
         if not processes.is_main():
             time.sleep(PRECEDENCE)
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", error, file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from diffusion_book import data, processes
 from diffusion_book.autoencoder import Autoencoder, check_fits
+from diffusion_book.devices import out_of_memory_names
 from diffusion_book.errors import BookError, choose
-from diffusion_book.files import write_text
+from diffusion_book.files import remove_leftovers, write_text
 from diffusion_book.pipelines import Pipeline
 from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_book.training.couplings import CouplingDataset, draw_couplings
@@ -111,7 +112,8 @@ def run_training(
     with processes.main_first():  # downloads, and what is kept in caches, are made once
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
-    network = model.build(recipe)
+    with out_of_memory_names("--base_channels"):
+        network = model.build(recipe)
     if parent is not None:
         network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(
@@ -273,8 +275,8 @@ class _Run:
         # What came after the checkpoint is about to happen again.
         self.experiment.records = read_records(self.experiment.folder, checkpoint["step"])
         if processes.is_main():
-            for leftover in self.experiment.checkpoints.glob(".*.pt"):  # of a save that was cut off
-                leftover.unlink()
+            folder = self.experiment.folder
+            remove_leftovers(folder, *(inside for inside in folder.iterdir() if inside.is_dir()), age=0)
 
     def save(self, *names: str) -> None:
         """Write the checkpoint under these names, unless a weight is not a number."""

@@ -109,7 +109,8 @@ class Trainer:
             self.dataset = dataset.to(self.device)
         self.config = config
         self.max_seconds = math.inf if max_minutes is None else 60.0 * max_minutes
-        self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
+        with out_of_memory_names("--base_channels"):
+            self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -161,22 +162,28 @@ class Trainer:
             group["lr"] = lr
         self.network.train()
         with out_of_memory_names("--batch_size"):
-            loss = self._loss(index, seed_of(self.config.seed, 1, self.step))
-            # Averaged over the processes, the gradient of each one's part times their number is that of the whole.
-            (loss * processes.number()).backward()
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip, foreach=True)
-            if not (math.isfinite(loss_value := _total(loss)) and math.isfinite(norm_value := norm.item())):
+            try:
+                loss = self._loss(index, seed_of(self.config.seed, 1, self.step))
+                # Averaged over the processes, the gradient of each one's part times their number is that of the whole.
+                (loss * processes.number()).backward()
+                norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip, foreach=True)
+                if not (math.isfinite(loss_value := _total(loss)) and math.isfinite(norm_value := norm.item())):
+                    self._refuse(index, lr)
+                self.optimizer.step()
+            finally:  # an interrupted step leaves no gradient for the next one
                 self.optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteLoss(
-                    f"the loss is not finite at step {self.step + 1} with learning rate {lr:.2g}: try a lower --lr"
-                )
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
             self.ema.update(self.network)
         self.step += 1
         # The rate depends on the time, so that all must go by one clock: the main process's.
         self.seconds += processes.gather(time.perf_counter() - started)[0]
         return Report(self.step, (self.step - 1) // self.steps_per_epoch + 1, loss_value, lr, norm_value, self.seconds)
+
+    def _refuse(self, index: Tensor, lr: float) -> None:
+        if not self.dataset.batch(index)[0].isfinite().all():
+            raise NonFiniteLoss("the data hold numbers that are not finite: look at what they were made from")
+        raise NonFiniteLoss(
+            f"the loss is not finite at step {self.step + 1} with learning rate {lr:.2g}: try a lower --lr"
+        )
 
     def _loss(self, index: Tensor, seed: int, network: nn.Module | None = None, dataset=None) -> Tensor:
         """This process's part of the mean loss of a batch: summed over the processes, it is that mean."""
