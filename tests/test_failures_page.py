@@ -21,7 +21,10 @@ def names_in(file: str) -> set[str]:
 def test_every_row_names_its_test():
     rows = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith("| Tried")]
     assert len(rows) > 30
-    assert all(re.search(r"`test_\w+\.py::test_\w+` \|$", row) for row in rows)
+    notes = dict(re.findall(r"^\[\^(\w+)\]: `test_\w+\.py::(test_\w+)`$", TEXT, re.MULTILINE))
+    used = [re.findall(r"\[\^(\w+)\]", row.removesuffix(" |").rpartition("| ")[2]) for row in rows]
+    assert all(used)
+    assert {note for row in used for note in row} == notes.keys()
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in NAMED}))
