@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_book.data import PADDING, pad
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, NotFinite
 from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAE
@@ -55,7 +55,7 @@ class Autoencoder:
             Mean and log-variance, (B, C, H, W), float32, on the device.
 
         Raises:
-            BookError: pictures of another size or range, or out of memory.
+            BookError: pictures of another size or range, out of memory, or latents that are not finite (`NotFinite`).
         """
         images = self._check(images)
         mean, std = (value[:, None, None] for value in (self.network.latent_mean, self.network.latent_std))
@@ -65,7 +65,7 @@ class Autoencoder:
                 found = self.network.encode(part.to(self.device, torch.float32))
                 moments = DiagonalGaussian((found.mean - mean) / std, found.log_variance - 2 * std.log())
                 parts.append(moments.moments)
-        return DiagonalGaussian.from_moments(torch.cat(parts))
+        return DiagonalGaussian.from_moments(_finite(torch.cat(parts), "latents"))
 
     def encode(self, images: Tensor) -> Tensor:
         """The latents of pictures, their posteriors' means: (B, C, H, W), of mean 0 and standard deviation about 1.
@@ -79,18 +79,20 @@ class Autoencoder:
         """Pictures of latents: (B, C, H, W) -> (B, 1, 32, 32), float32, on the device, about [-1, 1].
 
         Raises:
-            BookError: latents of another shape.
+            BookError: latents of another shape, out of memory, or pictures that are not finite (`NotFinite`).
         """
+        if not isinstance(latents, Tensor) or latents.is_complex():
+            raise BookError(f"latents of type {getattr(latents, 'dtype', type(latents).__name__)}: give real numbers")
         if tuple(latents.shape[1:]) != self.latent_shape or len(latents) == 0:
             allowed = ", ".join(map(str, self.latent_shape))
             raise BookError(f"latents of shape {tuple(latents.shape)}: they must be (B, {allowed}), B at least 1")
         mean, std = (value[:, None, None] for value in (self.network.latent_mean, self.network.latent_std))
-        with autocast(self.device, self.dtype):
+        with out_of_memory_names("the number of latents"), autocast(self.device, self.dtype):
             parts = [
                 self.network.decode(part.to(self.device, torch.float32) * std + mean)
                 for part in latents.split(BATCH_SIZE)
             ]
-        return torch.cat(parts).float()
+        return _finite(torch.cat(parts).float(), "pictures")
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Pictures through the latent and back: what is lost there, no latent model can bring back.
@@ -113,6 +115,8 @@ class Autoencoder:
     def _check(self, images: Tensor) -> Tensor:
         """The pictures as the network wants them, or one clear line."""
         config = self.recipe.vae
+        if not isinstance(images, Tensor):
+            raise BookError(f"pictures of type {type(images).__name__}: give a tensor")
         sizes = (config.image_size - 2 * PADDING, config.image_size)
         if tuple(images.shape[1:]) not in [(config.image_channels, size, size) for size in sizes] or len(images) == 0:
             allowed = " or ".join(f"(B, {config.image_channels}, {size}, {size})" for size in sizes)
@@ -123,6 +127,14 @@ class Autoencoder:
             low, high = images.min().item(), images.max().item()
             raise BookError(f"pictures from {low:.3g} to {high:.3g}: they must lie in [-1, 1]")
         return pad(images) if images.shape[2] != config.image_size else images
+
+
+def _finite(made: Tensor, what: str) -> Tensor:
+    if not made.isfinite().all():
+        raise NotFinite(
+            f"the autoencoder's {what} hold numbers that are not finite: its weights or its input are broken"
+        )
+    return made
 
 
 def check_fits(network: UNetConfig, autoencoder: Autoencoder) -> None:
@@ -141,9 +153,11 @@ def check_fits(network: UNetConfig, autoencoder: Autoencoder) -> None:
 
 def autoencoder_from_state(state: dict, device: str | torch.device = "auto", precision: str = "auto") -> Autoencoder:
     """The inverse of `Autoencoder.state_dict`."""
-    recipe = recipe_from_dict(state["recipe"])
-    card = {"sha256": state["sha256"]} if state["sha256"] else {}
-    return build_autoencoder(recipe, state["weights"], card=card, device=device, precision=precision)
+    if not isinstance(state, dict):
+        raise BookError("the autoencoder of this checkpoint is damaged: use another checkpoint")
+    recipe = recipe_from_dict(state.get("recipe"))
+    card = {"sha256": state["sha256"]} if state.get("sha256") else {}
+    return build_autoencoder(recipe, state.get("weights"), card=card, device=device, precision=precision)
 
 
 def build_autoencoder(
@@ -161,10 +175,11 @@ def build_autoencoder(
     """
     if recipe.vae is None:
         raise BookError(f"a '{recipe.model}' is no autoencoder: give the checkpoint of a VAE")
-    network = VAE(recipe.vae)
+    with out_of_memory_names("the size of the network"):
+        network = VAE(recipe.vae)
     try:
         network.load_state_dict(tensors)
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):
         raise BookError(
             f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
         ) from None

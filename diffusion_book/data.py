@@ -7,10 +7,12 @@ processes here: a batch is an index into a tensor that already lives on the devi
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.client
 import os
 import socket
 import sys
+import tempfile
 import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_book.errors import BookError, choose
+from diffusion_book.files import WRITING, make_folder, remove_leftovers
 
 IMAGE_SIZE = 32  # what the networks see
 CROP_SIZE = 28  # what MNIST is, and what the reader sees
@@ -29,6 +32,14 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as fa
 
 TORCHVISION_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *TORCHVISION_NAMES, "digits")
+HASHES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+"""SHA-256 of MNIST's unpacked files"""
+MNIST_SIZES = {"train": 60_000, "test": 10_000}
 LABELS = {
     "fashion-mnist": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"],
     "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
@@ -162,22 +173,42 @@ def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
     images, labels = files.data, files.targets
     if images.shape[1:] != (CROP_SIZE, CROP_SIZE) or len(images) != len(labels):
         raise BookError(f"{name} in {folder} is damaged (its shapes do not match): {remedy}")
+    if name == "mnist" and len(images) == MNIST_SIZES[split]:  # other numbers are pictures of your own
+        _check_hashes(folder, "train" if split == "train" else "t10k", remedy)
     return Dataset(name, images.unsqueeze(1).contiguous(), labels.long())  # (N, 28, 28) -> (N, 1, 28, 28)
 
 
+def _check_hashes(folder: Path, prefix: str, remedy: str) -> None:
+    for name in filter(lambda name: name.startswith(prefix), HASHES):
+        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        if found != HASHES[name]:
+            raise BookError(f"{folder / name} is damaged (hash {found[:12]}, not {HASHES[name][:12]}): {remedy}")
+
+
 def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> None:
-    """torchvision's own download, with a time-out, and with one line for each way it can fail."""
+    """torchvision's own download, with a time-out, and with one line for each way it can fail.
+
+    It goes to a folder of its own, so that one that is cut off, or that runs twice at once, leaves no half of a file.
+    """
     stood_still = f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, {bring}"
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    remove_leftovers(root)
     try:
-        kind(root, download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=WRITING) as temporary:
+            kind(temporary, download=True)
+            folder = make_folder(root / kind.__name__ / "raw")
+            for file in (Path(temporary) / kind.__name__ / "raw").iterdir():
+                file.replace(folder / file.name)
     except PermissionError:
         raise BookError(
             f"cannot write {name} to {root}: point DIFFUSION_BOOK_DATA at a folder that you may write"
         ) from None
     except TimeoutError:
         raise BookError(stood_still) from None
+    except BookError:
+        raise
     except (
         RuntimeError,
         ValueError,

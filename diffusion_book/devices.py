@@ -28,8 +28,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise BookError(f"unknown device '{name}': use auto, cpu or cuda (cuda:1 for the second GPU)") from None
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        raise BookError(f"unknown device '{name!s:.60}': use auto, cpu or cuda (cuda:1 for the second GPU)") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BookError(f"device '{name}' is not there ({torch.cuda.device_count()} GPUs found): use --device cpu")
     if device.type not in ("cpu", "cuda"):
@@ -95,6 +95,10 @@ def keep_freed_memory() -> None:
         library.mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")
+"""how the CPU's allocators say it"""
+
+
 @contextlib.contextmanager
 def out_of_memory_names(option: str) -> Iterator[None]:
     """Turn running out of memory into one line that names the option to lower."""
@@ -102,7 +106,7 @@ def out_of_memory_names(option: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
             raise BookError(f"out of memory: lower {option}") from None
         raise
     except MemoryError:

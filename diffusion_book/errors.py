@@ -1,6 +1,7 @@
 """The one exception for mistakes that the reader can mend."""
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 
 
 class BookError(ValueError):
@@ -9,6 +10,13 @@ class BookError(ValueError):
     Commands print the line and exit with code 2; notebooks show it as the last line of the
     traceback.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.split()))  # what it quotes, a tensor or a path, may have several lines
+
+
+class NotFinite(BookError):
+    """What a model made holds infinities, or is not a number at all."""
 
 
 def whole(name: str, value: object) -> int:
@@ -22,12 +30,23 @@ def whole(name: str, value: object) -> int:
     return int(value)
 
 
+def positive(name: str, value: object) -> float:
+    """The value, if it is a finite number above 0.
+
+    Raises:
+        BookError: it is not.
+    """
+    if not isinstance(value, Real) or not 0 < value < math.inf:
+        raise BookError(f"{name} is {value!r:.60}: give a number above 0")
+    return float(value)
+
+
 def choose(kind: str, name: str, choices) -> object:
     """Look `name` up in the mapping `choices`.
 
     Raises:
         BookError: `name` is not among them; the message lists those that are.
     """
-    if name in choices:
+    if isinstance(name, str) and name in choices:
         return choices[name]
-    raise BookError(f"unknown {kind} '{name}': choose one of {', '.join(choices)}")
+    raise BookError(f"unknown {kind} '{name!s:.60}': choose one of {', '.join(choices)}")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from diffusion_book.errors import BookError
+
+WRITING = ".writing-"  # how the names of temporary files begin
+FORGOTTEN = 3600.0  # seconds after which a temporary file that nobody has touched is that of a writer who was killed
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Have `write` fill a temporary file beside `path`, then move it into place in one step.
 
-    Whatever interrupts it, `path` holds either what it held before or all of the new content.
+    Whatever interrupts it, `path` holds either what it held before or all of the new content. A process that is
+    killed leaves its temporary file behind; whoever writes into the same folder an hour later removes it.
 
     Args:
         path: the file to write; its folder is made if it is missing.
@@ -24,10 +33,11 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """
     path = Path(path)
     make_folder(path.parent)
+    remove_leftovers(path.parent)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    except OSError as error:
-        raise BookError(f"cannot write {path} ({error.strerror}): choose another folder") from None
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.stem}-", suffix=path.suffix)
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        raise BookError(f"cannot write {path} ({_reason(error)}): choose another folder") from None
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -36,10 +46,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
-        raise BookError(
-            f"cannot write {path} ({error.strerror or error}): free some space or choose another folder"
-        ) from None
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
+        raise BookError(f"cannot write {path} ({_reason(error)}): free some space or choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -59,11 +67,34 @@ def make_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BookError(f"cannot make the folder {path} ({error.strerror}): choose another folder") from None
+    except (OSError, ValueError) as error:
+        raise BookError(f"cannot make the folder {path} ({_reason(error)}): choose another folder") from None
     if not os.access(path, os.W_OK):
         raise BookError(f"cannot write to the folder {path}: choose another folder")
     return path
+
+
+def remove_leftovers(*folders: Path, age: float = FORGOTTEN) -> None:
+    """Remove the temporary files and folders that killed writers left in folders; what cannot be removed stays.
+
+    Args:
+        folders: those that are not there do not matter.
+        age: seconds since anything was written into a file that is removed. 0 is for who alone writes there.
+    """
+    for folder in folders:
+        for leftover in Path(folder).glob(f"{WRITING}*"):
+            with contextlib.suppress(OSError):  # another process may just have been quicker
+                touched = max(part.lstat().st_mtime for part in (leftover, *leftover.rglob("*")))
+                if time.time() - touched < age:
+                    continue
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _umask() -> int:

@@ -24,16 +24,23 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
         (B, ...).
 
     Raises:
-        BookError: the shapes differ.
+        BookError: the shapes differ, numbers are not finite, or there is not one weight a sample.
 
     Source: Shoemake 1985; used for noise in Song et al. 2020 (DDIM), section 5.3.
     """
-    if a.shape != b.shape:
-        raise BookError(f"noises of shapes {tuple(a.shape)} and {tuple(b.shape)}: interpolation needs two of one shape")
+    if a.shape != b.shape or a.ndim < 2:
+        raise BookError(
+            f"noises of shapes {tuple(a.shape)} and {tuple(b.shape)}: interpolation needs two of one shape (B, ...)"
+        )
+    if not (a.is_floating_point() and b.is_floating_point() and a.isfinite().all() and b.isfinite().all()):
+        raise BookError("interpolation needs noises of finite numbers with a fraction: draw them with Pipeline.noise")
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()  # (B, ...) -> (B, D)
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)  # (B,)
     angle = cosine.acos()
-    weight = torch.as_tensor(weight, dtype=torch.float64, device=a.device).expand(len(a))
+    try:
+        weight = torch.as_tensor(weight, dtype=torch.float64, device=a.device).expand(len(a))
+    except (TypeError, ValueError, RuntimeError):
+        raise BookError(f"the weight is {' '.join(repr(weight).split()):.60}: give a number, or one a sample") from None
     sine = angle.sin()
     parallel = sine < 1e-6
     sine = sine.masked_fill(parallel, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state, buil
 from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError, choose, whole
+from diffusion_book.errors import BookError, NotFinite, choose, whole
 from diffusion_book.graphs import Graphed
 from diffusion_book.guidance import check_guidance, guided
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
@@ -30,6 +31,7 @@ from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict
 
 Labels = int | Sequence[int] | Tensor | None
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
+MOST_SAMPLES = 10_000_000  # 30 GB of pictures
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Pipeline:
 
     def noise(self, num_samples: int, seed: int = 0) -> Tensor:
         """The noise that `sample` starts from: (num_samples, *shape), on the CPU."""
+        check_number(num_samples)
         return randn((num_samples, *self.shape), sample_generators(seed, range(num_samples)))
 
     @torch.no_grad()
@@ -125,6 +128,7 @@ class Pipeline:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
+        first: int = 0,
     ) -> Tensor:
         """Draw pictures.
 
@@ -138,21 +142,25 @@ class Pipeline:
             steps: of the sampler, 1 to the training's number of timesteps. "midpoint" and "heun" ask the network twice
                 in a step (`samplers.evaluations`), and guidance in each case for both of its branches.
             eta: for "ddim": the share of fresh noise, 0 to 1.
-            seed: sample i of a seed is the same picture whatever num_samples and batch_size are.
+            seed: sample i of a seed is the same picture whatever num_samples, batch_size and first are.
             callback: called after each step with the steps done and the steps to do, over all batches.
             guidance_interval: times t within which guidance acts.
             noise: start from this (num_samples, *shape) instead of drawing it.
             batch_size: drawn at once.
+            first: index of the first sample: draw those from `first` to `first + num_samples - 1`.
 
         Returns:
             (num_samples, 1, 28, 28), float32, in [-1, 1], on the CPU.
 
         Raises:
-            BookError: bad arguments, or out of memory.
+            BookError: bad arguments, out of memory, or pictures that are not finite (`NotFinite`).
         """
-        if whole("num_samples", num_samples) < 1 or whole("batch_size", batch_size) < 1:
+        check_number(num_samples)
+        if whole("batch_size", batch_size) < 1:
             raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
-        labels, guidance_scale = self.ask(range(num_samples), labels, guidance_scale)
+        if whole("first", first) < 0:
+            raise BookError(f"first is {first}: it must be 0 or more")
+        labels, guidance_scale = self.ask(range(first, first + num_samples), labels, guidance_scale)
         if noise is not None:
             noise = self._checked(noise, num_samples)
         pictures, done = [], 0
@@ -160,7 +168,7 @@ class Pipeline:
         for start in batches:
             stop = min(start + batch_size, num_samples)
             states = self.states(
-                range(start, stop),
+                range(first + start, first + stop),
                 labels=None if labels is None else labels[start:stop],
                 guidance_scale=None if guidance_scale is None else guidance_scale[start:stop],
                 sampler=sampler,
@@ -197,15 +205,16 @@ class Pipeline:
         or `prediction.x0` into pictures. Arguments and errors as in `sample`; by default sample i is of class
         i modulo their number here too.
         """
+        check_number(len(indices))
         labels, guidance_scale = self.ask(indices, labels, guidance_scale)
         step = choose("sampler", sampler, SAMPLERS)
         check_eta(eta)
         times = time_grid(steps, self.recipe.diffusion.timesteps)
-        generators = sample_generators(seed, indices)
-        # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
-        drawn = randn((len(indices), *self.shape), generators)
-        noise = drawn if noise is None else self._checked(noise, len(indices))
         with out_of_memory_names("--batch_size"):
+            generators = sample_generators(seed, indices)
+            # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
+            drawn = randn((len(indices), *self.shape), generators)
+            noise = drawn if noise is None else self._checked(noise, len(indices))
             yield from sample(
                 self.denoiser if labels is None else self.guided(guidance_scale, guidance_interval),
                 noise.to(self.device),
@@ -219,6 +228,8 @@ class Pipeline:
 
     def _checked(self, noise: Tensor, number: int) -> Tensor:
         """Noise for so many samples, in fp32 as if it had been drawn here."""
+        if not isinstance(noise, Tensor) or noise.is_complex():
+            raise BookError(f"the noise is {type(noise).__name__}: draw it with Pipeline.noise")
         if tuple(noise.shape) != (number, *self.shape):
             raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(number, *self.shape)}")
         if not noise.isfinite().all():
@@ -246,7 +257,7 @@ class Pipeline:
                 raise BookError(f"'{model}' knows no classes: leave out labels and guidance_scale")
             return None, None
         if labels is None:
-            labels = torch.tensor(list(indices), dtype=torch.int64) % self.num_classes
+            labels = [whole("a sample's index", index) % self.num_classes for index in indices]
         try:
             labels = torch.as_tensor(labels if isinstance(labels, Tensor | Integral) else list(labels)).cpu()
         except (TypeError, ValueError, RuntimeError):
@@ -268,10 +279,29 @@ class Pipeline:
         return labels.expand(number), scale.expand(number)  # () or (B,) -> (B,)
 
     def to_images(self, x: Tensor) -> Tensor:
-        """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU."""
+        """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU.
+
+        Raises:
+            NotFinite: x holds numbers that are not finite, and would look like a picture all the same.
+        """
+        if not x.isfinite().all():
+            raise NotFinite(
+                "the pictures hold numbers that are not finite: lower the guidance scale if it is large, "
+                "else the weights are broken (`diffusion-book diagnose` tells how)"
+            )
         if self.autoencoder is not None:
             x = self.autoencoder.decode(x)  # (B, 2, 4, 4) -> (B, 1, 32, 32)
         return crop(x).clamp(-1, 1).float().cpu()
+
+
+def check_number(num_samples: int) -> None:
+    """Refuse a number of samples that cannot be drawn.
+
+    Raises:
+        BookError: it is below 1, or more than any memory holds, or no whole number.
+    """
+    if not 1 <= whole("num_samples", num_samples) <= MOST_SAMPLES:
+        raise BookError(f"num_samples is {num_samples!s:.60}: it must be at least 1, and at most {MOST_SAMPLES:,}")
 
 
 def build_network(recipe: Recipe) -> nn.Module:
@@ -317,13 +347,13 @@ def load(
     """
     where = {"device": device, "precision": precision}
     card, state = {}, None
-    if str(name) in list_models() or not (str(name).endswith(".pt") or Path(name).is_dir()):
+    if str(name) in list_models() or not (str(name).endswith(".pt") or os.path.isdir(str(name))):
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
-        recipe, tensors = recipe_from_dict(card["recipe"]), weights.read_weights(str(name))
+        recipe, tensors = recipe_from_dict(card.get("recipe")), weights.read_weights(str(name))
     else:
         checkpoint = load_checkpoint(find_checkpoint(name))
-        recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint["ema"]
+        recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint.get("ema")
         state = checkpoint.get("autoencoder")
     if vae is not None and not recipe.is_latent:
         raise BookError(f"'{recipe.model}' works without a VAE: leave it out")
@@ -390,10 +420,11 @@ def build(
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
         check_fits(recipe.network, autoencoder)
-    network = build_network(recipe)
+    with out_of_memory_names("the size of the network"):
+        network = build_network(recipe)
     try:
         network.load_state_dict(tensors)
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):
         raise BookError(
             f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
         ) from None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
 from diffusion_book.errors import BookError, whole
-from diffusion_book.schedules import TIMESTEPS, Schedule, expand, posterior
+from diffusion_book.schedules import MOST_TIMESTEPS, TIMESTEPS, Schedule, expand, posterior
 from diffusion_book.targets import Prediction
 
 Step = Callable[..., Tensor]
@@ -188,9 +188,11 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
     Raises:
         BookError: steps is no whole number in 1 .. timesteps.
     """
+    if not 1 <= whole("timesteps", timesteps) <= MOST_TIMESTEPS:
+        raise BookError(f"timesteps is {timesteps!s:.60}: it must be 1 to {MOST_TIMESTEPS:,}")
     if not 1 <= whole("steps", steps) <= timesteps:
         raise BookError(
-            f"{steps} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
+            f"{steps!s:.60} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
             "set steps (generate's --ddim_steps or --sampling_steps) in that range"
         )
     return torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round() / timesteps
@@ -220,12 +222,14 @@ def sample_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator
     """One random generator for each sample, so that sample i is the same in whichever batch it falls.
 
     Raises:
-        BookError: the seed is negative, or no whole number.
+        BookError: the seed or an index is negative, or no whole number.
     """
     if whole("seed", seed) < 0:
         raise BookError(f"seed is {seed}: it must be 0 or more")
     generators = []
     for index in indices:
+        if whole("a sample's index", index) < 0:
+            raise BookError(f"a sample's index is {index}: it must be 0 or more")
         state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
         generators.append(torch.Generator().manual_seed(int(state) & (2**63 - 1)))
     return generators

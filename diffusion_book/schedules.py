@@ -21,6 +21,7 @@ from torch import Tensor
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 TIMESTEPS = 1000  # DDPM's T: the grid that the papers' formulas were written for
+MOST_TIMESTEPS = 1_000_000  # of any grid; its times are then as close as single precision tells apart
 
 
 def cosine(t: Tensor, offset: float = 0.008) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,19 @@ PACKAGE = ROOT / "diffusion_book"
 
 # What stands on what. A module imports from its own floor and from those below, never from above.
 FLOORS = [
-    {"errors", "files", "devices", "graphs", "data", "weights", "gaussian", "networks", "schedules", "targets"},
+    {
+        "errors",
+        "files",
+        "devices",
+        "graphs",
+        "processes",
+        "data",
+        "weights",
+        "gaussian",
+        "networks",
+        "schedules",
+        "targets",
+    },
     {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation"},
     {"autoencoder", "pipelines", "training", "evaluation", "viz", "exercises"},
     {"cli", "__main__"},

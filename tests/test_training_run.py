@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from survival import assert_same_training, epochs_of
 
 from diffusion_book.cli.main import main
 from diffusion_book.training import run
@@ -53,27 +54,6 @@ def fails(capsys, *options):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
-
-
-def epochs_of(folder):
-    """The numbers of each epoch that do not depend on the clock."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    keys = ("epoch", "step", "train_loss", "eval_loss", "lr", "gradient_norm")
-    return [{key: record[key] for key in keys} for record in records if record["event"] == "epoch"]
-
-
-def assert_same_training(folder, other):
-    """Same numbers, same weights, same optimiser, same pictures."""
-    assert epochs_of(folder) == epochs_of(other)
-    one, two = (load_checkpoint(each / "checkpoints" / "final.pt") for each in (folder, other))
-    for part in ("network", "ema"):
-        assert one[part].keys() == two[part].keys()
-        assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
-    for number, state in one["optimizer"]["state"].items():
-        assert all(torch.equal(value, two["optimizer"]["state"][number][name]) for name, value in state.items())
-    assert (one["step"], one["ema_updates"]) == (two["step"], two["ema_updates"])
-    for name in ("final_samples/grid.png", "denoising_steps/denoising.png", "epoch_samples/epoch_0002.png"):
-        assert np.array_equal(Image.open(folder / name), Image.open(other / name))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +128,7 @@ def test_killed_training_continues_as_if_nothing_had_been(tmp_path, undisturbed)
     assert process.wait() == -signal.SIGKILL
     (folder,) = tmp_path.iterdir()
     assert not (folder / "checkpoints" / "final.pt").exists()
-    cut_off = folder / "checkpoints" / ".last-cut-off.pt"
+    cut_off = folder / "checkpoints" / ".writing-last-cut-off.pt"
     cut_off.write_bytes(b"half a checkpoint")
     main(["train", "ddpm", "--resume", str(folder), "--device", "cpu", "--precision", "fp32"])
     assert_same_training(folder, undisturbed)
@@ -271,3 +251,29 @@ def test_classifier_run_tells_its_accuracy_and_draws_nothing(tmp_path):
     assert last["test_accuracy"] > 0.5
     assert f"test accuracy: {last['test_accuracy']:.4f}" in (folder / "performance_metrics.txt").read_text()
     assert "test accuracy" in (folder / "training_log.txt").read_text()
+
+
+def test_tensorboard_is_given_the_figures_of_each_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where tensorboard is not installed
+    line = fails(capsys, "--epochs", "1", "--tensorboard", "--output-dir", str(tmp_path / "without"))
+    assert "--tensorboard needs the package tensorboard: pip install tensorboard" in line
+    assert not (tmp_path / "without").exists()
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((folder.name, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            written.append("flushed")
+
+    written = []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    folder = train(tmp_path / "with", "--epochs", "2", "--tensorboard")
+    (first, second) = epochs_of(folder)
+    assert written[0] == ("tensorboard", 1)
+    assert written[-1] == "flushed"
+    for epoch in (first, second):
+        assert ("eval_loss", epoch["eval_loss"], epoch["step"]) in written

@@ -20,7 +20,7 @@ from diffusion_book import data
 from diffusion_book.cli.evaluate import progress_bar
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import HELP, parse
-from diffusion_book.errors import BookError, choose
+from diffusion_book.errors import BookError, NotFinite, choose
 from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
@@ -164,16 +164,20 @@ def draw(pipe: Pipeline, options: Diagnose, shown: int | None) -> tuple[dict[str
     digits = pipe.recipe.training.dataset in DIGITS
     ways, grids = {}, {}
     for name, way in diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options)).items():
-        with progress_bar(name) as bar:
-            images = pipe.sample(
-                first + options.num_samples,
-                labels=labels,
-                guidance_scale=way.guidance_scale,
-                sampler=way.sampler,
-                steps=way.steps,
-                seed=options.seed,
-                callback=bar.advance,
-            )
+        number = first + options.num_samples
+        try:
+            with progress_bar(name) as bar:
+                images = pipe.sample(
+                    number,
+                    labels=labels,
+                    guidance_scale=way.guidance_scale,
+                    sampler=way.sampler,
+                    steps=way.steps,
+                    seed=options.seed,
+                    callback=bar.advance,
+                )
+        except NotFinite:  # a finding, not an end
+            images = torch.full((number, 1, data.CROP_SIZE, data.CROP_SIZE), torch.nan)
         ways[name] = diagnosis.judge(way, images, labels, first, digits)
         grids[name] = images
     return ways, grids

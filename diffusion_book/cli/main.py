@@ -7,8 +7,10 @@ import importlib
 import io
 import re
 import sys
+import time
 from collections.abc import Sequence
 
+from diffusion_book import processes
 from diffusion_book.errors import BookError, choose
 
 COMMANDS = {
@@ -22,6 +24,12 @@ COMMANDS = {
     "doctor": "check that everything the book needs is here",
 }
 """name -> what it does; its code is `diffusion_book/cli/NAME.py`"""
+
+TOGETHER = ("train", "generate", "evaluate")
+"""those that several processes can do together"""
+
+PRECEDENCE = 3.0
+"""seconds that the main process is given to report a mistake alone: then its launcher ends the others, which met the same"""
 
 HELP = ("-h", "--help")
 
@@ -39,9 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(usage())
             return
         choose("command", name, COMMANDS)
+        if name not in TOGETHER and processes.launched() > 1:
+            raise BookError(f"{name} is the work of one process: leave out the launcher")
         code = importlib.import_module(f"diffusion_book.cli.{name}").main(rest)
     except BookError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        if not processes.is_main():
+            time.sleep(PRECEDENCE)
+        print("error:", error, file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

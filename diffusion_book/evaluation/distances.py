@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, whole
 
 CHUNK = 2000  # rows of a distance matrix held at once
 
@@ -26,7 +26,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     _check(a, b)
     a, b = a.double(), b.double()
-    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)  # (D, D)
+    covariance_a, covariance_b = (torch.cov(each.T).reshape(a.shape[1], -1) for each in (a, b))  # (D, D)
     # trace (C_a C_b)^(1/2) is the sum of the roots of the eigenvalues of the symmetric
     # C_a^(1/2) C_b C_a^(1/2).
     values, vectors = torch.linalg.eigh(covariance_a)
@@ -62,8 +62,10 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
     Source: Kynkaanniemi et al. 2019, equations 1 and 2 (k = 3 as there).
     """
     _check(generated, real)
-    if min(len(generated), len(real)) <= neighbours:
-        raise BookError(f"precision and recall need more than {neighbours} pictures on both sides")
+    if not 1 <= whole("neighbours", neighbours) < min(len(generated), len(real)):
+        raise BookError(
+            f"precision and recall with {neighbours!s:.20} neighbours: give at least 1, and more pictures on both sides"
+        )
 
     def covered(points: Tensor, members: Tensor) -> float:
         radii = torch.cat(
@@ -85,7 +87,9 @@ def nearest(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(a: Tensor, b: Tensor) -> None:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    if any(not isinstance(each, Tensor) or each.is_complex() for each in (a, b)):
+        raise BookError("features must be tensors of real numbers: take them with features.features")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2 or a.shape[1] < 1:
         raise BookError(
             f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: both must be (N >= 2, D) with one D"
         )

@@ -32,7 +32,7 @@ def features(images: Tensor, batch_size: int = 500) -> Tensor:
     The pictures are rounded to bytes first, as if they had been stored as files.
 
     Raises:
-        BookError: pictures of another size.
+        BookError: pictures of another size, or not finite.
     """
     return _look(classifier("classifier").features, images, batch_size)
 
@@ -44,8 +44,12 @@ def logits(images: Tensor, name: str = "classifier-check", batch_size: int = 500
 
 
 def _look(look, images: Tensor, batch_size: int) -> Tensor:
+    if not isinstance(images, Tensor) or images.ndim == 0 or images.is_complex() or len(images) == 0:
+        raise BookError("there are no pictures to look at: give a tensor (N, 1, 28, 28) with N at least 1")
     if images.ndim != 4 or images.shape[1:] != (1, CROP_SIZE, CROP_SIZE):
         raise BookError(f"pictures of shape {tuple(images.shape)}: they must be (N, 1, {CROP_SIZE}, {CROP_SIZE})")
+    if not images.isfinite().all():
+        raise BookError("the pictures hold numbers that are not finite: look at the model that drew them")
     return torch.cat([look(quantise(part).float() / 127.5 - 1) for part in images.cpu().split(batch_size)])
 
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, whole
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 
 CLASS_COUNTS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 """how often each digit stands in the training set of MNIST"""
+
+
+MOST = 10_000_000  # labels at once
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ def natural_labels(num_samples: int, num_classes: int = 10) -> Tensor:
     A model with classes is asked for these when it is measured. Asked for as many of each digit, even real pictures
     would be far from the data: 10,000 of them have a cFID of 0.18, twice the floor.
     """
+    if not 0 <= whole("num_samples", num_samples) <= MOST or whole("num_classes", num_classes) < 1:
+        raise BookError(
+            f"{num_samples!s:.20} labels of {num_classes!s:.20} classes: give 0 to {MOST:,}, and at least 1"
+        )
     if num_classes != len(CLASS_COUNTS):
         return torch.arange(num_samples) % num_classes
     shares = torch.tensor(CLASS_COUNTS, dtype=torch.float64).cumsum(0) / sum(CLASS_COUNTS)
@@ -82,7 +89,7 @@ def subset_order(num_samples: int) -> Tensor:
         BookError: fewer than 10, or more than the training set has.
     """
     size = len(reference_features()["train"])
-    if not 10 <= num_samples <= size:
+    if not 10 <= whole("num_samples", num_samples) <= size:
         raise BookError(f"{num_samples} samples: the measures need 10 to {size}")
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:num_samples]
 
@@ -152,11 +159,13 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
         labels: (N,), what was asked for, in the shares of `natural_labels`; None for an unconditional model.
 
     Raises:
-        BookError: too few or too many pictures, of another size, or not finite.
+        BookError: too few or too many pictures, of another size, or not finite, or not one label each.
     """
+    if not isinstance(images, Tensor) or images.ndim == 0:
+        raise BookError(f"the pictures are {type(images).__name__}: give a tensor (N, 1, 28, 28)")
     lowest = floor(len(images), natural=labels is not None)
-    if not images.isfinite().all():
-        raise BookError("the pictures hold numbers that are not finite: look at the model that drew them")
+    if labels is not None and tuple(labels.shape) != (len(images),):
+        raise BookError(f"labels of shape {tuple(labels.shape)} for {len(images)} pictures: give one for each")
     seen, reference = features(images), reference_features()
     test = reference["test"]
     cfid = frechet_distance(seen, test)

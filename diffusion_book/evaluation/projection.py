@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, whole
 
 NEIGHBOURS = 15  # of UMAP: how far around a point it looks to keep its surroundings together
 
@@ -22,8 +22,17 @@ def principal_components(points: Tensor, count: int = 2) -> tuple[Tensor, Tensor
     Returns:
         Coordinates (N, count), and the share of the variance that each direction has, (count,).
 
+    Raises:
+        BookError: too few points, more directions than there are, or numbers that are not finite.
+
     Source: Hotelling 1933.
     """
+    if points.ndim != 2 or len(points) < 2 or not 1 <= whole("count", count) <= points.shape[1]:
+        raise BookError(
+            f"{count!s:.20} directions of points {tuple(points.shape)}: points must be (N >= 2, D), directions 1 to D"
+        )
+    if points.is_complex() or not points.isfinite().all():
+        raise BookError("the points hold numbers that are not finite: look at what they were made from")
     centred = points.double() - points.double().mean(dim=0)
     covariance = centred.T @ centred / len(points)  # (D, D)
     variances, directions = torch.linalg.eigh(covariance)  # the smallest first

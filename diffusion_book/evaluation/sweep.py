@@ -59,6 +59,8 @@ def measure_scale(images: Tensor, labels: Tensor, guidance_scale: float) -> Scal
     """
     number = len(images)
     lowest = floor(number, natural=True)
+    if tuple(labels.shape) != (number,):
+        raise BookError(f"labels of shape {tuple(labels.shape)} for {number} pictures: give one for each")
     if not images.isfinite().all():
         raise BookError(f"pictures of guidance scale {guidance_scale:g} are not finite: give a smaller scale")
     seen, test = features(images), reference_features()["test"]
@@ -84,8 +86,10 @@ def spread(points: Tensor, labels: Tensor) -> float:
         labels: (N,); a label that only one point has counts for nothing.
 
     Raises:
-        BookError: no label has two points.
+        BookError: no label has two points, or there is not one label a point.
     """
+    if points.ndim != 2 or tuple(labels.shape) != (len(points),):
+        raise BookError(f"points {tuple(points.shape)} and labels {tuple(labels.shape)}: they must be (N, D) and (N,)")
     groups = [points[labels == label] for label in labels.unique()]
     means = [torch.pdist(group.double()).mean() for group in groups if len(group) > 1]
     if not means:

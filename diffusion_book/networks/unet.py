@@ -13,6 +13,7 @@ from diffusion_book.networks.layers import (
     Attention,
     ResidualBlock,
     Upsample,
+    check_sizes,
     downsample,
     group_norm,
     sinusoidal_embedding,
@@ -51,6 +52,7 @@ class UNetConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_sizes(self)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise BookError("channel_multipliers must name at least one level, each 1 or more")
         if not 0 <= self.dropout < 1:

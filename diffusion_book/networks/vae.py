@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_book.errors import BookError
 from diffusion_book.gaussian import DiagonalGaussian
-from diffusion_book.networks.layers import Attention, ResidualBlock, Upsample, downsample, group_norm
+from diffusion_book.networks.layers import Attention, ResidualBlock, Upsample, check_sizes, downsample, group_norm
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class VAEConfig:
         for name in ("base_channels", "latent_channels", "layers_per_block", "patch_size", "image_channels"):
             if getattr(self, name) < 1:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_sizes(self)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise BookError("channel_multipliers must name at least one level, each 1 or more")
         divisor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)

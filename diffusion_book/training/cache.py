@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion_book.errors import BookError
-from diffusion_book.files import write_whole
+from diffusion_book.files import remove_leftovers, write_whole
 from diffusion_book.weights import hash_of_tensors
 
 
@@ -29,13 +29,14 @@ def cached(
         what: they are called in notices.
         compute: makes them; contiguous.
     """
+    remove_leftovers(path.parent)
     tensors = _read(path, made_from, what)
     if tensors is None:
         tensors = compute()
         metadata = {**made_from, "tensors": hash_of_tensors(tensors)}
         try:
             write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-        except (BookError, SafetensorError) as error:  # a full disk is reported by either
+        except BookError as error:
             print(f"notice: the {what} are not kept for the next time ({error})", file=sys.stderr)
     return tensors
 

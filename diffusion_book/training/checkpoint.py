@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -10,13 +13,16 @@ import torch
 
 from diffusion_book.errors import BookError
 from diffusion_book.files import write_whole
+from diffusion_book.weights import hash_of_tensors
 
 FORMAT = 1
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> Path:
     """Write a dictionary of tensors, numbers, strings, lists and dictionaries, whole or not at all."""
-    return write_whole(path, lambda temporary: torch.save({"format": FORMAT, **checkpoint}, temporary))
+    buffer = io.BytesIO()  # torch says of a full disk that it has a bug; writing bytes says what is wrong
+    torch.save({"format": FORMAT, **checkpoint, "sha256": _hash(checkpoint)}, buffer)
+    return write_whole(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: str | Path, model: str | None = None) -> dict:
@@ -31,22 +37,41 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> dict:
             is never run.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file fails where a name is too long
         raise BookError(f"there is no checkpoint {path}: give the path of a .pt file that `train` wrote")
+    damaged = f"the checkpoint {path} is damaged or is no checkpoint: use another one"
     try:
+        if not zipfile.is_zipfile(path):
+            raise BookError(damaged)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            raise BookError(
-                f"the checkpoint {path} holds more than tensors and numbers and was not opened, "
-                "since such a file can run code: use one that `train` wrote"
-            ) from error
-        raise BookError(f"the checkpoint {path} is damaged or is no checkpoint: use another one") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise BookError(f"the checkpoint {path} is damaged or is no checkpoint: use another one") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "recipe" not in checkpoint:
+        raise BookError(
+            f"the checkpoint {path} is damaged, or holds more than tensors and numbers and was not opened, "
+            "since such a file can run code: use one that `train` wrote"
+        ) from error
+    except Exception as error:  # whatever torch stumbles over here, a damaged file is in its way
+        raise BookError(damaged) from error
+    if (
+        not isinstance(checkpoint, dict)
+        or checkpoint.get("format") != FORMAT
+        or not isinstance(checkpoint.get("recipe"), dict)
+    ):
         raise BookError(f"{path} is not a checkpoint of this version of the book: train the model again")
+    said, found = checkpoint.pop("sha256", None), _hash({key: checkpoint[key] for key in checkpoint if key != "format"})
+    if said not in (None, found):  # None: it was written before there was a hash
+        raise BookError(f"the checkpoint {path} is damaged (hash {found[:12]}, it says {said!s:.12}): use another one")
     found = checkpoint["recipe"].get("model")
     if model is not None and found != model:
         raise BookError(f"the checkpoint {path} holds a '{found}', not a '{model}': name the model it holds")
     return checkpoint
+
+
+def _hash(value) -> str:
+    """SHA-256 of all that a checkpoint holds. torch does not look at the sums that its own files carry."""
+    if isinstance(value, torch.Tensor):
+        return hash_of_tensors({"": value})
+    if isinstance(value, dict):
+        value = [[repr(key), _hash(item)] for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        value = [_hash(item) for item in value]
+    return hashlib.sha256(repr(value).encode(errors="surrogatepass")).hexdigest()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion_book import processes
 from diffusion_book.data import cache_folder
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, NotFinite
 from diffusion_book.pipelines import Pipeline
 from diffusion_book.training.cache import cached
 from diffusion_book.training.recipes import ReflowConfig
@@ -65,7 +66,7 @@ def draw_couplings(
         cache: folder; default `couplings` in the user's cache folder.
 
     Raises:
-        BookError: the parent does not follow a straight path.
+        BookError: the parent does not follow a straight path, or its samples are not finite.
 
     Source: Liu et al. 2022, algorithm 1.
     """
@@ -85,7 +86,7 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
     parent = dataclasses.replace(parent, dtype=torch.float32)  # bf16 would bend the paths, and the cache not know it
     found = {"samples": [], "noise": []}
     starts = range(0, number, BATCH_SIZE)
-    for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=None):
+    for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=processes.no_bar()):
         indices = range(start, min(start + BATCH_SIZE, number))
         states = list(
             parent.states(
@@ -98,6 +99,11 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
         )
         # Half the digits of a float are more than a flow of this size deserves, and half the memory.
         found["samples"].append(states[-1].x.half().cpu())
+        if not found["samples"][-1].isfinite().all():
+            raise NotFinite(
+                f"the samples of '{parent.recipe.model}' hold numbers that are not finite, and nothing can be learned "
+                "from them: give another flow, or a lower --coupling_guidance_scale"
+            )
         found["noise"].append(states[0].x.half().cpu())
     labels, _ = parent.ask(range(number))
     labels = torch.zeros(number, dtype=torch.int64) if labels is None else labels.contiguous()

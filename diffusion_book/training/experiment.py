@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import sys
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusion_book.errors import BookError
-from diffusion_book.files import make_folder, write_text, write_whole
+from diffusion_book.files import make_folder, remove_leftovers, write_text, write_whole
 from diffusion_book.training.monitor import UNITS, in_words
 from diffusion_book.training.recipes import SECTIONS
 
@@ -168,7 +169,7 @@ def named_folder(parent: str | Path, name: str) -> Path:
     Raises:
         BookError: it cannot be made, or is in use.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise BookError(f"--name is {name!r}: give a name without slashes")
     folder = make_folder(Path(parent) / name)
     if {path.name for path in folder.iterdir()} - {LOG}:
@@ -183,12 +184,15 @@ def timestamped_folder(parent: str | Path, name: str) -> Path:
         BookError: it cannot be made.
     """
     parent = make_folder(parent)
+    remove_leftovers(*parent.glob("????????_??????-*/**/"))  # of others like it, whose writers were killed
     stamp = f"{datetime.datetime.now():%Y%m%d_%H%M%S}-{name}"
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         try:
             (parent / (stamp + suffix)).mkdir()
         except FileExistsError:
             continue
+        except OSError as error:
+            raise BookError(f"cannot make a folder in {parent} ({error.strerror}): choose another folder") from None
         return parent / (stamp + suffix)
     raise BookError(f"{parent} has too many folders that begin with {stamp}: choose another folder")
 
@@ -200,7 +204,7 @@ def find_checkpoint(path: str | Path) -> Path:
         BookError: it is a folder without one.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path  # reading it will tell what is wrong with it
     last = path / "checkpoints" / "last.pt"
     if not last.is_file():

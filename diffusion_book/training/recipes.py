@@ -10,7 +10,7 @@ from diffusion_book.errors import BookError, choose
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.objective import TIME_SAMPLINGS
-from diffusion_book.schedules import SCHEDULES
+from diffusion_book.schedules import MOST_TIMESTEPS, SCHEDULES
 from diffusion_book.targets import TARGETS
 
 
@@ -38,11 +38,13 @@ class DiffusionConfig:
         for name in ("timesteps", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.timesteps > MOST_TIMESTEPS:
+            raise BookError(f"timesteps is {self.timesteps!s:.60}: it must be at most {MOST_TIMESTEPS:,}")
         if self.schedule == "rectified" and self.target == "noise":
             raise BookError(
                 "the rectified path ends in pure noise, where no picture follows from it: use target velocity"
             )
-        if self.min_snr_gamma < 0:
+        if not self.min_snr_gamma >= 0:
             raise BookError(f"min_snr_gamma is {self.min_snr_gamma}: it must be 0 (off) or more")
         if self.schedule == "rectified" and self.time_sampling == "last" and self.min_snr_gamma:
             raise BookError(
@@ -145,8 +147,10 @@ class TrainingConfig:
         for name in ("lr", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.seed >= 2**63:
+            raise BookError(f"seed is {self.seed}: it must be below 2^63")
         for name in ("warmup_steps", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("cooldown", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -218,7 +222,7 @@ def recipe_from_dict(values: dict) -> Recipe:
     try:
         return Recipe(
             values["model"],
-            **{name: kind(**_tuples(values[name])) for name, kind in SECTIONS.items() if name in values},
+            **{name: kind(**_typed(kind, values[name])) for name, kind in SECTIONS.items() if name in values},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BookError(f"this is not a recipe of this version of the book ({error}): train the model again") from None
@@ -230,8 +234,17 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _tuples(values: dict) -> dict:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _typed(kind: type, values: dict) -> dict:
+    """Values with lists as tuples, once they are of the types that the defaults have."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    defaults = {part.name: part.default for part in dataclasses.fields(kind)}
+    for key, value in values.items():
+        wanted = type(defaults[key])
+        if type(value) is not wanted and (wanted, type(value)) != (float, int):
+            raise TypeError(f"{key} is {value!r:.60}")
+        if wanted is tuple and not all(type(item) is int for item in value):
+            raise TypeError(f"{key} is {value!r:.60}")
+    return values
 
 
 _LATENT_NETWORK = UNetConfig(

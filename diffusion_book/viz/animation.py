@@ -8,11 +8,12 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, positive, whole
 from diffusion_book.files import write_whole
 from diffusion_book.viz.html import Html, data_uri, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and nobody looks at it twice
+HOUR = 3_600_000  # milliseconds; files cannot tell of much longer times
 HOLD = 1500  # milliseconds that the last frame stays before the loop starts again
 
 
@@ -28,7 +29,7 @@ def animate(
         scale: screen pixels a pixel.
         alt: what there is to see, for those who do not see it.
     """
-    frames = to_frames(frames)
+    frames, scale = to_frames(frames), positive("scale", scale)
     count, height, width = frames.shape
     first, options = _movie(frames, milliseconds)
     source = data_uri(first, quality=QUALITY, **options)
@@ -59,6 +60,8 @@ def save_animation(frames: Tensor, path: str | Path, milliseconds: int = 60) -> 
 
 
 def _movie(frames: Tensor, milliseconds: int) -> tuple[Image.Image, dict]:
+    if not 1 <= whole("milliseconds", milliseconds) <= HOUR:
+        raise BookError(f"milliseconds is {milliseconds!s:.20}: give 1 to {HOUR:,}")
     pictures = [Image.fromarray(frame) for frame in frames.numpy()]
     durations = [milliseconds] * (len(pictures) - 1) + [max(HOLD, milliseconds)]
     return pictures[0], {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0}

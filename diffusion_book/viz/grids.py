@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_book.data import quantise
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, positive, whole
 from diffusion_book.files import write_whole
 from diffusion_book.viz.style import DPI, new_figure
 
 TITLE = 0.35  # inches above the pictures for a title
 GUTTER = 0.05  # inches between labelled rows
+MOST_PADDING = 1000
 GAP = 64  # the grey between pictures, 0 to 255: neither ink nor background
 
 
@@ -37,10 +38,14 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
         One picture, uint8, (height, width), with grey between the pictures.
 
     Raises:
-        BookError: not a batch of pictures with one channel.
+        BookError: not a batch of pictures with one channel, or columns or padding that cannot be.
     """
-    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise BookError(f"a grid needs pictures of shape (N, 1, H, W), not {tuple(images.shape)}")
+    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0 or images.is_complex():
+        raise BookError(f"a grid needs pictures of shape (N, 1, H, W), not {tuple(images.shape)} of {images.dtype}")
+    if whole("columns", columns) < 1 or not 0 <= whole("padding", padding) <= MOST_PADDING:
+        raise BookError(
+            f"{columns!s:.20} columns with padding {padding!s:.20}: give at least 1, and from 0 to {MOST_PADDING}"
+        )
     images = to_bytes(images)
     if len(images) == 1:  # make_grid puts no border around a single picture
         return F.pad(images[0, 0], [padding] * 4, value=GAP)
@@ -59,12 +64,12 @@ def show_grid(images: Tensor, columns: int = 8, title: str | None = None, scale:
         scale: screen pixels a pixel.
     """
     picture = grid(images, columns)
-    height, width = (scale * size / DPI for size in picture.shape)
-    whole = height + (TITLE if title else 0.0)
-    figure, axes = new_figure(width, whole, layout="none")
-    place(axes, picture, (0, 0, 1, height / whole))
+    height, width = (positive("scale", scale) * size / DPI for size in picture.shape)
+    total = height + (TITLE if title else 0.0)
+    figure, axes = new_figure(width, total, layout="none")
+    place(axes, picture, (0, 0, 1, height / total))
     if title:
-        figure.suptitle(title, fontsize=11, y=1 - 0.1 / whole)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / total)
     return figure
 
 
@@ -87,19 +92,20 @@ def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 
     """
     if not rows:
         raise BookError("show_rows needs at least one row of pictures")
-    pictures = [grid(images, columns=len(images)) for images in rows.values()]
+    pictures = [grid(images, columns=images.shape[0] if images.ndim else 1) for images in rows.values()]
+    scale = positive("scale", scale)
     sizes = [[scale * size / DPI for size in picture.shape] for picture in pictures]  # inches
     margin = 0.09 * max(len(line) for label in rows for line in label.split("\n")) + 0.1  # for the labels
-    whole_width = margin + max(width for _, width in sizes)
+    total_width = margin + max(width for _, width in sizes)
     top = sum(height + GUTTER for height, _ in sizes)
-    whole = top + (TITLE if title else 0.0)
-    figure, axes = new_figure(whole_width, whole, len(rows), squeeze=False, layout="none")
+    total = top + (TITLE if title else 0.0)
+    figure, axes = new_figure(total_width, total, len(rows), squeeze=False, layout="none")
     for row, label, picture, (height, width) in zip(axes[:, 0], rows, pictures, sizes, strict=True):
         top -= height + GUTTER
-        place(row, picture, (margin / whole_width, top / whole, width / whole_width, height / whole))
+        place(row, picture, (margin / total_width, top / total, width / total_width, height / total))
         row.set_ylabel(label, rotation=0, ha="right", va="center")
     if title:
-        figure.suptitle(title, fontsize=11, y=1 - 0.1 / whole)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / total)
     return figure
 
 

@@ -39,7 +39,10 @@ def to_frames(frames: Tensor) -> Tensor:
     Raises:
         BookError: another shape.
     """
-    frames = torch.as_tensor(frames)
+    try:
+        frames = torch.as_tensor(frames)
+    except (TypeError, ValueError, RuntimeError):
+        raise BookError(f"frames must be a tensor (T, 1, H, W) or (T, H, W), not {type(frames).__name__}") from None
     if frames.ndim == 4 and frames.shape[1] == 1:
         frames = frames[:, 0]
     if frames.ndim != 3 or frames.numel() == 0:

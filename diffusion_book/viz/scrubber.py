@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, positive, whole
 from diffusion_book.viz.html import Html, data_uri, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and a page should stay small
@@ -80,12 +80,12 @@ def scrubber(
     Raises:
         BookError: not one caption a frame, or no such `start`.
     """
-    frames = to_frames(frames)
+    frames, scale = to_frames(frames), positive("scale", scale)
     count, height, width = frames.shape
     captions = [str(number) for number in range(count)] if captions is None else [str(text) for text in captions]
     if len(captions) != count:
         raise BookError(f"{len(captions)} captions for {count} frames: give one a frame")
-    if not 0 <= start < count:
+    if not 0 <= whole("start", start) < count:
         raise BookError(f"frame {start} does not exist: frames are 0 to {count - 1}")
     sheet, columns = sprite_sheet(frames)
     text = _TEMPLATE.format(

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.errors import BookError, positive, whole
 from diffusion_book.samplers import State
 from diffusion_book.viz.grids import TITLE, grid, place
 from diffusion_book.viz.style import DPI, new_figure
@@ -36,7 +36,7 @@ def denoising_strip(states: Iterable[State], pipe, frames: int = 10, what: str =
         pairs = [(state.t, state.x) for state in states]
     else:
         pairs = [(state.t, state.prediction.x0) for state in states if state.prediction is not None]
-    if not pairs or frames < 1:
+    if not pairs or whole("frames", frames) < 1:
         raise BookError(f"{frames} stills of {len(pairs)} states: both must be at least 1")
     frames = min(frames, len(pairs))
     chosen = torch.linspace(0, len(pairs) - 1, frames).round().long().tolist()
@@ -52,14 +52,21 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
         pictures: (B, frames, 1, H, W), floats in [-1, 1].
         title: written above.
         scale: screen pixels a pixel.
+
+    Raises:
+        BookError: not one picture a time.
     """
+    if pictures.ndim != 5 or pictures.shape[1] != len(times):
+        raise BookError(
+            f"a strip of {len(times)} times needs pictures (B, frames, 1, H, W), not {tuple(pictures.shape)}"
+        )
     padding = 2
     columns, width = pictures.shape[1], pictures.shape[-1] + padding
     picture = grid(pictures.flatten(0, 1), columns=columns, padding=padding)
-    inches_high, inches_wide = (scale * size / DPI for size in picture.shape)
-    whole = inches_high + 0.3 + (TITLE if title else 0.0)  # the times stand above the pictures
-    figure, axes = new_figure(inches_wide, whole, layout="none")
-    place(axes, picture, (0, 0, 1, inches_high / whole))
+    inches_high, inches_wide = (positive("scale", scale) * size / DPI for size in picture.shape)
+    total = inches_high + 0.3 + (TITLE if title else 0.0)  # the times stand above the pictures
+    figure, axes = new_figure(inches_wide, total, layout="none")
+    place(axes, picture, (0, 0, 1, inches_high / total))
     digits = 2 if len({f"{time:.2f}" for time in times}) == len(times) else 3
     axes.set_xticks(
         [padding / 2 + width * (column + 0.5) - 0.5 for column in range(columns)],
@@ -68,5 +75,5 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.grid(False)
     if title:
-        figure.suptitle(title, fontsize=11, y=1 - 0.1 / whole)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / total)
     return figure

@@ -8,6 +8,8 @@ import textwrap
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from diffusion_book.errors import BookError
+
 # One colour a model, the same on every page. The first eight are from Okabe & Ito's palette or lie close to it, so
 # they stay apart for colour-blind readers. The flows that learned from flows are close to their parents. The data is
 # nearly black.
@@ -38,6 +40,7 @@ SEQUENCE: list[str] = ["#E8C547", "#C9A257", "#A08A70", "#757478", "#475F7C", "#
 PAPER = "#F7F7F5"  # an opaque, nearly white card: dark text on it is legible on light and on dark pages
 
 DPI = 100
+MOST_INCHES = 2**16 / DPI  # more pixels matplotlib does not draw
 
 _STYLE = {
     "figure.dpi": DPI,
@@ -103,7 +106,12 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
     Returns:
         The figure, and what `plt.subplots` gives: one Axes, or an array of them.
+
+    Raises:
+        BookError: it would be too large, or have no area.
     """
+    if not (0 < width <= MOST_INCHES and 0 < height <= MOST_INCHES):
+        raise BookError(f"a figure of {width:.3g} x {height:.3g} inches cannot be drawn: give another scale")
     use_style()
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), FigureClass=DescribedFigure, **options)
     plt.close(figure)  # else a notebook shows it twice: as the cell's value and as an open figure

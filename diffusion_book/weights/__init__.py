@@ -23,19 +23,25 @@ FOLDER = Path(__file__).parent
 
 def shipped() -> list[str]:
     """Names of all weights that are here."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))  # not those that are being written
 
 
 def read_card(name: str, folder: Path = FOLDER) -> dict:
     """The card of shipped weights.
 
     Raises:
-        BookError: there is none.
+        BookError: there is none, or it is damaged.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
         raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped())}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise BookError(f"the card {path} is damaged ({error}): install the book again") from None
+    if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
+        raise BookError(f"the card {path} is damaged (it tells no hash): install the book again")
+    return card
 
 
 def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
@@ -81,7 +87,7 @@ def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
