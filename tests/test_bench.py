@@ -103,6 +103,8 @@ def test_the_command_measures_an_autoencoder_and_without_a_model_all(capsys, mon
         (["--model", "gan"], "unknown model 'gan'"),
         (["--batch_size", "0"], "--batch_size is 0"),
         (["--threads", "0"], "--threads is 0"),
+        (["--threads", "99999999999999999999"], "at most 1,024"),
+        (["--batch_size", "99999999999999999999"], "at most 100,000"),
         (["--seconds", "0"], "--seconds is 0"),
         (["--seconds", "nan"], "--seconds is nan"),
         (["--model", "ldm", "--sampling-steps", "0"], "--sampling_steps is 0"),

@@ -17,6 +17,8 @@ from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.files import write_text
 from diffusion_book.training.experiment import environment
 
+MOST = {"batch_size": 100_000, "sampling_steps": 1_000_000, "threads": 1024}
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -86,10 +88,10 @@ def check(options: Bench) -> None:
     """
     if options.model is not None:
         choose("model", options.model, dict.fromkeys(pipelines.list_models()))
-    for name in ("batch_size", "threads", "sampling_steps"):
+    for name, most in MOST.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise BookError(f"--{name} is {value}: it must be at least 1")
+        if value is not None and not 1 <= value <= most:
+            raise BookError(f"--{name} is {value}: it must be at least 1, and at most {most:,}")
     if not 0 < options.seconds < float("inf"):
         raise BookError(f"--seconds is {options.seconds}: it must be above 0")
 
