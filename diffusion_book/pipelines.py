@@ -301,7 +301,7 @@ def check_number(num_samples: int) -> None:
         BookError: it is below 1, or more than any memory holds, or no whole number.
     """
     if not 1 <= whole("num_samples", num_samples) <= MOST_SAMPLES:
-        raise BookError(f"num_samples is {num_samples!s:.60}: it must be at least 1, and at most {MOST_SAMPLES:,}")
+        raise BookError(f"{num_samples!s:.60} samples: give at least 1, and at most {MOST_SAMPLES:,}")
 
 
 def build_network(recipe: Recipe) -> nn.Module:

@@ -667,7 +667,7 @@ grids.show_rows({"sample": samples, "nearest": data.crop(train.batch(nearest)[0]
 #
 # ## The scoreboard
 #
-# The eye is easily pleased. The card holds measurements on a thousand samples. *cFID* is a Fréchet distance between
+# The eye is easily pleased. The card holds measurements on two thousand samples. *cFID* is a Fréchet distance between
 # features of generated and real digits; its *floor* is what as many real training digits reach. Chapter 8 sets these
 # figures beside those of the other models.
 

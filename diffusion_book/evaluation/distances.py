@@ -62,10 +62,10 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
     Source: Kynkaanniemi et al. 2019, equations 1 and 2 (k = 3 as there).
     """
     _check(generated, real)
-    if not 1 <= whole("neighbours", neighbours) < min(len(generated), len(real)):
-        raise BookError(
-            f"precision and recall with {neighbours!s:.20} neighbours: give at least 1, and more pictures on both sides"
-        )
+    if whole("neighbours", neighbours) < 1:
+        raise BookError(f"neighbours is {neighbours!s:.60}: it must be at least 1")
+    if min(len(generated), len(real)) <= neighbours:
+        raise BookError(f"precision and recall need more than {neighbours} pictures on both sides")
 
     def covered(points: Tensor, members: Tensor) -> float:
         radii = torch.cat(

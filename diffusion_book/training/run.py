@@ -105,10 +105,6 @@ def run_training(
             ) from None
     path = find_checkpoint(options.resume) if options.resume is not None else None
     checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
-    if recipe.is_latent:
-        if autoencoder is None:
-            raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
-        check_fits(recipe.network, autoencoder)
     with processes.main_first():  # downloads, and what is kept in caches, are made once
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
@@ -152,7 +148,7 @@ def training_data(
     """What a model is trained and tested on, and its recipe with the name of the data set that was found.
 
     Raises:
-        BookError: the data are not there, or do not fit the recipe.
+        BookError: the data are not there, or do not fit the recipe, or what they are made with is missing.
     """
     if recipe.reflow:
         recipe, dataset, test = reflow_data(recipe, parent, expected_parent)
@@ -165,6 +161,10 @@ def training_data(
             f"{dataset.name} has {dataset.labels.max() + 1} classes, the model {recipe.condition.num_classes}: "
             "raise --num_classes"
         )
+    if recipe.is_latent:
+        if autoencoder is None:
+            raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
+        check_fits(recipe.network, autoencoder)
     if recipe.is_latent and not recipe.reflow:
         dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
     return recipe, dataset, test
