@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.errors import BookError, NotFinite, choose, whole
+from diffusion_book.graphs import Graphed
 from diffusion_book.guidance import check_guidance, guided
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
@@ -96,7 +98,15 @@ class Pipeline:
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         with autocast(self.device, self.dtype):
-            return self.network(x, t, **condition)
+            if self.device.type == "cpu" or not isinstance(self.network, UNet | ConditionalUNet):
+                return self.network(x, t, **condition)
+            if isinstance(self.network, ConditionalUNet):  # the check of the labels could not be recorded
+                condition = self.network.condition(**condition)
+            return self._graphed(x, t, **condition)
+
+    @cached_property
+    def _graphed(self) -> Graphed:
+        return Graphed(self.network.unet if isinstance(self.network, ConditionalUNet) else self.network)
 
     def noise(self, num_samples: int, seed: int = 0) -> Tensor:
         """The noise that `sample` starts from: (num_samples, *shape), on the CPU."""

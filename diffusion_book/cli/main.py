@@ -20,6 +20,7 @@ COMMANDS = {
     "visualize": "draw what a trained model has learned",
     "diagnose": "find out what is wrong with a trained model",
     "pretrain": "make the weights that come with the book again",
+    "bench": "measure how fast the models train and sample here",
     "doctor": "check that everything the book needs is here",
 }
 """name -> what it does; its code is `diffusion_book/cli/NAME.py`"""
