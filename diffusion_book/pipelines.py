@@ -44,6 +44,8 @@ class Pipeline:
         device, dtype: where and with how many digits the network runs.
         card: what is known of the weights; empty for a checkpoint of your own.
         autoencoder: turns latents into pictures; None for a model of pictures.
+        graphs: on a GPU, record the kernels of the network once and replay them (`diffusion_book.graphs`):
+            `dataclasses.replace(pipe, graphs=True)`.
     """
 
     recipe: Recipe
@@ -52,6 +54,7 @@ class Pipeline:
     dtype: torch.dtype
     card: dict
     autoencoder: Autoencoder | None = None
+    graphs: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -98,7 +101,7 @@ class Pipeline:
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         with autocast(self.device, self.dtype):
-            if self.device.type == "cpu" or not isinstance(self.network, UNet | ConditionalUNet):
+            if not self.graphs:
                 return self.network(x, t, **condition)
             if isinstance(self.network, ConditionalUNet):  # the check of the labels could not be recorded
                 condition = self.network.condition(**condition)

@@ -120,8 +120,8 @@ def test_the_recipe_decides_schedule_target_and_grid():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_samples": 0}, "num_samples is 0"),
-        ({"num_samples": -1}, "num_samples is -1"),
+        ({"num_samples": 0}, "0 samples: give at least 1"),
+        ({"num_samples": -1}, "-1 samples: give at least 1"),
         ({"batch_size": 0}, "batches of 0"),
         ({"steps": 0}, "0 steps"),
         ({"steps": 1001}, "1001 steps"),
