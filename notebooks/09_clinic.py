@@ -96,12 +96,15 @@ rows = {"healthy": walk(pixels.denoiser, start)}
 rows["told the next time"] = walk(pixels.denoiser, start, tell=told_next)
 rows["told its step's number"] = walk(pixels.denoiser, start, tell=lambda t, s: t / 50)
 rows["clamped state"] = walk(pixels.denoiser, start, after=clamp)
-rows = {name: pixels.to_images(x) for name, x in rows.items()}
+lost = {name: f"{(~x.isfinite()).float().mean():.0%}" for name, x in rows.items()}
+print("not a number any more:", lost)
+rows = {name: pixels.to_images(x.nan_to_num(nan=-1.0)) for name, x in rows.items()}  # black
 grids.show_rows(rows, "One network, one noise a column")
 
 # %% [markdown]
-# Snow, blackness, and a row that nearly passes. The last is the most dangerous: who would look for a fault there? By
-# the end of the chapter each of these is found by a test that prints one number.
+# Snow, blackness, and a row that nearly passes. Where it is black, the state has grown beyond all numbers; the library's
+# own samplers stop there with an error, which is the kindest of faults. The last row is the most dangerous: who would
+# look for a fault there? By the end of the chapter each of these is found by a test that prints one number.
 
 # %% [markdown]
 # ## 1. Why the loss does not tell
