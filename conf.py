@@ -41,6 +41,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_logo = "docs/_static/logo.svg"
 html_favicon = "docs/_static/logo.svg"
+templates_path = ["docs/_templates"]
 html_static_path = ["docs/_static"]
 html_css_files = ["book.css"]
 html_show_sphinx = False
@@ -56,7 +57,7 @@ html_theme_options = {
     "logo": {"text": project},
     "navbar_persistent": [],  # the search field stands in the side bar
 }
-exclude_patterns = ["_static"]
+exclude_patterns = ["_static", "_templates"]
 
 # The API pages, from the docstrings.
 add_module_names = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
 from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.errors import BookError, NotFinite, choose, whole
+from diffusion_book.graphs import Graphed
 from diffusion_book.guidance import check_guidance, guided
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
@@ -42,6 +44,8 @@ class Pipeline:
         device, dtype: where and with how many digits the network runs.
         card: what is known of the weights; empty for a checkpoint of your own.
         autoencoder: turns latents into pictures; None for a model of pictures.
+        graphs: on a GPU, record the kernels of the network once and replay them (`diffusion_book.graphs`):
+            `dataclasses.replace(pipe, graphs=True)`.
     """
 
     recipe: Recipe
@@ -50,6 +54,7 @@ class Pipeline:
     dtype: torch.dtype
     card: dict
     autoencoder: Autoencoder | None = None
+    graphs: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -96,7 +101,15 @@ class Pipeline:
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         with autocast(self.device, self.dtype):
-            return self.network(x, t, **condition)
+            if not self.graphs:
+                return self.network(x, t, **condition)
+            if isinstance(self.network, ConditionalUNet):  # the check of the labels could not be recorded
+                condition = self.network.condition(**condition)
+            return self._graphed(x, t, **condition)
+
+    @cached_property
+    def _graphed(self) -> Graphed:
+        return Graphed(self.network.unet if isinstance(self.network, ConditionalUNet) else self.network)
 
     def noise(self, num_samples: int, seed: int = 0) -> Tensor:
         """The noise that `sample` starts from: (num_samples, *shape), on the CPU."""
@@ -118,6 +131,7 @@ class Pipeline:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
+        first: int = 0,
     ) -> Tensor:
         """Draw pictures.
 
@@ -131,11 +145,12 @@ class Pipeline:
             steps: of the sampler, 1 to the training's number of timesteps. "midpoint" and "heun" ask the network twice
                 in a step (`samplers.evaluations`), and guidance in each case for both of its branches.
             eta: for "ddim": the share of fresh noise, 0 to 1.
-            seed: sample i of a seed is the same picture whatever num_samples and batch_size are.
+            seed: sample i of a seed is the same picture whatever num_samples, batch_size and first are.
             callback: called after each step with the steps done and the steps to do, over all batches.
             guidance_interval: times t within which guidance acts.
             noise: start from this (num_samples, *shape) instead of drawing it.
             batch_size: drawn at once.
+            first: index of the first sample: draw those from `first` to `first + num_samples - 1`.
 
         Returns:
             (num_samples, 1, 28, 28), float32, in [-1, 1], on the CPU.
@@ -146,7 +161,9 @@ class Pipeline:
         check_number(num_samples)
         if whole("batch_size", batch_size) < 1:
             raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
-        labels, guidance_scale = self.ask(range(num_samples), labels, guidance_scale)
+        if whole("first", first) < 0:
+            raise BookError(f"first is {first}: it must be 0 or more")
+        labels, guidance_scale = self.ask(range(first, first + num_samples), labels, guidance_scale)
         if noise is not None:
             noise = self._checked(noise, num_samples)
         pictures, done = [], 0
@@ -154,7 +171,7 @@ class Pipeline:
         for start in batches:
             stop = min(start + batch_size, num_samples)
             states = self.states(
-                range(start, stop),
+                range(first + start, first + stop),
                 labels=None if labels is None else labels[start:stop],
                 guidance_scale=None if guidance_scale is None else guidance_scale[start:stop],
                 sampler=sampler,

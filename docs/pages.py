@@ -17,6 +17,15 @@ from PIL import Image
 
 MATHJAX_PARTS = ["core", "input/tex", "output/svg", "a11y/assistive-mml"]
 WIDE = 700  # pixels of a figure, from which on a phone scrolls it: see book.css
+# Alphabets of MathJax's font that the equations do without, two fifths of it: those that are fonts of their own, and
+# among Unicode's mathematical alphabets. Upright, italic, bold, calligraphic and double-struck letters are left.
+UNUSED_FONTS = r"fraktur\w*|monospace|sansSerif\w*|texCalligraphicBold|texOldstyle\w*"
+UNUSED_LETTERS = [
+    range(0x1D468, 0x1D538),  # bold italic, script, fraktur
+    range(0x1D552, 0x1D6A8),  # small double-struck, bold fraktur, sans serif, monospace
+    range(0x1D71C, 0x1D7CE),  # bold italic and sans serif Greek
+    range(0x1D7D8, 0x1D800),  # double-struck, sans serif and monospace digits
+]
 DESCRIPTION = "Diffusion models on handwritten digits: a book to run, and the library behind it."
 
 
@@ -93,9 +102,9 @@ def paragraphs(doctree: nodes.document) -> Iterator[str]:
 
 
 def write_scripts(app, exception: Exception | None) -> None:
-    """Copy the parts of MathJax, and of the theme's 2,000 icons those that the pages show.
+    """Copy the parts of MathJax, of its font and of the theme's 2,000 icons that the pages show.
 
-    With all that the two bring along, a page would load two megabytes more.
+    With all that these bring along, a page would load two and a half megabytes more.
     """
     if exception is not None:
         return
@@ -107,6 +116,8 @@ def write_scripts(app, exception: Exception | None) -> None:
         if part.removesuffix(".js") in ["startup", *MATHJAX_PARTS] or further:
             (static / "mathjax" / part).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file.locate(), static / "mathjax" / part)
+    font = static / "mathjax" / "output" / "svg" / "fonts" / "tex.js"
+    font.write_text(only_letters(font.read_text(encoding="utf-8")), encoding="utf-8")
 
     places = [*Path(app.outdir).rglob("*.html"), *static.glob("scripts/*theme.js")]
     used = set(re.findall(r"\bfa-([a-z0-9-]+)", " ".join(place.read_text(encoding="utf-8") for place in places)))
@@ -125,3 +136,24 @@ def only_icons(used: set[str], script: str) -> str:
         lambda icon: icon[0] if used & {icon[1], *re.findall(r'"([^"]+)"', icon[2])} else "",
         script,
     )
+
+
+def only_letters(script: str) -> str:
+    """MathJax's font without the alphabets that are not used. A letter that is missing is shown in the page's font.
+
+    A shape is written as `120016:"0 7Q0 ...",`, or, at round numbers, as `12e4:"...",`.
+    """
+    font = r"\.(?P<font>\w+)=\(0,\w+\.AddPaths\)\(\w+\.\w+,\{"
+    shape = r'(?P<number>\d+(?:e\d+)?):"[^"]*",?'
+    now = ""
+
+    def kept(match: re.Match) -> str:
+        nonlocal now
+        if match["font"]:
+            now = match["font"]
+            return match[0]
+        number = int(float(match["number"]))
+        unused = re.fullmatch(UNUSED_FONTS, now) or any(number in letters for letters in UNUSED_LETTERS)
+        return "" if unused else match[0]
+
+    return re.sub(f"{font}|{shape}", kept, script)

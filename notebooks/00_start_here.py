@@ -133,7 +133,8 @@ for name, how in HOW.items():
 # last day read the library from `schedules.py` upwards: by then you have written all of it yourself.
 #
 # If you know DDPM already, begin with [chapter 2](02_ddim.ipynb). If you came because your own samples are noise, begin
-# with [chapter 9](09_clinic.ipynb).
+# with [chapter 9](09_clinic.ipynb): it breaks models on purpose, and
+# `diffusion_book.evaluation.clinic.examine(pipe, images)` names what ails yours.
 #
 # ## Four ways to use it
 #
@@ -202,8 +203,9 @@ for dataset in (train, data.load("digits")):
 
 # %% [markdown]
 # To use another one, change the name: `data.load("fashion-mnist")` for clothes, `"kmnist"` for Japanese letters,
-# `"digits"` for the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it. Asking for a
-# data set by its name never falls back to another. It raises one line that says what is missing and what to do.
+# `"digits"` for the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it, and chapters 1, 5
+# and 7 take one by the variable `DATASET` in their first cell. Asking for a data set by its name never falls back to
+# another. It raises one line that says what is missing and what to do.
 
 # %% [markdown]
 # ## One notation

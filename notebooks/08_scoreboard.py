@@ -500,7 +500,8 @@ grids.show_rows(shown)
 # %%
 chosen = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))[:600]
 points = {"real": reference["test"][chosen]} | {name: features(pictures) for name, pictures in drawn.items()}
-places = joint_map(points).places
+plane = joint_map(points)
+places = plane.places
 with torch.no_grad():
     labels = {name: classifier().head(each).argmax(dim=1) for name, each in points.items()}
 
@@ -521,6 +522,28 @@ show_map("models of latents", [name for name in pipes if pipes[name].autoencoder
 # Islands are digits. A model that has lost a way of writing a digit leaves a part of an island bare. What it draws
 # between the islands is neither one digit nor another. Read no more than that: the map has nothing to say about how
 # much better one model is.
+#
+# How does a sample get to its island? While chapter 1's model draws ten digits, we ask at every second step what it
+# takes its finished picture to be, and look that up on the map. Pull the slider back to noise, or press Play.
+
+# %%
+times, stills = distribution.predictions(diffusion_book.load("ddpm"), range(10), frames=26, steps=50, seed=11)
+shown = {name: labels[name] for name in ("real", "ddpm")}
+ways = plane.locate(features(stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))  # (10, 26, 2)
+distribution.ways_across(
+    {"the 64 numbers": {name: places[name] for name in shown}},
+    {"the 64 numbers": ways},
+    stills,
+    shown,
+    logits(stills[:, -1]).argmax(dim=1),
+    [f"t = {t:.2f}" for t in times],
+)
+
+# %% [markdown]
+# All ten begin at one place, with the one grey average of chapter 1. They part as soon as something is decided, and the
+# second half of the time changes little on the map, for it goes into the edges of strokes. Where one rests between the
+# islands, or jumps from one to another that late, look at the picture: it is hardly a digit. It lies far from all of
+# them, and the map puts it beside whatever happens to be nearest.
 #
 # In numbers: how often does each model draw each digit, and how many of its samples does the second classifier
 # doubt?

@@ -7,7 +7,7 @@ PLACES = "picture => [picture, ...picture.querySelectorAll('[style]')].map(part 
 
 
 def move_slider(slider) -> None:
-    """Move a slider (a Locator of an `input`) by keys and by mouse, and assert that picture and words follow.
+    """Move a slider (a Locator of an `input`) by keys and by mouse: picture, words and what a reader hears follow.
 
     The slider stands in a `figure`, whose first part is the picture.
     """
@@ -19,17 +19,22 @@ def move_slider(slider) -> None:
     low, high, step = (float(slider.get_attribute(name) or "1") for name in ("min", "max", "step"))
 
     def look() -> tuple[float, str, list[str]]:
-        return float(slider.input_value()), words.inner_text(), picture.evaluate(PLACES)
+        value, said = float(slider.input_value()), slider.get_attribute("aria-valuetext")
+        assert words.inner_text() == (said or f"{value:.1f}"), "a screen reader says what the others read"
+        return value, words.inner_text(), picture.evaluate(PLACES)
 
-    first, pixels = look(), picture.screenshot()
+    first = look()
     there, back = ("ArrowRight", "ArrowLeft") if first[0] < high else ("ArrowLeft", "ArrowRight")
     slider.press(there)
     second = look()
     assert abs(second[0] - first[0]) == step, "an arrow key moves it by one step"
     assert second[1] != first[1], "the words follow the keys"
     assert second[2] != first[2], "the picture follows the keys"
+    moved = picture.screenshot()
     slider.press(back)
     assert look()[:2] == first[:2]
+    pixels = picture.screenshot()
+    assert pixels != moved, "and one can see it"
     slider.press(there)
     assert look() == second
     slider.press(back)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_book.cli import diagnose, evaluate, generate, pretrain, train, visualize
+from diffusion_book.cli import bench, diagnose, evaluate, generate, pretrain, train, visualize
 from diffusion_book.cli.main import COMMANDS, parse
 
 TEXT = (Path(__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
@@ -30,7 +30,9 @@ def options_of(command: str, name: str):
 def test_options_are_read_in_both_spellings(row):
     command, name, *rest = row.split()
     assert command in COMMANDS
-    if command == "diagnose":
+    if command == "bench":
+        kind, default, rest = bench.Bench, bench.Bench(), [name, *rest]
+    elif command == "diagnose":
         kind, default = diagnose.Diagnose, diagnose.Diagnose()
     else:
         kind, default = options_of(command, name)
@@ -44,5 +46,5 @@ def dashed(word: str) -> str:
 
 
 def test_the_page_names_every_kind_of_work():
-    assert {row.split()[0] for row in ROWS} == {"train", "generate", "visualize", "diagnose"}
+    assert {row.split()[0] for row in ROWS} == {"train", "generate", "visualize", "diagnose", "bench"}
     assert {row.split()[1] for row in ROWS if row.startswith("train")} <= set(pretrain.NAMES)

@@ -22,7 +22,19 @@ PACKAGE = ROOT / "diffusion_book"
 
 # What stands on what. A module imports from its own floor and from those below, never from above.
 FLOORS = [
-    {"errors", "files", "devices", "data", "weights", "gaussian", "networks", "schedules", "targets"},
+    {
+        "errors",
+        "files",
+        "devices",
+        "graphs",
+        "processes",
+        "data",
+        "weights",
+        "gaussian",
+        "networks",
+        "schedules",
+        "targets",
+    },
     {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation"},
     {"autoencoder", "pipelines", "training", "evaluation", "viz", "exercises"},
     {"cli", "__main__"},
@@ -183,9 +195,31 @@ def test_files_that_the_texts_link_to_exist(text):
 
 
 def test_importing_the_book_is_enough_to_list_its_models():
-    """The package works from any folder, with no matplotlib or Jupyter drawn in by the import."""
-    code = "import sys, diffusion_book; print(diffusion_book.list_models()); print(sorted({'matplotlib', 'IPython'} & set(sys.modules)))"
+    """The package works from any folder, with nothing heavy but torch drawn in by the import."""
+    heavy = {"matplotlib", "IPython", "sklearn", "umap", "diffusers", "torchvision", "psutil", "tyro"}
+    code = f"import sys, diffusion_book; print(diffusion_book.list_models()); print(sorted({heavy} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     models, drawn_in = ran.stdout.splitlines()
     assert drawn_in == "[]"
     assert models.startswith("[")
+
+
+LOADED = """
+import sys, time, torch
+began = time.process_time()
+import diffusion_book
+imported = time.process_time()
+diffusion_book.load("ddpm", device="cpu")
+print(imported - began, time.process_time() - imported)
+print(sorted({"matplotlib", "IPython", "sklearn", "umap", "diffusers", "torchvision", "psutil", "tyro"} & set(sys.modules)))
+"""
+
+
+def test_a_model_is_loaded_in_a_moment():
+    """0.2 s for the import and 0.3 s for the weights are aimed at; in processor time, and with much to spare."""
+    ran = subprocess.run([sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, drawn_in = ran.stdout.splitlines()
+    importing, loading = map(float, seconds.split())
+    assert drawn_in == "[]"
+    assert importing < 0.6
+    assert loading < 1.0

@@ -824,7 +824,9 @@ def test_every_option_takes_what_it_can_or_refuses_in_one_line(
 def test_words_that_are_no_command_are_refused(capsys, times):
     @tries(60, times)
     @given(
-        st.sampled_from(["train", "generate", "evaluate", "visualize", "diagnose", "pretrain", "doctor", "no"]),
+        st.sampled_from(
+            ["train", "generate", "evaluate", "visualize", "diagnose", "pretrain", "bench", "doctor", "no"]
+        ),
         st.lists(st.one_of(hostile_words, st.sampled_from(["--help", "ddpm", "--all", "--x", "--=", "@"])), max_size=3),
     )
     def check(command, words):

@@ -53,6 +53,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(pipe, options)
             pipe.sample(7, steps=5, seed=3, batch_size=batch_size, **options), whole, rtol=0, atol=1e-4
         )
     torch.testing.assert_close(pipe.sample(4, steps=5, seed=3, **options), whole[:4], rtol=0, atol=1e-4)
+    torch.testing.assert_close(pipe.sample(4, steps=5, seed=3, first=3, **options), whole[3:], rtol=0, atol=1e-4)
     assert not torch.allclose(pipe.sample(7, steps=5, seed=4, **options), whole, atol=1e-2)
     assert not torch.allclose(whole[:1], whole[1:2], atol=1e-2)
 
@@ -119,8 +120,8 @@ def test_the_recipe_decides_schedule_target_and_grid():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_samples": 0}, "0 samples"),
-        ({"num_samples": -1}, "-1 samples"),
+        ({"num_samples": 0}, "0 samples: give at least 1"),
+        ({"num_samples": -1}, "-1 samples: give at least 1"),
         ({"batch_size": 0}, "batches of 0"),
         ({"steps": 0}, "0 steps"),
         ({"steps": 1001}, "1001 steps"),
@@ -128,6 +129,7 @@ def test_the_recipe_decides_schedule_target_and_grid():
         ({"eta": -0.5}, "eta is -0.5"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"seed": -1}, "seed is -1"),
+        ({"first": -1}, "first is -1"),
         ({"num_samples": 2.5}, "num_samples is 2.5: give a whole number"),
         ({"num_samples": "3"}, "num_samples is '3': give a whole number"),
         ({"steps": 2.5}, "steps is 2.5: give a whole number"),

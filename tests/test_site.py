@@ -25,7 +25,7 @@ TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(entry["file"] for part in TOC["parts"] for entry in part["chapters"])]
 CHAPTERS = [name.removeprefix("notebooks/") for name in PAGES if name.startswith("notebooks/")]
 PHONE = 390  # pixels
-FIRST_LOAD = 3 * 2**20  # bytes of a page with all that it loads before the reader scrolls
+FIRST_LOAD = 3_000_000  # bytes of a page with all that it loads before the reader scrolls
 
 every_page = pytest.mark.parametrize("name", PAGES)
 
@@ -148,6 +148,8 @@ EQUATIONS = """() => {
   const all = [...document.querySelectorAll('.math')];
   return {raw, wrong: [...document.querySelectorAll('[data-mjx-error]')].map(error => error.dataset.mjxError),
           unknown: document.querySelectorAll('mjx-container [fill=red], mjx-container [mathcolor=red]').length,
+          letterless: [...document.querySelectorAll('mjx-container svg text')].map(each => each.textContent.trim())
+                      .filter(text => text),
           undrawn: all.filter(equation => !equation.querySelector('mjx-container svg')).map(each => each.textContent)};
 }"""
 
@@ -219,12 +221,15 @@ def test_page_works_in_a_browser(site, open_page, name):
 def test_chapters_have_the_controls_that_they_speak_of(site):
     """Those that move without a kernel; the test above moves whatever there is."""
     for chapter, label in (
+        ("00_start_here", "time"),
         ("01_ddpm", "denoise"),
         ("02_ddim", "DDIM"),
         ("05_guidance_by_concatenation", "guidance scale"),
+        ("07_rectified_flow", "Euler"),
+        ("08_scoreboard", "step from noise to digit"),  # on a map by UMAP
     ):
         text = (site / "notebooks" / f"{chapter}.html").read_text(encoding="utf-8")
-        assert re.search(rf"<span>{label}</span>\s*<input type=\"range\"", text), chapter
+        assert re.search(rf'<input type="range"[^>]*\saria-label="{label}"', text), chapter
 
 
 @pytest.fixture

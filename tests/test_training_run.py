@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,29 @@ def test_classifier_run_tells_its_accuracy_and_draws_nothing(tmp_path):
     assert last["test_accuracy"] > 0.5
     assert f"test accuracy: {last['test_accuracy']:.4f}" in (folder / "performance_metrics.txt").read_text()
     assert "test accuracy" in (folder / "training_log.txt").read_text()
+
+
+def test_tensorboard_is_given_the_figures_of_each_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where tensorboard is not installed
+    line = fails(capsys, "--epochs", "1", "--tensorboard", "--output-dir", str(tmp_path / "without"))
+    assert "--tensorboard needs the package tensorboard: pip install tensorboard" in line
+    assert not (tmp_path / "without").exists()
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((folder.name, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            written.append("flushed")
+
+    written = []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    folder = train(tmp_path / "with", "--epochs", "2", "--tensorboard")
+    (first, second) = epochs_of(folder)
+    assert written[0] == ("tensorboard", 1)
+    assert written[-1] == "flushed"
+    for epoch in (first, second):
+        assert ("eval_loss", epoch["eval_loss"], epoch["step"]) in written

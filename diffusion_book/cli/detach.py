@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion_book import processes
 from diffusion_book.errors import BookError
 from diffusion_book.training.experiment import LOG, find_checkpoint, named_folder
 from diffusion_book.training.run import RunOptions
@@ -27,6 +28,10 @@ def detach(model: str, arguments: Sequence[str], options: RunOptions) -> int:
     Raises:
         BookError: screen is missing or cannot start, or the folder cannot be made.
     """
+    if processes.launched() > 1:
+        raise BookError(
+            "--detach starts one process: leave it out, and start the launcher itself in a session of screen"
+        )
     screen = shutil.which("screen")
     if screen is None:
         raise BookError("--detach needs the program screen: install it (apt-get install screen), or leave out --detach")

@@ -15,6 +15,7 @@ from diffusion_book.errors import BookError
 
 LIBRARY = (
     "torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro",
+    "accelerate",
 )  # fmt: skip
 BOOK = ("jupyterlab", "jupytext", "ipywidgets", "sphinx", "myst-nb")  # for the chapters and the site
 PROGRAMS = ("screen", "chromium")  # nothing needs them

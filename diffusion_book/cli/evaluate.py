@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import data, pipelines
+from diffusion_book import data, pipelines, processes
 from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import choose_model, parse
@@ -20,7 +21,7 @@ from diffusion_book.errors import BookError, choose
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import measure, natural_labels, subset_order
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
-from diffusion_book.evaluation.scoreboard import SETTING, row_of, scoreboard
+from diffusion_book.evaluation.scoreboard import SETTING, Row, row_of, scoreboard
 from diffusion_book.files import make_folder, write_text
 from diffusion_book.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
@@ -148,8 +149,15 @@ def main(arguments: Sequence[str]) -> int:
     what = "Restore pictures with" if kind is EvaluateVAE else "Draw samples of"
     description = f"{what} '{model}', measure them, and compare with the card of the shipped weights."
     options = parse(kind, rest, f"evaluate {model}", description, kind())
-    trained = load_model(model, options.model)
-    images, entry = restore(trained, options) if kind is EvaluateVAE else draw(trained, options)
+    if kind is EvaluateVAE and processes.launched() > 1:
+        raise BookError(f"evaluate {model} is the work of one process: leave out the launcher")
+    with processes.together(options.model.device) as device:
+        options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
+        trained = load_model(model, options.model)
+        found = restore(trained, options) if kind is EvaluateVAE else draw(trained, options)
+    if found is None:
+        return 0
+    images, entry = found
     folder = timestamped_folder(options.output_dir, model)
     write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
     save_grid(images, folder / "grid.png", columns=10)
@@ -187,21 +195,32 @@ def evaluate_all(arguments: Sequence[str]) -> int:
     ]
     if not wanted:
         raise BookError("no figure on any card fits: raise --most_evaluations, or leave out --num_samples")
-    make_folder(options.output_dir)
-    folder = timestamped_folder(options.output_dir, "all")
+    with processes.together(options.device) as device:
+        return evaluate_rows(wanted, dataclasses.replace(options, device=device))
+
+
+def evaluate_rows(wanted: list[Row], options: EvaluateAll) -> int:
+    """Draw and measure these rows of the scoreboard again: 1 where a cFID differs."""
+    if processes.is_main():
+        make_folder(options.output_dir)
+        folder = timestamped_folder(options.output_dir, "all")
     results, agreed = [], True
     for name, rows in itertools.groupby(wanted, key=lambda row: row.model):
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
             kind = ClassSetting if "guidance_scale" in row.setting else Setting
-            _, entry = evaluate(pipe, kind(**row.setting))
+            found = evaluate(pipe, kind(**row.setting))
+            if found is None:
+                continue
+            _, entry = found
             same = agrees(entry, row.measures)
             agreed &= same
             results.append({**asdict(row_of(name, pipe.card, entry)), "card": row.measures, "agrees": same})
             # Written anew after every figure: whatever interrupts, nothing measured is lost.
             write_text(folder / "scoreboard.json", json.dumps(results, indent=2) + "\n")
             print(f"{name:26}{scoreboard_line(entry)}{'' if same else '  does NOT agree with the card'}", flush=True)
-    print(folder)
+    if processes.is_main():
+        print(folder)
     return 0 if agreed else 1
 
 
@@ -215,11 +234,14 @@ def scoreboard_line(entry: dict) -> str:
     )
 
 
-def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict]:
-    """Draw, measure and report; gives some samples and the measures."""
+def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict] | None:
+    """Draw, measure and report; gives some samples and the measures, on the main process."""
     check(pipe, options.setting)
     make_folder(options.output_dir)
-    images, entry = evaluate(pipe, options.setting, options.model.batch_size)
+    found = evaluate(pipe, options.setting, options.model.batch_size)
+    if found is None:
+        return None
+    images, entry = found
     print(table(entry))
     print(comparison(entry, find_entry(pipe.card, entry), pipe.card))
     return images[:100], entry
@@ -259,18 +281,28 @@ def check(pipe: Pipeline, setting: Setting) -> None:
         raise BookError(f"this model draws {dataset}, and the measures know digits alone: give a model of digits")
 
 
-def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict]:
+def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict] | None:
     """Draw samples with a progress bar and measure them.
 
     Returns:
         The samples (N, 1, 28, 28), and an entry for the list "metrics" of a card: the setting, the
-        measures, and the speed.
+        measures, and the speed. Of several processes, which draw together, the main one measures; the others give None.
     """
+    part = processes.part_of_samples(setting.num_samples, batch_size)
     began = time.perf_counter()
+    # Asked for other shares of the digits than the data's, a perfect model would look bad.
+    labels = natural_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
+    mine = {
+        **asdict(setting),
+        "num_samples": len(part),
+        "first": part.start,
+        "labels": None if labels is None else labels[part.start : part.stop],
+        "batch_size": batch_size,
+    }
     with progress_bar(f"{setting.sampler}, {setting.steps} steps") as bar:
-        # Asked for other shares of the digits than the data's, a perfect model would look bad.
-        labels = natural_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
-        images = pipe.sample(**asdict(setting), labels=labels, batch_size=batch_size, callback=bar.advance)
+        images = processes.collect(pipe.sample(**mine, callback=bar.advance))
+    if images is None:
+        return None
     seconds = time.perf_counter() - began
     measures = measure(images, labels).to_dict()
     return images, {**asdict(setting), **measures, "images_per_second": round(len(images) / seconds, 2)}
@@ -280,7 +312,7 @@ class progress_bar(tqdm):
     """A bar that a sampler's callback moves; silent where stderr is no terminal."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(desc=description, unit="step", disable=None, dynamic_ncols=True)
+        super().__init__(desc=description, unit="step", disable=processes.no_bar(), dynamic_ncols=True)
 
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` steps are done."""

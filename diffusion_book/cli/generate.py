@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import pipelines
+from diffusion_book import pipelines, processes
 from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.errors import BookError, choose
@@ -158,7 +159,23 @@ def main(arguments: Sequence[str]) -> int:
             raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     pipelines.check_number(options.num_samples)
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
-    pipe = load_model(model, options.model)
+    with processes.together(options.model.device) as device:
+        options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
+        found = generate(load_model(model, options.model), options)
+    if found is None:
+        return 0
+    folder = timestamped_folder(options.output_dir, model)
+    write_samples(folder, *found, options.nrow)
+    print(folder)
+    return 0
+
+
+def generate(pipe: Pipeline, options: Samples) -> tuple[list[float], Tensor] | None:
+    """Check what is asked for, and draw it; None on all processes but the main one, which has what `draw` gives.
+
+    Raises:
+        BookError: it cannot be done.
+    """
     asked = how(pipe, options)
     # Refuse what cannot be done before the long work begins.
     choose("sampler", asked["sampler"], SAMPLERS)
@@ -166,12 +183,11 @@ def main(arguments: Sequence[str]) -> int:
     check_eta(asked["eta"])
     sample_generators(options.seed, range(1))
     pipe.ask(range(options.num_samples), asked.get("labels"), asked.get("guidance_scale"))
+    part = processes.part_of_samples(options.num_samples, options.model.batch_size)
     make_folder(options.output_dir)
-    times, stills = draw(pipe, options, asked)
-    folder = timestamped_folder(options.output_dir, model)
-    write_samples(folder, times, stills, options.nrow)
-    print(folder)
-    return 0
+    times, stills = draw(pipe, options, asked, part)
+    stills = processes.collect(stills)
+    return None if stills is None else (times, stills)
 
 
 def how(pipe: Pipeline, options: Samples) -> dict:
@@ -209,23 +225,26 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     return pipelines.load(path or model, vae=vae, **where)
 
 
-def draw(pipe: Pipeline, options: Samples, asked: dict) -> tuple[list[float], Tensor]:
+def draw(pipe: Pipeline, options: Samples, asked: dict, indices: range) -> tuple[list[float], Tensor]:
     """Sample, and keep some stills of the way.
 
     Args:
         asked: from `how`.
+        indices: of the samples, a range without gaps.
 
     Returns:
-        Their times, from 1 to 0, and the stills (num_samples, frames, 1, 28, 28) in [-1, 1].
+        Their times, from 1 to 0, and the stills (B, frames, 1, 28, 28) in [-1, 1].
     """
     steps, batch_size = asked["steps"], options.model.batch_size
     kept = set(torch.linspace(0, steps, min(FRAMES, steps + 1)).round().long().tolist())
-    starts = range(0, options.num_samples, batch_size)
+    starts = indices[::batch_size]
     parts = []
     description = f"{asked['sampler']}, {steps} steps"
-    with tqdm(total=steps * len(starts), desc=description, unit="step", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=steps * len(starts), desc=description, unit="step", disable=processes.no_bar(), dynamic_ncols=True
+    ) as bar:
         for start in starts:
-            states = pipe.states(range(start, min(start + batch_size, options.num_samples)), **asked)
+            states = pipe.states(range(start, min(start + batch_size, indices.stop)), **asked)
             chosen = []
             for number, state in enumerate(states):
                 bar.update(number > 0)

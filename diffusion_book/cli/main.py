@@ -7,8 +7,10 @@ import importlib
 import io
 import re
 import sys
+import time
 from collections.abc import Sequence
 
+from diffusion_book import processes
 from diffusion_book.errors import BookError, choose
 
 COMMANDS = {
@@ -18,9 +20,16 @@ COMMANDS = {
     "visualize": "draw what a trained model has learned",
     "diagnose": "find out what is wrong with a trained model",
     "pretrain": "make the weights that come with the book again",
+    "bench": "measure how fast the models train and sample here",
     "doctor": "check that everything the book needs is here",
 }
 """name -> what it does; its code is `diffusion_book/cli/NAME.py`"""
+
+TOGETHER = ("train", "generate", "evaluate")
+"""those that several processes can do together"""
+
+PRECEDENCE = 3.0
+"""seconds that the main process is given to report a mistake alone: then its launcher ends the others, which met the same"""
 
 HELP = ("-h", "--help")
 
@@ -38,8 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(usage())
             return
         choose("command", name, COMMANDS)
+        if name not in TOGETHER and processes.launched() > 1:
+            raise BookError(f"{name} is the work of one process: leave out the launcher")
         code = importlib.import_module(f"diffusion_book.cli.{name}").main(rest)
     except BookError as error:
+        if not processes.is_main():
+            time.sleep(PRECEDENCE)
         print("error:", error, file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

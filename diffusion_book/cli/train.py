@@ -11,7 +11,7 @@ from typing import Annotated, get_type_hints
 
 import tyro
 
-from diffusion_book import pipelines
+from diffusion_book import pipelines, processes
 from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state
 from diffusion_book.cli.detach import detach
 from diffusion_book.cli.main import choose_model, parse
@@ -268,22 +268,25 @@ def main(arguments: Sequence[str]) -> int:
         check_same(recipe_of(options, model), stored)
     if options.run.detach:
         return detach(model, arguments, options.run)
-    recipe, autoencoder, parent = recipe_of(options, model), None, None
-    if recipe.reflow:
-        parent = find_parent(options.reflow_from, model, options.run)
-        autoencoder = parent.autoencoder
-        if not checkpoint:
-            # Once more, with the parent's network as the default: one that differs now was asked for.
-            default = like_parent(RECIPES[model], parent.recipe)
-            recipe = recipe_of(parse(kind, rest, f"train {model}", description, options_of(kind, default)), model)
-    elif recipe.is_latent:
-        autoencoder = find_autoencoder(options.vae, checkpoint, options.run)
-        recipe = for_latents(recipe, autoencoder)
-    try:
-        folder = run_training(recipe, options.run, autoencoder, parent)
-    except Stopped as stop:
-        return report_stop(f"train {model}", stop)
-    print(folder)
+    with processes.together(options.run.device) as device:
+        options = dataclasses.replace(options, run=dataclasses.replace(options.run, device=device))
+        recipe, autoencoder, parent = recipe_of(options, model), None, None
+        if recipe.reflow:
+            parent = find_parent(options.reflow_from, model, options.run)
+            autoencoder = parent.autoencoder
+            if not checkpoint:
+                # Once more, with the parent's network as the default: one that differs now was asked for.
+                default = like_parent(RECIPES[model], parent.recipe)
+                recipe = recipe_of(parse(kind, rest, f"train {model}", description, options_of(kind, default)), model)
+        elif recipe.is_latent:
+            autoencoder = find_autoencoder(options.vae, checkpoint, options.run)
+            recipe = for_latents(recipe, autoencoder)
+        try:
+            folder = run_training(recipe, options.run, autoencoder, parent)
+        except Stopped as stop:
+            return report_stop(f"train {model}", stop)
+    if processes.is_main():
+        print(folder)
     return 0
 
 
@@ -345,7 +348,8 @@ def for_latents(recipe: Recipe, autoencoder: Autoencoder) -> Recipe:
 
 def report_stop(command: str, stop: Stopped) -> int:
     """Say how a stopped training is continued; gives the exit code."""
-    print(f"{stop}; continue with: diffusion-book {command} --resume {stop.folder}", file=sys.stderr)
+    if processes.is_main():
+        print(f"{stop}; continue with: diffusion-book {command} --resume {stop.folder}", file=sys.stderr)
     return 128 + stop.signal_number
 
 

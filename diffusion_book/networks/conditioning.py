@@ -82,8 +82,11 @@ class ConditionalUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, *, labels: Tensor) -> Tensor:
         """(B, C, H, W), times (B,) and labels (B,) -> (B, C, H, W)."""
-        condition = {self.name: self.classes(labels)}  # (B, concat, H, W) or (B, tokens, context_dim)
-        return self.unet(x, t, **condition)
+        return self.unet(x, t, **self.condition(labels))
+
+    def condition(self, labels: Tensor) -> dict[str, Tensor]:
+        """What the U-Net is told of labels (B,): a map (B, concat, H, W) or tokens (B, tokens, context_dim), by its name."""
+        return {self.name: self.classes(labels)}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion_book import processes
 from diffusion_book.data import cache_folder
 from diffusion_book.errors import BookError, NotFinite
 from diffusion_book.pipelines import Pipeline
@@ -85,7 +86,7 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
     parent = dataclasses.replace(parent, dtype=torch.float32)  # bf16 would bend the paths, and the cache not know it
     found = {"samples": [], "noise": []}
     starts = range(0, number, BATCH_SIZE)
-    for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=None):
+    for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=processes.no_bar()):
         indices = range(start, min(start + BATCH_SIZE, number))
         states = list(
             parent.states(

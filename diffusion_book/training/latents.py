@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion_book import processes
 from diffusion_book.autoencoder import BATCH_SIZE, Autoencoder
 from diffusion_book.data import Dataset, cache_folder, normalise
 from diffusion_book.training.cache import cached
@@ -73,6 +74,6 @@ def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, cache: Path | Non
 def _compute(autoencoder: Autoencoder, dataset: Dataset) -> Tensor:
     autoencoder = dataclasses.replace(autoencoder, dtype=torch.float32)
     parts = dataset.images.split(BATCH_SIZE)
-    bar = tqdm(parts, desc=f"latents of {dataset.name}", unit="batch", disable=None, dynamic_ncols=True)
+    bar = tqdm(parts, desc=f"latents of {dataset.name}", unit="batch", disable=processes.no_bar(), dynamic_ncols=True)
     moments = torch.cat([autoencoder.posterior(normalise(part)).moments.cpu() for part in bar])
     return moments.contiguous()  # some networks compute channels last, and files know one layout

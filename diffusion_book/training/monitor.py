@@ -8,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
-import psutil
 import torch
 
 SECONDS = 5.0  # between two looks
@@ -31,6 +30,8 @@ class Monitor:
     """
 
     def __init__(self, device: torch.device) -> None:
+        import psutil  # a tenth of a second, which loading a model can do without
+
         self.device = device
         self.readings: list[dict[str, float]] = []
         self.process = psutil.Process()

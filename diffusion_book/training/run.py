@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffusion_book import data
+from diffusion_book import data, processes
 from diffusion_book.autoencoder import Autoencoder, check_fits
 from diffusion_book.devices import out_of_memory_names
 from diffusion_book.errors import BookError, choose
@@ -40,6 +40,8 @@ from diffusion_book.training.recipes import Recipe
 from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer, seed_of
 from diffusion_book.weights import hash_of_tensors
 
+TrainingData = data.Dataset | LatentDataset | CouplingDataset
+
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
 
 
@@ -61,6 +63,8 @@ class RunOptions:
     """run the network through torch.compile"""
     name: str | None = None
     """of the experiment folder; without one, TIMESTAMP-MODEL"""
+    tensorboard: bool = False
+    """keep the figures of each epoch for TensorBoard too, in the experiment folder"""
 
 
 class Stopped(Exception):
@@ -92,25 +96,17 @@ def run_training(
         Stopped: by SIGINT or SIGTERM.
     """
     model = choose("model", recipe.model, MODELS)
+    if options.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise BookError(
+                "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
+            ) from None
     path = find_checkpoint(options.resume) if options.resume is not None else None
     checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
-    if recipe.reflow:
-        recipe, dataset, test = reflow_data(recipe, parent, checkpoint.get("parent"))
-    else:
-        dataset = data.load(recipe.training.dataset)
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
-        test = data.load(dataset.name, "test")
-    if recipe.condition and dataset.labels.max() >= recipe.condition.num_classes:
-        raise BookError(
-            f"{dataset.name} has {dataset.labels.max() + 1} classes, the model {recipe.condition.num_classes}: "
-            "raise --num_classes"
-        )
-    if recipe.is_latent:
-        if autoencoder is None:
-            raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
-        check_fits(recipe.network, autoencoder)
-        if not recipe.reflow:
-            dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
+    with processes.main_first():  # downloads, and what is kept in caches, are made once
+        recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
     with out_of_memory_names("--base_channels"):
         network = model.build(recipe)
@@ -128,6 +124,8 @@ def run_training(
     )
     if path is not None and path.parent.name == "checkpoints":
         folder = path.parent.parent
+    elif not processes.is_main():
+        folder = options.output_dir  # the main process makes the folder, and alone writes into it
     elif options.name is not None:
         folder = named_folder(options.output_dir, options.name)
     else:
@@ -135,10 +133,41 @@ def run_training(
     run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent)
     if checkpoint:
         run.load_state_dict(checkpoint)
+    if options.tensorboard and processes.is_main():
+        # What came after the checkpoint is about to happen again, here too.
+        run.board = SummaryWriter(folder / "tensorboard", purge_step=trainer.step + 1)
     with stop_signals() as stopping, monitoring(trainer.device) as run.monitor:
         run.train(stopping)
         run.finish()
     return folder
+
+
+def training_data(
+    recipe: Recipe, autoencoder: Autoencoder | None, parent: Pipeline | None, expected_parent: dict | None
+) -> tuple[Recipe, TrainingData, TrainingData]:
+    """What a model is trained and tested on, and its recipe with the name of the data set that was found.
+
+    Raises:
+        BookError: the data are not there, or do not fit the recipe, or what they are made with is missing.
+    """
+    if recipe.reflow:
+        recipe, dataset, test = reflow_data(recipe, parent, expected_parent)
+    else:
+        dataset = data.load(recipe.training.dataset)
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
+        test = data.load(dataset.name, "test")
+    if recipe.condition and dataset.labels.max() >= recipe.condition.num_classes:
+        raise BookError(
+            f"{dataset.name} has {dataset.labels.max() + 1} classes, the model {recipe.condition.num_classes}: "
+            "raise --num_classes"
+        )
+    if recipe.is_latent:
+        if autoencoder is None:
+            raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
+        check_fits(recipe.network, autoencoder)
+    if recipe.is_latent and not recipe.reflow:
+        dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
+    return recipe, dataset, test
 
 
 TEST_COUPLINGS = 1024
@@ -212,7 +241,10 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class _Run:
-    """A training in progress: the trainer, its folder, and the epoch so far."""
+    """A training in progress: the trainer, its folder, and the epoch so far.
+
+    Of several processes the main one alone writes, draws and shows; the others take part in what is computed together.
+    """
 
     def __init__(
         self,
@@ -220,7 +252,7 @@ class _Run:
         model: Model,
         trainer: Trainer,
         experiment: Experiment,
-        test: data.Dataset | LatentDataset | CouplingDataset,
+        test: TrainingData,
         autoencoder: Autoencoder | None,
         parent: Pipeline | None,
     ) -> None:
@@ -234,6 +266,7 @@ class _Run:
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
         self.monitor = Monitor(trainer.device)
+        self.board = None
 
     def load_state_dict(self, checkpoint: dict) -> None:
         """Continue from a checkpoint of `save`."""
@@ -241,11 +274,14 @@ class _Run:
         self.loss_sum, self.loss_count, self.epoch_began = checkpoint["epoch_so_far"]
         # What came after the checkpoint is about to happen again.
         self.experiment.records = read_records(self.experiment.folder, checkpoint["step"])
-        folder = self.experiment.folder
-        remove_leftovers(folder, *(inside for inside in folder.iterdir() if inside.is_dir()), age=0)
+        if processes.is_main():
+            folder = self.experiment.folder
+            remove_leftovers(folder, *(inside for inside in folder.iterdir() if inside.is_dir()), age=0)
 
     def save(self, *names: str) -> None:
         """Write the checkpoint under these names, unless a weight is not a number."""
+        if not processes.is_main():
+            return
         trainer = self.trainer
         if not all(value.isfinite().all() for value in trainer.network.state_dict().values()):
             raise NonFiniteLoss(f"the weights are not finite after step {trainer.step}: try a lower --lr")
@@ -263,30 +299,36 @@ class _Run:
     def train(self, stopping: list[int]) -> None:
         """Train to the end, or to a signal."""
         trainer = self.trainer
-        self.experiment.add(
-            {
-                "event": "resume" if self.experiment.records else "start",
-                "step": trainer.step,
-                "recipe": self.recipe.to_dict(),
-                "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
-                **environment(trainer.device, trainer.dtype),
-            }
-        )
+        if processes.is_main():
+            self.experiment.add(
+                {
+                    "event": "resume" if self.experiment.records else "start",
+                    "step": trainer.step,
+                    "recipe": self.recipe.to_dict(),
+                    "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+                    **environment(trainer.device, trainer.dtype),
+                }
+            )
         saved = time.monotonic()
-        bar = tqdm(initial=trainer.step, desc=self.recipe.model, unit="step", disable=None, dynamic_ncols=True)
+        bar = tqdm(
+            initial=trainer.step, desc=self.recipe.model, unit="step", disable=processes.no_bar(), dynamic_ncols=True
+        )
         try:
             for report in trainer.steps():
                 self.loss_sum += report.loss
                 self.loss_count += 1
                 self.show(bar, report)
+                # A signal may reach one process only, or each at another step: all stop at the same.
+                signal_number = next(filter(None, processes.gather(stopping[0] if stopping else 0)), 0)
                 if report.step % trainer.steps_per_epoch == 0 or trainer.progress >= 1:
-                    bar.write(log_line(self.end_epoch(report)))
+                    self.end_epoch(report, bar)
                     saved = time.monotonic()
-                elif stopping or time.monotonic() - saved > SAVE_EVERY:
+                elif signal_number or time.monotonic() - saved > SAVE_EVERY:
                     self.save("last.pt")
                     saved = time.monotonic()
-                if stopping:
-                    raise Stopped(stopping[0], self.experiment.folder, report.step)
+                if signal_number:
+                    processes.wait()  # a launcher ends all when the first has ended: not before it is saved
+                    raise Stopped(int(signal_number), self.experiment.folder, report.step)
         except NonFiniteLoss as error:
             good = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
             raise NonFiniteLoss(f"{error}; {good}") from None
@@ -300,37 +342,50 @@ class _Run:
         bar.set_postfix_str(f"loss {self.loss_sum / self.loss_count:.4f}, {rate:.0f} images/s", refresh=False)
         bar.update()
 
-    def end_epoch(self, report: Report) -> dict:
+    def end_epoch(self, report: Report, bar: tqdm) -> None:
         """Measure, record and draw what an epoch made, and save."""
-        trainer, config = self.trainer, self.recipe.training
-        seconds = trainer.seconds - self.epoch_began
+        trainer = self.trainer
         self.model.settle(trainer.ema.network, trainer.dataset)
         for mine, theirs in zip(trainer.network.buffers(), trainer.ema.network.buffers(), strict=True):
             mine.copy_(theirs)
-        record = {
-            "event": "epoch",
-            "epoch": report.epoch,
-            "step": report.step,
-            "train_loss": self.loss_sum / self.loss_count,
-            "eval_loss": trainer.evaluate(self.test),
-            **self.model.measure(self.trained, self.test),
-            "lr": report.lr,
-            "gradient_norm": report.gradient_norm,
-            "images_per_second": self.loss_count * config.batch_size / seconds,
-            "epoch_seconds": seconds,
-            "seconds": trainer.seconds,
-            "memory_mb": peak_memory(trainer.device),
-            **self.monitor.take(),
-        }
+        eval_loss = trainer.evaluate(self.test)
+        record = self.record(report, eval_loss) if processes.is_main() else None
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, trainer.seconds
+        if record is None:
+            return
         self.experiment.add(record)
-        keep = report.epoch % config.sample_every == 0
+        if self.board:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, report.step)
+            self.board.flush()
+        keep = report.epoch % self.recipe.training.sample_every == 0
         if keep or trainer.progress >= 1:
             path = self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png"
             self.model.draw_epoch(self.trained, self.test, path)
         # Saved last: whatever interrupts an epoch's end, a resumed training does all of it again.
         self.save("last.pt", *([f"epoch_{report.epoch:04d}.pt"] if keep else []))
-        return record
+        bar.write(log_line(record))
+
+    def record(self, report: Report, eval_loss: float) -> dict:
+        """What is told of an epoch."""
+        trainer = self.trainer
+        seconds = trainer.seconds - self.epoch_began
+        return {
+            "event": "epoch",
+            "epoch": report.epoch,
+            "step": report.step,
+            "train_loss": self.loss_sum / self.loss_count,
+            "eval_loss": eval_loss,
+            **self.model.measure(self.trained, self.test),
+            "lr": report.lr,
+            "gradient_norm": report.gradient_norm,
+            "images_per_second": self.loss_count * self.recipe.training.batch_size / seconds,
+            "epoch_seconds": seconds,
+            "seconds": trainer.seconds,
+            "memory_mb": peak_memory(trainer.device),
+            **self.monitor.take(),
+        }
 
     @property
     def trained(self) -> Trained:
@@ -340,6 +395,8 @@ class _Run:
 
     def finish(self) -> None:
         """Write what a finished training leaves: the final checkpoint, the summary, pictures."""
+        if not processes.is_main():
+            return
         folder = self.experiment.folder
         self.save("last.pt", "final.pt")
         if self.experiment.epochs:  # none where a finished checkpoint from elsewhere was "continued"
