@@ -567,7 +567,8 @@ def checkpoint(pipes, tmp_path_factory):
 @FORMS
 def test_a_damaged_checkpoint_is_named_and_never_used(checkpoint, tmp_path, times):
     content, whole = checkpoint.read_bytes(), load_checkpoint(checkpoint)
-    path = tmp_path / "damaged.pt"
+    path = save_checkpoint(tmp_path / "damaged.pt", whole)
+    assert same(load_checkpoint(path), whole)  # what was read can be written again
 
     def check_file(changed):
         path.write_bytes(changed)
