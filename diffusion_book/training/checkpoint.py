@@ -22,7 +22,6 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> Path:
     """Write a dictionary of tensors, numbers, strings, lists and dictionaries, whole or not at all."""
     checkpoint = {key: value for key, value in checkpoint.items() if key != "format"}  # one that was read before has it
     buffer = io.BytesIO()  # torch says of a full disk that it has a bug; writing bytes says what is wrong
-    checkpoint = {key: value for key, value in checkpoint.items() if key != "format"}
     torch.save({"format": FORMAT, **checkpoint, "sha256": _hash(checkpoint)}, buffer)
     return write_whole(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
