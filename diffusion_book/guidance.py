@@ -83,6 +83,8 @@ def check_guidance(guidance_scale: float | Tensor, interval: tuple[float, float]
         BookError: it is one of these.
     """
     try:
+        if isinstance(guidance_scale, Tensor) and guidance_scale.is_complex():
+            raise TypeError
         scale = torch.as_tensor(guidance_scale, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         scale = torch.tensor(torch.nan)

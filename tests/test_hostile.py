@@ -578,7 +578,7 @@ def test_a_damaged_checkpoint_is_named_and_never_used(checkpoint, tmp_path, time
         else:
             assert str(path) in said
 
-    @tries(150, times)
+    @tries(100, times)
     @given(st.integers(0, 8 * len(content) - 1))
     def check_bits(bit):
         check_file(flipped(content, bit))
@@ -665,7 +665,7 @@ def test_foreign_recipes_are_refused_in_one_line(checkpoint, tmp_path, times):
         st.just({}),
     )
 
-    @tries(80, times)
+    @tries(50, times)
     @given(st.sampled_from(places), plain)
     def check(place, value):
         changed = json.loads(json.dumps(recipe))
@@ -806,7 +806,7 @@ def test_every_option_takes_what_it_can_or_refuses_in_one_line(
     options = OPTIONS[command].split()
     ends = []
 
-    @tries(25, times)
+    @tries(18, times)
     @given(st.lists(st.tuples(st.sampled_from(options), hostile_words), min_size=1, max_size=2))
     def check(asked):
         words = [word for name, value in asked for word in (f"--{name}", value)]

@@ -255,7 +255,7 @@ def test_a_training_on_a_full_disk_ends_with_a_line_and_goes_on_later(forks, und
 
 
 @pytest.mark.parametrize("work", [GENERATE, EVALUATE], ids=["generate", "evaluate"])
-@pytest.mark.parametrize("room", [1000, 8000])
+@pytest.mark.parametrize("room", [3000, 8000])
 def test_pictures_and_figures_on_a_full_disk_end_with_a_line(forks, models, shortage, work, room):
     folder, leave = shortage
     code = work.format(folder=folder, **models)

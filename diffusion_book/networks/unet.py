@@ -52,6 +52,9 @@ class UNetConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("concat_channels", "context_dim"):
+            if getattr(self, name) < 0:
+                raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         check_sizes(self)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise BookError("channel_multipliers must name at least one level, each 1 or more")
