@@ -1,9 +1,10 @@
-"""What the tests in a browser share."""
+"""What tests share: one thread, and for those in a browser, the browser."""
 
 import os
 import shutil
 
 import pytest
+import torch
 
 # No GPU, nothing in the background, and no network but this machine's own.
 ARGUMENTS = [
@@ -16,6 +17,15 @@ ARGUMENTS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 PATIENCE = 180_000  # milliseconds; only a failure, or a very busy machine, takes as long
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Sums come out the same bit for bit only with the same number of threads, and tiny tensors are faster with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")  # Playwright keeps an event loop running, which other modules could not live with

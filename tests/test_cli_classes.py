@@ -36,15 +36,6 @@ models = pytest.mark.parametrize("model", MODELS)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums come out the same bit for bit only with the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
     """No test fills the user's cache with its latents."""
     with pytest.MonkeyPatch.context() as patch:

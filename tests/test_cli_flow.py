@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from commands import refused
 from PIL import Image
 
@@ -27,15 +26,6 @@ LATENTS = "--base_channels 8 --channel_multipliers 1 2 --layers_per_block 1".spl
 VAE = "--base_channels 8 --channel_multipliers 1 2 --layers_per_block 1 --patch_size 4 --latent_channels 3".split()  # noqa: SIM905
 COUPLINGS = ["--couplings", "256", "--steps", "2"]
 GRID = ["--timesteps", "8"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums come out the same bit for bit only with the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="module")

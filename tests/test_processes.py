@@ -44,15 +44,6 @@ STOP_AT = STEPS_PER_EPOCH + 1  # within the second epoch
 PATIENCE = 600  # seconds: a busy machine takes long to start three Pythons
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums come out nearly the same with any number of threads; with one they do so soonest."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def launch(*what) -> subprocess.CompletedProcess:
     """Start a command twice by the launcher, and wait for its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -29,15 +29,6 @@ TINY = (  # noqa: SIM905
 STEPS_PER_EPOCH = 1497 // 128
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums come out the same bit for bit only with the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def train(output_dir, *options):
     """Run `train ddpm` on tiny settings and give the experiment folder that it made or continued."""
     main(["train", "ddpm", *TINY, "--output-dir", str(output_dir), *options])
