@@ -692,8 +692,9 @@ for row in picked.values():
     print(command(row))
 
 # %% [markdown]
-# All of them at once, in an hour or more: `diffusion-book evaluate --all`. The cheap ones alone:
-# `diffusion-book evaluate --all --num-samples 2000 --most-evaluations 10`. Here is one, live and in full:
+# All of them at once, in an hour or more: `diffusion-book evaluate --all`. If it is cut off, `--resume FOLDER` goes on
+# where it was. The cheap ones alone: `diffusion-book evaluate --all --num-samples 2000 --most-evaluations 10`. Here is
+# one, live and in full:
 
 # %%
 begun = time.perf_counter()

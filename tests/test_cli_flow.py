@@ -200,7 +200,7 @@ def test_a_diffusion_model_is_no_parent(folders, tmp_path, capsys):
     [
         (
             "train rf --time_sampling midnight",
-            "unknown time sampling 'midnight': choose one of uniform, logit_normal, last",
+            "unknown time sampling 'midnight': choose one of uniform, logit_normal, u_shaped, last",
         ),
         ("train rf --time_sampling logit-normal", "unknown time sampling 'logit-normal'"),
         ("train rf --target noise", "Unrecognized options: --target, noise"),
@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, said, capsys, tmp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "logit_normal", "last"])
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal", "u_shaped", "last"])
 def test_times_are_drawn_as_asked(sampling, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given) or tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.errors import BookError
-from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss, last, logit_normal, uniform
+from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss, last, logit_normal, u_shaped, uniform
 from diffusion_book.samplers import euler, heun, midpoint, sample, time_grid
 from diffusion_book.schedules import SCHEDULES, add_noise
 from diffusion_book.targets import TARGETS, prediction, target_value
@@ -142,6 +142,22 @@ def test_logit_normal_times_prefer_the_middle():
     ]
     assert middle[0] > 0.7
     assert middle[1].item() == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("steepness", [1.0, 4.0])
+def test_u_shaped_times_have_the_moments_of_their_density(steepness):
+    """E[t^k] under the density cosh(steepness (2t - 1)), by the trapezoidal rule; both ends alike."""
+    grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    density = torch.cosh(steepness * (2 * grid - 1))
+    density /= torch.trapezoid(density, grid)
+    t = u_shaped(20_000, generator(), steepness)
+    assert 0 < t.min() and t.max() <= 1
+    for power in (1, 2, 3, 4):
+        expected = torch.trapezoid(grid**power * density, grid).item()
+        assert t.pow(power).mean().item() == pytest.approx(expected, abs=1e-4)
+    for edge in (0.1, 0.5, 0.9):
+        expected = (math.sinh(steepness * (2 * edge - 1)) / math.sinh(steepness) + 1) / 2
+        assert (t < edge).double().mean().item() == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

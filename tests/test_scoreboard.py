@@ -76,7 +76,7 @@ def test_evaluate_all_draws_again_what_the_cards_say(tmp_path, monkeypatch, caps
     honest = row_of("ldm", weights.read_card("ldm"), entry)
     wrong = Row(**{**vars(honest), "measures": {**honest.measures, "cfid": 2 * honest.measures["cfid"]}})
     for row, agrees in ((honest, True), (wrong, False)):
-        monkeypatch.setattr(evaluate, "scoreboard", lambda number, row=row: [row])
+        monkeypatch.setattr(evaluate, "scoreboard", lambda number=None, row=row: [row])
         arguments = ["evaluate", "--all", "--device", "cpu", "--output-dir", str(tmp_path)]
         if agrees:
             main(arguments)
@@ -88,6 +88,47 @@ def test_evaluate_all_draws_again_what_the_cards_say(tmp_path, monkeypatch, caps
         (result,) = json.loads((tmp_path / folder.split("/")[-1] / "scoreboard.json").read_text(encoding="utf-8"))
         assert result["agrees"] is agrees
         assert ("does NOT agree" in lines[-1]) is not agrees
+
+
+def test_evaluate_all_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsys):
+    """What is in the folder is not drawn again, unless the card has changed since."""
+    card = weights.read_card("ldm")
+    measures = {"cfid": 1.0, "ratio": 2.0, "class_accuracy": None}
+    rows = [row_of("ldm", card, {**vars(evaluate.Setting(steps=steps)), **measures}) for steps in (2, 3)]
+    drawn = []
+
+    def draw(pipe, setting):
+        drawn.append(setting.steps)
+        if setting.steps == 3 and len(drawn) == 2:
+            raise KeyboardInterrupt
+        return None, {**vars(setting), **measures}
+
+    monkeypatch.setattr(evaluate, "evaluate", draw)
+    monkeypatch.setattr(evaluate, "scoreboard", lambda number=None: rows)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--all", "--output-dir", str(tmp_path)])
+    assert stop.value.code == 130 and drawn == [2, 3]
+    (folder,) = tmp_path.iterdir()
+    capsys.readouterr()
+
+    main(["evaluate", "--all", "--resume", str(folder)])
+    assert drawn == [2, 3, 3]
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+
+    rows[0] = Row(**{**vars(rows[0]), "measures": {**rows[0].measures, "cfid": 5.0}})
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--all", "--resume", str(folder)])
+    assert stop.value.code == 1 and drawn == [2, 3, 3, 2]
+    results = json.loads((folder / "scoreboard.json").read_text(encoding="utf-8"))
+    assert sorted((result["setting"]["steps"], result["agrees"]) for result in results) == [(2, False), (3, True)]
+
+
+@pytest.mark.parametrize("content", [None, "", "[", "3", "[1]", "[{}]", '{"a": 1}'])
+def test_resume_wants_results(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "scoreboard.json").write_text(content, encoding="utf-8")
+    line = refused(capsys, "evaluate", "--all", "--resume", tmp_path)
+    assert "leave out --resume" in line
 
 
 def test_no_figure_fits(tmp_path, capsys):

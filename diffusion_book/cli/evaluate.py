@@ -179,6 +179,8 @@ class EvaluateAll:
     """auto, fp32 or bf16"""
     output_dir: Path = Path("evaluations")
     """folder for the folder of results"""
+    resume: Path | None = None
+    """folder of results to continue: what was measured there is kept, as long as the card still says the same"""
 
 
 def evaluate_all(arguments: Sequence[str]) -> int:
@@ -195,16 +197,37 @@ def evaluate_all(arguments: Sequence[str]) -> int:
     ]
     if not wanted:
         raise BookError("no figure on any card fits: raise --most_evaluations, or leave out --num_samples")
+    results = [] if options.resume is None else read_results(options.resume)
+    measured = [(result["model"], result["setting"]) for result in results]
+    wanted = [row for row in wanted if (row.model, row.setting) not in measured]
     with processes.together(options.device) as device:
-        return evaluate_rows(wanted, dataclasses.replace(options, device=device))
+        return evaluate_rows(wanted, dataclasses.replace(options, device=device), results)
 
 
-def evaluate_rows(wanted: list[Row], options: EvaluateAll) -> int:
-    """Draw and measure these rows of the scoreboard again: 1 where a cFID differs."""
+RESULTS = "scoreboard.json"
+
+
+def read_results(folder: Path) -> list[dict]:
+    """What an `evaluate --all` that was cut off has measured, but for what the cards say otherwise by now.
+
+    Raises:
+        BookError: there is no such file, or it holds something else.
+    """
+    path = folder / RESULTS
+    cards = [(row.model, row.setting, row.measures) for row in scoreboard()]
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results = [result for result in results if (result["model"], result["setting"], result["card"]) in cards]
+        return [result for result in results if result["agrees"] in (True, False)]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise BookError(f"there are no results of evaluate --all in {path}: leave out --resume") from None
+
+
+def evaluate_rows(wanted: list[Row], options: EvaluateAll, results: list[dict]) -> int:
+    """Draw and measure these rows of the scoreboard again, beside the results that are there: 1 where a cFID differs."""
     if processes.is_main():
         make_folder(options.output_dir)
-        folder = timestamped_folder(options.output_dir, "all")
-    results, agreed = [], True
+        folder = options.resume or timestamped_folder(options.output_dir, "all")
     for name, rows in itertools.groupby(wanted, key=lambda row: row.model):
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
@@ -214,14 +237,13 @@ def evaluate_rows(wanted: list[Row], options: EvaluateAll) -> int:
                 continue
             _, entry = found
             same = agrees(entry, row.measures)
-            agreed &= same
             results.append({**asdict(row_of(name, pipe.card, entry)), "card": row.measures, "agrees": same})
             # Written anew after every figure: whatever interrupts, nothing measured is lost.
-            write_text(folder / "scoreboard.json", json.dumps(results, indent=2) + "\n")
+            write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
             print(f"{name:26}{scoreboard_line(entry)}{'' if same else '  does NOT agree with the card'}", flush=True)
     if processes.is_main():
         print(folder)
-    return 0 if agreed else 1
+    return 0 if all(result["agrees"] for result in results) else 1
 
 
 def scoreboard_line(entry: dict) -> str:

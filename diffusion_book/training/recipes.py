@@ -25,7 +25,7 @@ class DiffusionConfig:
     timesteps: int = 1000
     """steps of the training grid"""
     time_sampling: str = "uniform"
-    """how training times are drawn: uniform, logit_normal or last"""
+    """how training times are drawn: uniform, logit_normal, u_shaped or last"""
     min_snr_gamma: float = 0.0
     """weight the loss by min(SNR, this); 0 = no weights"""
     sampling_steps: int = 50
@@ -292,7 +292,7 @@ RECIPES: dict[str, Recipe] = {
         "rf-reflow",
         TrainingConfig(batch_size=64),
         _PIXEL_NETWORK,
-        dataclasses.replace(_FLOW, time_sampling="uniform", sampling_steps=4),
+        dataclasses.replace(_FLOW, time_sampling="u_shaped", sampling_steps=4),
         reflow=ReflowConfig(),
     ),
     "rf-one-step": Recipe(
