@@ -44,7 +44,7 @@ def u_shaped(batch_size: int, generator: torch.Generator, steepness: float = 4.0
     On straight pairs the middle is easy, for picture and noise are both half in sight. What is left to learn lies at the
     ends, and a model of few steps is asked there most. The quantiles are those of `uniform`.
 
-    Source: Lee et al. 2024, section 4.1.
+    Source: Lee et al. 2024, section 4, who propose a U for reflow; that both ends count alike is our choice.
     """
     centred = 2 * uniform(batch_size, generator) - 1  # (B,), in (-1, 1]
     # The inverse of the distribution function sinh(steepness (2t - 1)) / (2 sinh(steepness)) + 1/2.
