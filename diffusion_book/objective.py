@@ -56,7 +56,12 @@ def last(batch_size: int, generator: torch.Generator) -> Tensor:
     return torch.ones(batch_size, device=generator.device, dtype=torch.float64)
 
 
-TIME_SAMPLINGS: dict[str, TimeSampling] = {"uniform": uniform, "logit_normal": logit_normal, "u_shaped": u_shaped, "last": last}
+TIME_SAMPLINGS: dict[str, TimeSampling] = {
+    "uniform": uniform,
+    "logit_normal": logit_normal,
+    "u_shaped": u_shaped,
+    "last": last,
+}
 
 
 def on_grid(t: Tensor, timesteps: int) -> Tensor:

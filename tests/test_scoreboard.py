@@ -107,7 +107,8 @@ def test_evaluate_all_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(evaluate, "scoreboard", lambda number=None: rows)
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--all", "--output-dir", str(tmp_path)])
-    assert stop.value.code == 130 and drawn == [2, 3]
+    assert stop.value.code == 130
+    assert drawn == [2, 3]
     (folder,) = tmp_path.iterdir()
     capsys.readouterr()
 
@@ -118,7 +119,8 @@ def test_evaluate_all_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsys
     rows[0] = Row(**{**vars(rows[0]), "measures": {**rows[0].measures, "cfid": 5.0}})
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--all", "--resume", str(folder)])
-    assert stop.value.code == 1 and drawn == [2, 3, 3, 2]
+    assert stop.value.code == 1
+    assert drawn == [2, 3, 3, 2]
     results = json.loads((folder / "scoreboard.json").read_text(encoding="utf-8"))
     assert sorted((result["setting"]["steps"], result["agrees"]) for result in results) == [(2, False), (3, True)]
 
