@@ -38,13 +38,13 @@ def logit_normal(batch_size: int, generator: torch.Generator, mean: float = 0.0,
     return torch.sigmoid(mean + std * torch.special.ndtri(quantiles))
 
 
-def u_shaped(batch_size: int, generator: torch.Generator, steepness: float = 4.0) -> Tensor:
+def u_shaped(batch_size: int, generator: torch.Generator, steepness: float = 2.0) -> Tensor:
     """Times with the density of cosh(steepness (2t - 1)): many near both ends, few between. Shape (B,), float64.
 
     On straight pairs the middle is easy, for picture and noise are both half in sight. What is left to learn lies at the
-    ends, and a model of few steps is asked there most. The quantiles are those of `uniform`.
+    ends, and a single step asks at t = 1 alone. The quantiles are those of `uniform`.
 
-    Source: Lee et al. 2024, section 4, who propose a U for reflow; that both ends count alike is our choice.
+    Source: Lee et al. 2024, section 4, which proposes a U-shaped density for reflow.
     """
     centred = 2 * uniform(batch_size, generator) - 1  # (B,), in (-1, 1]
     # The inverse of the distribution function sinh(steepness (2t - 1)) / (2 sinh(steepness)) + 1/2.

@@ -629,13 +629,13 @@ flows.plot_solvers(points, floor=1.0, ylabel="cFID / floor (lower is better)")
 # is the one we know.
 #
 # One thing has turned round: the times. Lines that hardly cross leave little to decide in the middle, where picture and
-# noise are both half in sight. What remains to be learned lies at the ends, and a model of one or two steps is asked
-# there most of all. So reflow draws its times from a U, $p(t) \propto \cosh\big(4\,(2t - 1)\big)$ (Lee et al. 2024):
+# noise are both half in sight. What remains to be learned lies at the ends, and a single step asks at one end alone. So
+# reflow draws its times from a U, $p(t) \propto \cosh\big(2\,(2t - 1)\big)$ (Lee et al. 2024):
 
 # %%
-ends = 4 / math.sinh(4) * torch.cosh(4 * (2 * middle - 1))
+ends = 2 / math.sinh(2) * torch.cosh(2 * (2 * middle - 1))
 curves = {"logit-normal, for the flow": density(middle), "a U, for reflow": ends}
-plots.plot_curves(middle, curves, "time t", "density of training times", ylim=(0, 4.1))
+plots.plot_curves(middle, curves, "time t", "density of training times", ylim=(0, 2.2))
 
 # %% [markdown]
 # The rest is as before:
