@@ -539,13 +539,13 @@ def page(result: dict) -> str:
         f"The shipped network beside those of {libraries}, in one run on {machine['threads']} "
         f"threads of one machine ({machine['cpu']}, torch {machine['torch']}). diffusers (a) is its `UNet2DModel` as its "
         "users run it at 32 x 32 pixels, with noise prediction; (b) is fed our folded input, at our widths and depth, with "
-        "our target and schedule. Other libraries run on MNIST's own 28 x 28 pixels with the settings of their own "
+        "our target and schedule. Other libraries run on MNIST's own 28 x 28 pixels, mostly with the settings of their own "
         "examples, at the width that comes closest to our number of parameters. All took turns, so that other work on the "
         "machine slowed all of them alike; read the ratios rather than the rates. Each peer ran in the memory layout and "
         "precision that suits it best.",
         "",
-        f"Training is one step of {options['batch_size']} images with AdamW and the running average; sampling is "
-        f"{options['sample_steps']} steps of each library's fast sampler (of ours and most, DDIM) for {options['sample_batch']} images. Medians of {options['rounds']} rounds.",
+        f"Training is one step of {options['batch_size']} images with AdamW (denoising-diffusion-pytorch: Adam) and the running average; sampling is "
+        f"{options['sample_steps']} steps of each library's fast sampler (of ours and most, DDIM) for {options['sample_batch']} images. Medians of {options['rounds']} rounds; a ratio is taken in each round, and its median is shown.",
         "",
         "| network | settings | parameters | MFLOP forward | training, images/s | ours is faster by | sampling, images/s "
         "| ours is faster by | share of a matrix product's FLOP/s |",
@@ -567,8 +567,8 @@ def page(result: dict) -> str:
             "",
             f"## After {options['train_minutes']:g} minutes of training each",
             "",
-            f"On MNIST, in batches of {first['train_batch_size']} and turns of a few seconds; then {options['num_samples']:,} digits in {options['sample_steps']} DDIM "
-            "steps, measured by the distance of the book's classifier (cFID, lower is better). The same number of real "
+            f"On MNIST, in batches of {first['train_batch_size']} and turns of a few seconds; then {options['num_samples']:,} digits in {options['sample_steps']} steps "
+            "of the same samplers, measured by the distance of the book's classifier (cFID, lower is better). The same number of real "
             f"training digits has {result['floor']:.3f}: the floor. Peer (a) learned with the settings of diffusers' "
             "training example (learning rate 1e-4, cosine), peer (b) and denoising-diffusion-pytorch with ours, smalldiffusion "
             "with those of its example.",
@@ -584,7 +584,8 @@ def page(result: dict) -> str:
         lines += ["", "## Sampling at equal quality", "", *equal_quality(rows), ""]
         lines += [
             "Each peer at the number of steps that suits it best, beside the fastest of our settings whose cFID is no "
-            f"worse: DPM-Solver++ in {', '.join(map(str, FEWER))} steps, or DDIM in {options['sample_steps']}.",
+            f"worse: DPM-Solver++ in {', '.join(map(str, FEWER))} steps, or DDIM in {options['sample_steps']}. Here the "
+            "contenders drew one after another.",
         ]
     return "\n".join([*lines, "", f"Repeat it with `{result['command']}`.", ""])
 

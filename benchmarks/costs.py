@@ -206,8 +206,8 @@ def page(result: dict) -> str:
         "# What it costs",
         "",
         f"Measured on {threads} of one machine ({here['machine']}, torch {here['torch'].split('+')[0]}, {here['precision']}). "
-        "Everything took turns with everything else, and each figure is a median over rounds; read how they relate "
-        "rather than what they are, for another machine has others. `diffusion-book bench` measures yours.",
+        "In the first table everything took turns with everything else, and each figure is a median over rounds; read how "
+        "they relate rather than what they are, for another machine has others. `diffusion-book bench` measures yours.",
         "",
         "![Milliseconds an image in training and in sampling, against batch, image size, width and steps](costs.svg)",
         "",
@@ -236,7 +236,8 @@ def page(result: dict) -> str:
             "## The models of the book",
             "",
             f"In batches of {BATCH}; sampled as their recipes say, with guidance where they know classes, and decoded where "
-            "they draw latents. Of the autoencoders, decoding alone counts as sampling.",
+            "they draw latents. Of the autoencoders, decoding alone counts as sampling. The models were measured one after "
+            "another, so compare their shares rather than their rates.",
             "",
             "| model | training, images/s | share | sampling, images/s | steps | evaluations/s | share |",
             "|---|---:|---:|---:|---:|---:|---:|",

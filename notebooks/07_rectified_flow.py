@@ -247,7 +247,7 @@ flows.show_tracks({"The learned flow, 50 steps": tracks, "Its starts and ends": 
 #
 # ## 4. Why it ends in the data
 #
-# The flow goes nowhere where the training pairs went. Why do its points still end as the data are distributed? Because
+# The flow joins other points than the training pairs did. Why do its points still end as the data are distributed? Because
 # of bookkeeping. Let $p_t$ be the density of all $x_t$ in (1). Put a small box anywhere. How many points are in it a
 # moment later depends only on how many come in through its walls and how many leave: on the density there times the
 # *mean* velocity. That is the continuity equation,
@@ -259,7 +259,7 @@ flows.show_tracks({"The learned flow, 50 steps": tracks, "Its starts and ends": 
 # So no box notices the exchange, at any time. Starting with the same noise, the flow has at every $t$ the same density
 # as the straight paths, and at $t = 0$ that of the data.
 #
-# On a line we can check this to many digits. There points that never overtake keep their rank. Point $i$, which starts
+# On a line we can check this in numbers. There points that never overtake keep their rank. Point $i$, which starts
 # at the quantile $q_i$ of the noise, must stay at the quantile $q_i$ of $x_t$, and the distribution of $x_t$ is known:
 # two Gaussians around $\pm(1 - t)$ with standard deviation $t$.
 
@@ -294,8 +294,8 @@ def straightness(states):
     return off, off / chord.flatten(1).square().sum(dim=1).mean().item()
 
 
-for name, states in (("the pairs by chance, each on its line", pairs), ("the learned flow", tracks)):
-    print(f"{name:>37}: S = {straightness(states)[0]:.2f}")
+for name, states in (("its starts and ends, joined by straight lines", pairs), ("the learned flow", tracks)):
+    print(f"{name:>45}: S = {straightness(states)[0]:.2f}")
 
 # %% [markdown]
 # Now the idea that gave the paper its name. The flow has made new pairs of noise and data, and the lines between those
@@ -340,8 +340,8 @@ flows.show_clouds({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f
 # One step of the first flow lands every point at the mean of the data, where there are none. After reflow it lands them
 # in the heaps. A few points between show where it is hardest: close neighbours that go to different sides.
 #
-# Note what reflow does not do. It learns from its parent and never sees the data, so it can get straighter but not
-# better.
+# Note what reflow does not do. It learns from its parent and never sees the data. In few steps it beats its parent, but
+# it can never be better than its parent is in many.
 #
 # ## 6. Euler's step is DDIM
 #
@@ -478,7 +478,7 @@ for name, pictures in drawn.items():
 grids.show_rows(drawn)
 
 # %% [markdown]
-# With the same number of evaluations it comes closer to the long walk, though not by much.
+# Compare, at the same number of evaluations, how far each is from the long walk.
 #
 # ## 9. Which times to train on
 #
@@ -581,8 +581,8 @@ grids.show_rows({steps_of(n): pictures for n, pictures in by_steps.items()})
 # %% [markdown]
 # One step gives $\hat x_0$ at $t = 1$. The best answer there is the mean of all digits, whatever the noise: the
 # crossing in the middle of section 2. (The network's answer is not quite that. Logit-normal times seldom visit the end,
-# so nobody taught it to ignore the noise there altogether.) Two steps give ragged strokes, four give shapes. With ten
-# the digits stand, and fifty only polish them.
+# so nobody taught it to ignore the noise there altogether.) Go down the rows, or pull the slider below: from how many
+# steps on can you read every digit, and from where does nothing change any more?
 
 # %%
 COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50)
@@ -607,7 +607,7 @@ flows.show_bends(bends)
 
 # %% [markdown]
 # The flow is much closer to its chords. It is not straight, as its pairs were made by chance. (To be fair to `ddpm`: it
-# was never meant to be straight in these coordinates. Chapter 2 found those in which it is.)
+# was never meant to be straight in these coordinates. Chapter 2 found some in which it nearly is.)
 #
 # What it means for samples, the cards tell. Every point is measured with the same number of samples, and stands at
 # the evaluations it took.
@@ -680,8 +680,9 @@ flows.show_bends(bends)
 # ## 13. One step
 #
 # If only one step will ever be taken, only one time matters: $t = 1$. Train reflow's loss at that time alone, on the
-# pairs of the straightened flow, and all of the network's strength goes into the one jump. This is distillation, and
-# the order counts: it works after reflow, since noise and digit then belong together in a simple way.
+# pairs of the straightened flow, and all of the network's strength goes into the one jump. This is distillation. Liu et
+# al. do it after reflow, when noise and digit belong together in a simpler way, and so does `rf-one-step`. The pairs of
+# a first flow belong to each other too, and section 15 distils one of latents without reflow.
 
 # %%
 one_step = diffusion_book.load("rf-one-step")
@@ -718,15 +719,15 @@ counts = (1, 2, 4, 10, 50)
 grids.show_rows({steps_of(n): latent_flow.sample(12, sampler="euler", steps=n, noise=noise) for n in counts})
 
 # %% [markdown]
-# The decoder paints firm strokes even from the mean of all latents, so the single step gives one clear figure, though
-# no digit, and the next rows show digits sooner. And yet these paths bend more. In pixels most of the way from noise to
-# picture is the removal of noise from a thousand numbers, and that goes straight. Of thirty-two numbers, each has a
-# share in the decision what to draw, and this is where paths bend.
+# The decoder paints firm strokes even from the mean of all latents, so that a single step can give a clear figure which
+# is no digit. Compare the bend with that of `rf` in section 11. In pixels most of the way from noise to picture is the
+# removal of noise from a thousand numbers, and that goes straight. Of thirty-two numbers, each has a share in the
+# decision what to draw, and this is where paths bend.
 #
 # ## 15. Asked for a class
 #
 # With labels and guidance, as in chapter 5. The velocity is guided just as the noise was: $u_\varnothing + w\,(u_c -
-# u_\varnothing)$, at two evaluations a step unless $w = 1$. The model's own setting is $w = 1.5$.
+# u_\varnothing)$, at two evaluations a step unless $w$ is 0 or 1. The model's own setting is $w = 1.5$.
 
 # %%
 of_class = diffusion_book.load("latent-rf-class")
@@ -752,7 +753,8 @@ grids.show_grid(samples, columns=10)
 for row in sorted(card["metrics"], key=lambda row: (row["sampler"], -row["steps"])):
     work = samplers.evaluations(row["sampler"], row["steps"])
     print(
-        f"RF, {row['sampler']:<8} | {work:4} evaluations | cFID {row['cfid']:.3f} | {row['ratio']:.1f} times the floor"
+        f"RF, {row['sampler']:<8} | {work:4} evaluations | cFID {row['cfid']:.3f} | "
+        f"{row['ratio']:.1f} times the floor of {row['num_samples']:,} samples"
     )
 
 # %% [markdown]
@@ -828,7 +830,7 @@ check(flow_step)
 # </details>
 #
 # **2. A flow without training.** By (4) a flow needs $\hat x_0$ only, and `ddpm` gives one, for states on its own path.
-# Chapter 4's equation (4) says how states on two paths translate: divide by $c = \sqrt{(1-t)^2 + t^2}$, and find the
+# The idea of chapter 4's equation (4) translates states between paths too: divide by $c = \sqrt{(1-t)^2 + t^2}$, and find the
 # time at which the cosine has the same ratio $\sigma / \alpha$. Write that, to four digits. With it make a denoiser for
 # the straight path from `ddpm`, sample it with Euler, and compare its straightness with that of `rf`.
 
@@ -869,7 +871,7 @@ check(on_the_cosine)
 # grids.show_grid(ddpm.to_images(states[-1]), columns=12)
 # ```
 #
-# It draws digits, and is about as straight as `rf`. Both networks estimate the same $\mathbb E[x_0 \mid x_t]$, so both
+# It draws digits, and how straight it is should be close to `rf`. Both networks estimate the same $\mathbb E[x_0 \mid x_t]$, so both
 # describe the same flow. What makes `rf` straighter than `ddpm` in section 11 is the path, not the training. Only
 # reflow changes the pairs.
 #
@@ -941,7 +943,7 @@ check(remembering)
 #   so the second flow is nearly straight, and few steps suffice.
 # - Euler on the straight path is DDIM (9). Midpoint and Heun are two methods of order 2, at two evaluations a step
 #   (10); DPM-Solver++ gets order 2 for one.
-# - A model for one step learns at $t = 1$ alone, from the pairs of a straight flow.
+# - A model for one step learns at $t = 1$ alone, from the pairs of a trained flow.
 #
 # ## References
 #

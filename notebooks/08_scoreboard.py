@@ -37,7 +37,8 @@
 # ## Set-up, and what we are after
 #
 # The board holds one row for each model and each way of sampling it. To look at, we take of every model its best row
-# with at most 20 evaluations and no fresh noise. The models that know classes draw the digits in order.
+# with at most 20 evaluations, no fresh noise and no guidance. Best means the lowest $R$, which section 1 explains. The
+# models that know classes draw the digits in order.
 
 # %%
 import itertools
@@ -66,7 +67,8 @@ board = [row for row in every_row if row.setting["num_samples"] == NUMBER]
 
 
 def quality(row):
-    return row.measures["cfid"]
+    """R: cFID over the floor of as many real digits, chosen in the same way. Lower is better, 1 is perfect."""
+    return row.measures["ratio"]
 
 
 def is_plain(row):
@@ -152,9 +154,11 @@ print(f"500 training pictures from 500 test pictures: cFID {frechet_distance(som
 # $$\text{KID} = \underset{a \ne a'}{\operatorname{mean}}\ k(a, a') + \underset{b \ne b'}{\operatorname{mean}}\ k(b, b')
 # - 2 \operatorname{mean} k(a, b), \qquad k(x, y) = \left(x^\top y / D + 1\right)^3. \tag{2}$$
 #
-# **By neighbours.** Draw around each point a ball that reaches to its third neighbour. *Precision* is the share of
-# generated points that lie in some ball of a real one, *recall* the share of real points in some ball of a generated
-# one:
+# where $D = 64$ is the number of features.
+#
+# **By neighbours.** Draw around each point a ball that reaches to its third neighbour; $\rho$ is its radius.
+# *Precision* is the share of generated points that lie in some ball of a real one, *recall* the share of real points
+# in some ball of a generated one. With a bracket that is 1 where its condition holds, and else 0:
 #
 # $$\text{precision} = \operatorname{mean}_g\, \big[\, \exists\, r : |g - r| \le \rho_r \,\big], \qquad
 # \text{recall} = \operatorname{mean}_r\, \big[\, \exists\, g : |r - g| \le \rho_g \,\big]. \tag{3}$$
@@ -206,7 +210,7 @@ for size in sizes:
 # %% [markdown]
 # By (2) KID is free of this bias, for it leaves out a point's likeness to itself; it only scatters. A cFID of few
 # samples cannot be set beside one of many. Neither can $R$. The panels show one setting of each model that was
-# measured with both numbers. The bars hardly move. The line does.
+# measured with both numbers. The line falls. A bar falls with it the more, the closer it stands to the line.
 
 
 # %%
@@ -220,7 +224,7 @@ twice = {row.model: row for row in board if is_plain(row) and of_more(row, 10_00
 twice = sorted(twice.values(), key=quality)
 for row in twice:
     more = of_more(row, 10_000).measures
-    print(f"{row.model:>24}: R = {row.measures['ratio']:5.2f} with 2,000 samples, {more['ratio']:5.2f} with 10,000")
+    print(f"{row.model:>24}: R = {quality(row):5.2f} with 2,000 samples, {more['ratio']:5.2f} with 10,000")
 scores.plot_bars({"2,000 samples": twice, "10,000 samples": [of_more(row, 10_000) for row in twice]})
 
 # %% [markdown]
@@ -335,7 +339,7 @@ for row in sorted(plain, key=lambda row: (row.evaluations, quality(row))):
     if quality(row) < lead:
         lead = quality(row)
         how = scores.setting_name(row)
-        print(f"from {row.evaluations:4} evaluations on, {row.model} leads with cFID {lead:.3f} ({how})")
+        print(f"from {row.evaluations:4} evaluations on, {row.model} leads with R = {lead:.2f} ({how})")
 behind = {name for name in picked if quality(best(plain)[name]) > 2 * lead}
 print(f"never within twice the best: {', '.join(sorted(behind)) or 'none'}")
 
@@ -349,7 +353,7 @@ print(f"never within twice the best: {', '.join(sorted(behind)) or 'none'}")
 
 # %%
 for name, row in sorted(picked.items(), key=lambda item: speed[item[0]]):
-    print(f"{name:>24}: {speed[name]:6.1f} ms a picture, {row.evaluations:2} evaluations, cFID {quality(row):.3f}")
+    print(f"{name:>24}: {speed[name]:6.1f} ms a picture, {row.evaluations:2} evaluations, R = {quality(row):.2f}")
 
 # %% [markdown]
 # ## 5. How sure is a figure?
@@ -387,16 +391,16 @@ print(f"of as many real digits, {way_of(quick)}: {found[way_of(quick), 500].std(
 # theirs. Two things follow.
 #
 # *The floor itself is an estimate.* It is the mean of ten handfuls, and known about three times better than a single
-# one. Had others been taken, every $R$ on the board would be a little different, all by the same factor. So compare the
-# $R$ of two models, and do not read its decimals as a distance from perfection.
+# one. Had others been taken, every $R$ on the board would be a little different, all of one kind (with classes, or
+# without) by the same factor. So compare the $R$ of two models, and do not read its decimals as a distance from perfection.
 #
-# *Neighbours may be ties.* Grant every model the scatter of real digits that are chosen as its own are, and let two
-# figures count as different if they are two standard deviations of their difference apart:
+# *Neighbours may be ties.* Grant every model the scatter of real digits that are chosen as its own are, in units of its
+# floor, and let two $R$ count as different if they are two standard deviations of their difference apart:
 
 
 # %%
 def scatter(row):
-    return found[way_of(row), NUMBER].std().item()
+    return found[way_of(row), NUMBER].std().item() / row.measures["floor"]
 
 
 for ahead, after in itertools.pairwise(sorted(best(plain).values(), key=quality)):
@@ -407,16 +411,17 @@ for ahead, after in itertools.pairwise(sorted(best(plain).values(), key=quality)
     )
 
 # %% [markdown]
-# So, of a difference in the second decimal, make nothing. The remedy is more samples: with 10,000 the scatter is
-# several times smaller (section 2). And all this is only the luck of *sampling*. Train a model again from another
+# So make nothing of a difference below what is needed. The remedy is more samples: with 10,000 the scatter of cFID is
+# smaller (section 2). And all this is only the luck of *sampling*. Train a model again from another
 # seed, and you have another model. How far that moves a figure, nobody here has paid for measuring, nor in most
 # papers.
 #
 # ## 6. The same noise
 #
 # In chapter 2 the noise decided on the digit. Does it decide for all models alike? There is a reason why it should.
-# Without fresh noise a sampler follows $dx = \hat x_0\, d\alpha + \hat\epsilon\, d\sigma$. Divide
-# $x_t = \alpha \hat x_0 + \sigma \hat\epsilon$ by $\alpha$, and differentiate:
+# Without fresh noise a sampler follows $dx = \hat x_0\, d\alpha + \hat\epsilon\, d\sigma$. By the rule of quotients,
+# $d(x_t / \alpha) = dx_t / \alpha - x_t\, d\alpha / \alpha^2$. Put in this $dx_t$ and
+# $x_t = \alpha \hat x_0 + \sigma \hat\epsilon$, and the terms with $\hat x_0$ cancel:
 #
 # $$d\left(\frac{x_t}{\alpha_t}\right) = \hat\epsilon\; d\left(\frac{\sigma_t}{\alpha_t}\right). \tag{4}$$
 #
@@ -541,7 +546,7 @@ distribution.ways_across(
 
 # %% [markdown]
 # All ten begin at one place, with the one grey average of chapter 1. They part as soon as something is decided, and the
-# second half of the time changes little on the map, for it goes into the edges of strokes. Where one rests between the
+# later steps change less and less on the map, for they go into the edges of strokes. Where one rests between the
 # islands, or jumps from one to another that late, look at the picture: it is hardly a digit. It lies far from all of
 # them, and the map puts it beside whatever happens to be nearest.
 #
@@ -608,14 +613,14 @@ else:
 figure
 
 # %% [markdown]
-# Close they are, most of all the ones, of which any two look alike. That is the other reason for counting: whoever
+# Close they may be, above all the ones, of which any two look alike. That is the other reason for counting: whoever
 # wants to find a copy finds one. With 60,000 pictures and networks of about a million numbers there is little room for
 # memory. Models of billions, shown the same picture hundreds of times, do have it (Carlini et al. 2023).
 #
 # ## 9. What the decoder costs
 #
-# No latent model can beat its decoder. Real pictures, encoded and decoded, have a cFID of their own, measured with
-# 10,000:
+# A model that is perfect in its latents draws what the decoder makes of real digits, and no better. Real pictures,
+# encoded and decoded, have a cFID of their own, measured with 10,000:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -626,12 +631,14 @@ print(f"reconstructions: cFID {lost['cfid']:.3f}, precision {lost['precision']:.
 # %%
 for small in twice:
     name, row = small.model, of_more(small, 10_000)
-    above = quality(row) - row.measures["floor"]
+    cfid = row.measures["cfid"]
+    above = cfid - row.measures["floor"]
     decoder = f", {(lost['cfid'] - lost['floor']) / above:.0%} of it by the decoder" if pipes[name].autoencoder else ""
-    print(f"{name:>24}: cFID {quality(row):.3f}, {above:.3f} above real digits{decoder}")
+    print(f"{name:>24}: cFID {cfid:.3f}, {above:.3f} above real digits{decoder}")
 
 # %% [markdown]
-# The percentages are a rule of thumb, for Fréchet distances do not add up. But they say where to work: as long as the
+# The percentages are a rule of thumb, for Fréchet distances do not add up, and models with classes have a floor of
+# their own. But they say where to work: as long as the
 # decoder's share is small, train the diffusion longer; once it is large, go back to chapter 3.
 #
 # ## 10. Which model for what?
@@ -645,7 +652,7 @@ without = [row for row in known if not pipes[row.model].num_classes]
 with_classes = [row for row in known if row.measures["class_accuracy"] is not None]
 good = [row for row in known if quality(row) <= 2 * lowest]
 purposes = {
-    "the lowest cFID": min(known, key=quality),
+    "the lowest R": min(known, key=quality),
     "the same, without classes": min(without, key=quality),
     "the fewest evaluations": min(known, key=lambda row: (row.evaluations, quality(row))),
     "fewest, within twice the lowest": min(good, key=lambda row: (row.evaluations, quality(row))),
@@ -660,7 +667,7 @@ purposes = {
 }
 for purpose, row in purposes.items():
     if row is not None:
-        print(f"{purpose:>33}: {row.model}, {scores.setting_name(row)} (cFID {quality(row):.2f})")
+        print(f"{purpose:>33}: {row.model}, {scores.setting_name(row)} (R = {quality(row):.2f})")
 
 # %% [markdown]
 # For models with classes a few cards hold one more figure, the only one that asks what samples are *good for*: train
@@ -700,9 +707,9 @@ for row in picked.values():
 begun = time.perf_counter()
 again = frechet_distance(features(redraw(quick)), reference["test"])
 print(
-    f"{command(quick)}\n{time.perf_counter() - begun:.0f} seconds: cFID {again:.4f}, the card says {quality(quick):.4f}"
+    f"{command(quick)}\n{time.perf_counter() - begun:.0f} seconds: cFID {again:.4f}, the card says {quick.measures['cfid']:.4f}"
 )
-assert abs(again - quality(quick)) < 0.05 * quality(quick)
+assert abs(again / quick.measures["cfid"] - 1) < 0.05
 
 # %% [markdown]
 # The two may differ in the third digit. Machines add in another order, some of them compute with fewer digits, and a
@@ -710,7 +717,8 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #
 # ## Pitfalls of comparing
 #
-# - **Different numbers of samples.** The most common one, and it always favours whoever drew more (section 2).
+# - **Different numbers of samples.** The most common one. cFID favours whoever drew more, $R$ whoever drew fewer (section
+#   2).
 # - **Different features.** cFID, FID, FID from another implementation, with another resizing or after JPEG: not
 #   comparable, not even in their order (Parmar et al. 2022).
 # - **Steps for evaluations.** Heun's 10 steps are 19 calls, and guidance doubles them.
@@ -719,7 +727,8 @@ assert abs(again - quality(quick)) < 0.05 * quality(quick)
 #   with classes among themselves, or at least say which is which.
 # - **One measure.** Anything can be bought at the price of something else (section 2).
 # - **The measure as a target.** Train or guide by the features you measure with, and the figure no longer says
-#   anything. Here the classifier was fixed before the first model, and no training ever sees it.
+#   anything. Here the classifier was fixed before the first model, and no training ever sees it, though the
+#   size of the U-Net was chosen by it.
 # - **A busy machine.** Milliseconds move by a factor of three while somebody else computes. Quote ratios from one run,
 #   and interleave what you compare.
 # - **Unequal schooling.** The models were trained for different times. The board compares these *weights*, not the

@@ -104,13 +104,15 @@ def test_bars_are_as_long_as_cfid_and_share_one_scale():
 
 
 def test_frontier_takes_the_best_row_at_each_work_and_its_envelope_never_rises():
-    rows = [row(cfid=3.0), row(cfid=2.0), row(cfid=2.5, evaluations=50), row("ldm", 4.0, evaluations=5)]
+    easier = row("ldm-concat", 1.0, evaluations=5, floor=0.1, ratio=10.0)  # another floor, and R is compared
+    rows = [row(cfid=3.0), row(cfid=2.0), row(cfid=2.5, evaluations=50), row("ldm", 4.0, evaluations=5), easier]
     (axes,) = scores.plot_frontier(rows).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert lines["ddpm"] == [[10, 2.0], [50, 2.5]]
-    assert lines["ldm"] == [[5, 4.0]]
-    assert lines["the best so far"] == [[5, 4.0], [10, 2.0], [50, 2.0]]
-    assert {y for _, y in lines["real pictures"]} == {0.5}
+    assert lines["ddpm"] == [[10, 4.0], [50, 5.0]]
+    assert lines["ldm"] == [[5, 8.0]]
+    assert lines["ldm-concat"] == [[5, 10.0]]
+    assert lines["the best so far"] == [[5, 8.0], [10, 4.0], [50, 4.0]]
+    assert {y for _, y in lines["real pictures"]} == {1.0}
 
 
 def test_frontier_refuses_rows_of_different_numbers_of_samples():

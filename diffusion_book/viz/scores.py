@@ -191,7 +191,9 @@ def plot_bars(panels: dict[str, list[Row]]) -> Figure:
 
 
 def plot_frontier(rows: list[Row]) -> Figure:
-    """Quality against work: the best cFID of each model at each number of evaluations, and the envelope of all.
+    """Quality against work: the lowest R of each model at each number of evaluations, and the envelope of all.
+
+    R is cFID over its floor, so that models with classes and without, whose floors differ, stand on one scale.
 
     Args:
         rows: of one number of samples.
@@ -205,18 +207,20 @@ def plot_frontier(rows: list[Row]) -> Figure:
     points: dict[str, dict[int, float]] = {}
     for row in rows:
         known = points.setdefault(row.model, {})
-        known[row.evaluations] = min(row.measures["cfid"], known.get(row.evaluations, math.inf))
+        known[row.evaluations] = min(row.measures["ratio"], known.get(row.evaluations, math.inf))
     for name, look in looks(list(points)).items():
         axes.plot(*zip(*sorted(points[name].items()), strict=True), **look, label=name, markersize=6)
     work = sorted({evaluations for known in points.values() for evaluations in known})
     bound = [min(v for known in points.values() for e, v in known.items() if e <= limit) for limit in work]
     axes.step(work, bound, where="post", color=GREY, linewidth=6, alpha=0.3, zorder=0, label="the best so far")
-    axes.axhline(rows[0].measures["floor"], color=COLOURS["data"], linestyle=":", label="real pictures")
+    axes.axhline(1.0, color=COLOURS["data"], linestyle=":", label="real pictures")
     apart: list[int] = []  # numbers that would touch another are left out
     for number in work:
         if not apart or math.log(number / apart[-1]) > 0.25:
             apart.append(number)
-    axes.set(xscale="log", yscale="log", xlabel="function evaluations a picture", ylabel="cFID (lower is better)")
+    axes.set(
+        xscale="log", yscale="log", xlabel="function evaluations a picture", ylabel="R = cFID / floor (lower is better)"
+    )
     axes.set_xticks(apart, [f"{number:,}" for number in apart])
     low, high = axes.get_ylim()
     ticks = [m * 10**e for e in range(-3, 5) for m in (1, 2, 5) if low <= m * 10**e <= high]
