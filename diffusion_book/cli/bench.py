@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     about = (
         "Measure how fast models train and sample here, and which share of the device's rate of plain matrix products "
-        "that is. Everything takes turns; the figures are medians."
+        "that is. Training, sampling and the product take turns; the figures are medians."
     )
     options = parse(Bench, arguments, "bench", about, Bench())
     check(options)
