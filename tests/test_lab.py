@@ -90,9 +90,15 @@ RUN = """async path => {
   const panel = await jupyterapp.commands.execute('docmanager:open', {path});
   await panel.context.ready;
   await panel.sessionContext.ready;
-  jupyterapp.shell.activateById(panel.id);
-  await jupyterapp.commands.execute('notebook:run-all-cells');
-  return [...panel.content.model.cells].filter(cell => cell.type === 'code').map(cell => ({
+  const cells = [...panel.content.model.cells].filter(cell => cell.type === 'code');
+  cells.forEach(cell => cell.clearExecution());  // what was stored is no proof that anything ran
+  // The command runs the notebook in front, and the start page may still push itself there.
+  for (let tries = 0; tries < 100 && cells.every(cell => cell.executionCount === null); tries++) {
+    jupyterapp.shell.activateById(panel.id);
+    await new Promise(resolve => setTimeout(resolve, 100));
+    if (jupyterapp.shell.currentWidget === panel) await jupyterapp.commands.execute('notebook:run-all-cells');
+  }
+  return cells.map(cell => ({
     source: cell.sharedModel.getSource(), count: cell.executionCount, outputs: cell.outputs.toJSON()}));
 }"""
 
