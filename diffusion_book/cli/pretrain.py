@@ -68,7 +68,7 @@ CLASS_FLOW = (
     ClassSetting("euler", 10, num_samples=10_000, guidance_scale=1.0),
 )
 REFLOW = (
-    *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20)),
+    *(Setting("euler", steps, num_samples=2000) for steps in (1, 2, 4, 5, 10, 20, 100)),
     Setting("euler", 10, num_samples=10_000),
 )
 SETTINGS: dict[str, tuple[Setting, ...]] = {
