@@ -674,8 +674,8 @@ for name, (_, states) in bends.items():
 flows.show_bends(bends)
 
 # %% [markdown]
-# The same noise leads to the same digit as before, or nearly, for such pairs are what it was trained on. What has
-# changed is how early the digit can be seen.
+# Most noises lead to the same digit as before, for such pairs are what it was trained on. What has changed is how early
+# the digit can be seen.
 #
 # ## 13. One step
 #
