@@ -27,7 +27,7 @@ from diffusion_book.schedules import SCHEDULES, Schedule, add_noise, expand, rec
 from diffusion_book.targets import TARGETS, Prediction, Target, prediction, target_value
 
 TIMES = (0.2, 0.4, 0.6, 0.8)  # where a network is questioned
-BETTER = 0.97  # a supposition is believed where the error of x0 falls below this share of that without it
+BETTER = 0.96  # a supposition is believed where the error of x0 falls below this share of that without it
 NEAR, NEARER = 0.6, 0.5  # a first guess is that of other data if it is so near to their mean, and so much nearer
 STALE = 1.05  # loss of the average over that of the last weights, from which the average is stale
 SLACK = 1.25  # further room for the latents' limits: the pictures may be of another hand than the training's
