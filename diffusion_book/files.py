@@ -9,10 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING
 
 from diffusion_book.errors import BookError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WRITING = ".writing-"  # how the names of temporary files begin
 FORGOTTEN = 3600.0  # seconds after which a temporary file that nobody has touched is that of a writer who was killed
@@ -46,7 +48,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own words
+    except OSError as error:
         raise BookError(f"cannot write {path} ({_reason(error)}): free some space or choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -56,6 +58,17 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file whole (see `write_whole`)."""
     return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """Write a safetensors file whole (see `write_whole`).
+
+    As bytes: `safetensors.torch.save_file` would write through a temporary file of its own beside ours, under a name
+    that nobody who cleans up after a killed process knows.
+    """
+    from safetensors.torch import save  # it imports torch, which takes seconds
+
+    return write_whole(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
 
 
 def make_folder(path: str | Path) -> Path:

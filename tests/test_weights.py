@@ -1,6 +1,7 @@
 """Shipped weights: whole, hashed, and refused when a single bit is off."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,11 +89,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = weights.write_weights("model", tensors(), {}, tmp_path)
     before = path.read_bytes()
 
-    def fail(half, temporary):
-        temporary.write_bytes(b"half of i")
+    def fail(temporary, content):
+        temporary.write_text("half of i")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(BookError, match="No space left on device"):
         weights.write_weights("model", tensors(), {}, tmp_path)
     assert path.read_bytes() == before

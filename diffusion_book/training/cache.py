@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion_book.errors import BookError
-from diffusion_book.files import remove_leftovers, write_whole
+from diffusion_book.files import remove_leftovers, write_tensors
 from diffusion_book.weights import hash_of_tensors
 
 
@@ -35,7 +34,7 @@ def cached(
         tensors = compute()
         metadata = {**made_from, "tensors": hash_of_tensors(tensors)}
         try:
-            write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+            write_tensors(path, tensors, metadata)
         except BookError as error:
             print(f"notice: the {what} are not kept for the next time ({error})", file=sys.stderr)
     return tensors

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_book.errors import BookError
-from diffusion_book.files import write_text, write_whole
+from diffusion_book.files import write_tensors, write_text
 
 FOLDER = Path(__file__).parent
 
@@ -67,7 +67,7 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
 def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path = FOLDER) -> Path:
     """Store tensors, floats as float16, and the card with their hash. Both files are written whole."""
     half = {key: _half(value) for key, value in tensors.items()}
-    path = write_whole(folder / f"{name}.safetensors", lambda temporary: save_file(half, temporary))
+    path = write_tensors(folder / f"{name}.safetensors", half)
     write_card(name, {**card, "sha256": hash_of(path)}, folder)
     return path
 
