@@ -830,8 +830,8 @@ check(flow_step)
 # </details>
 #
 # **2. A flow without training.** By (4) a flow needs $\hat x_0$ only, and `ddpm` gives one, for states on its own path.
-# The idea of chapter 4's equation (4) translates states between paths too: divide by $c = \sqrt{(1-t)^2 + t^2}$, and find the
-# time at which the cosine has the same ratio $\sigma / \alpha$. Write that, to four digits. With it make a denoiser for
+# The idea of chapter 4's equation (4) translates states between paths too: divide by $c = \sqrt{(1-t)^2 + t^2}$, and
+# find the time at which the cosine has the same ratio $\sigma / \alpha$. Write that, to four digits. With it make a denoiser for
 # the straight path from `ddpm`, sample it with Euler, and compare its straightness with that of `rf`.
 
 
@@ -871,8 +871,8 @@ check(on_the_cosine)
 # grids.show_grid(ddpm.to_images(states[-1]), columns=12)
 # ```
 #
-# It draws digits, and how straight it is should be close to `rf`. Both networks estimate the same $\mathbb E[x_0 \mid x_t]$, so both
-# describe the same flow. What makes `rf` straighter than `ddpm` in section 11 is the path, not the training. Only
+# It draws digits. Both networks estimate the same $\mathbb E[x_0 \mid x_t]$, so both describe the same flow, and perfect
+# ones would be equally straight. What makes `rf` straighter than `ddpm` in section 11 is the path, not the training. Only
 # reflow changes the pairs.
 #
 # </details>

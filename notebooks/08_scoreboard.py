@@ -638,8 +638,8 @@ for small in twice:
 
 # %% [markdown]
 # The percentages are a rule of thumb, for Fréchet distances do not add up, and models with classes have a floor of
-# their own. But they say where to work: as long as the
-# decoder's share is small, train the diffusion longer; once it is large, go back to chapter 3.
+# their own. But they say where to work: as long as the decoder's share is small, train the diffusion longer; once it
+# is large, go back to chapter 3.
 #
 # ## 10. Which model for what?
 #

@@ -29,6 +29,7 @@ from diffusion_book.training.experiment import timestamped_folder
 from diffusion_book.training.models import reconstruction_rows
 from diffusion_book.viz.grids import save_grid
 
+RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
 AGREE = 0.05  # two machines round differently: a cFID this close to the card's counts as the same
 
 ROWS = (
@@ -204,9 +205,6 @@ def evaluate_all(arguments: Sequence[str]) -> int:
         return evaluate_rows(wanted, dataclasses.replace(options, device=device), results)
 
 
-RESULTS = "scoreboard.json"
-
-
 def read_results(folder: Path) -> list[dict]:
     """What an `evaluate --all` that was cut off has measured, but for what the cards say otherwise by now.
 
@@ -217,8 +215,11 @@ def read_results(folder: Path) -> list[dict]:
     cards = [(row.model, row.setting, row.measures) for row in scoreboard()]
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        results = [result for result in results if (result["model"], result["setting"], result["card"]) in cards]
-        return [result for result in results if result["agrees"] in (True, False)]
+        return [
+            result
+            for result in results
+            if (result["model"], result["setting"], result["card"]) in cards and result["agrees"] in (True, False)
+        ]
     except (OSError, ValueError, TypeError, KeyError):
         raise BookError(f"there are no results of evaluate --all in {path}: leave out --resume") from None
 
@@ -226,8 +227,8 @@ def read_results(folder: Path) -> list[dict]:
 def evaluate_rows(wanted: list[Row], options: EvaluateAll, results: list[dict]) -> int:
     """Draw and measure these rows of the scoreboard again, beside the results that are there: 1 where a cFID differs."""
     if processes.is_main():
-        make_folder(options.output_dir)
-        folder = options.resume or timestamped_folder(options.output_dir, "all")
+        parent = make_folder(options.resume or options.output_dir)  # refused now rather than after the first figure
+        folder = options.resume or timestamped_folder(parent, "all")
     for name, rows in itertools.groupby(wanted, key=lambda row: row.model):
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
