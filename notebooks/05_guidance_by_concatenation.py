@@ -47,16 +47,17 @@ import torch
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, pipelines, samplers, weights
+from diffusion_book import data, samplers
 from diffusion_book.evaluation.distances import frechet_distance, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.guidance import drop_labels, guided
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.schedules import add_noise, cosine, expand
 from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import grids, latents, plots, strips, style
 from diffusion_book.viz import guidance as pictures_of

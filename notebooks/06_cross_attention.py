@@ -55,15 +55,16 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffusion_book
-from diffusion_book import data, pipelines, samplers, weights
+from diffusion_book import data, samplers
 from diffusion_book.denoiser import Denoiser
 from diffusion_book.evaluation.features import logits
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks import layers
 from diffusion_book.networks.conditioning import ConditionalUNet, cross_attention_maps
 from diffusion_book.targets import TARGETS, Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import attention, grids, plots, style, tables
 

@@ -49,15 +49,16 @@ import torch
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, samplers, schedules, weights
+from diffusion_book import data, samplers, schedules
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.evaluation.measures import floor, natural_labels, real_subset
 from diffusion_book.evaluation.projection import joint_map
 from diffusion_book.evaluation.scoreboard import best, milliseconds, scoreboard
+from diffusion_book.models import weights
+from diffusion_book.models.recipes import PARENTS
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.targets import Prediction
-from diffusion_book.training.recipes import PARENTS
 from diffusion_book.viz import distribution, grids, plots, scores, style
 
 style.use_style()

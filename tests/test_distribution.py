@@ -20,12 +20,12 @@ from diffusion_book import data
 from diffusion_book.cli import visualize_distribution
 from diffusion_book.cli.main import main
 from diffusion_book.cli.visualize_distribution import REAL, Distribution, distances, first_of_each, how, real_digits
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.features import reference_features
 from diffusion_book.evaluation.projection import JointMap, joint_map
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import distribution
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS
 

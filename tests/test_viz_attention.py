@@ -12,10 +12,10 @@ from matplotlib.colors import to_rgb
 from tiny import SMALL_UNET, random_autoencoder, random_latent_pipeline, wake
 
 from diffusion_book.data import IMAGE_SIZE, crop
-from diffusion_book.errors import BookError
+from diffusion_book.models.pipelines import build, build_network
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS, cross_attention_maps
-from diffusion_book.pipelines import build, build_network
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import attention
 from diffusion_book.viz.grids import grid
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.colors import to_hex
 from tiny import random_autoencoder, random_class_pipeline
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import guidance
 from diffusion_book.viz.style import COLOURS
 

@@ -7,40 +7,37 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from diffusion_book import data, processes
-from diffusion_book.autoencoder import Autoencoder, check_fits
-from diffusion_book.devices import out_of_memory_names
-from diffusion_book.errors import BookError, choose
-from diffusion_book.files import remove_leftovers, write_text
-from diffusion_book.pipelines import Pipeline
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_book import data
+from diffusion_book.models.autoencoder import Autoencoder, check_fits
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import Recipe
+from diffusion_book.system import processes
+from diffusion_book.system.devices import out_of_memory_names
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import remove_leftovers, timestamped_folder, write_text
+from diffusion_book.system.hashes import hash_of_tensors
+from diffusion_book.system.machine import environment, peak_memory
 from diffusion_book.training.couplings import CouplingDataset, draw_couplings
-from diffusion_book.training.experiment import (
-    Experiment,
-    environment,
-    find_checkpoint,
-    log_line,
-    named_folder,
-    peak_memory,
-    read_records,
-    summary_text,
-    timestamped_folder,
-)
+from diffusion_book.training.experiment import Experiment, log_line, named_folder, read_records, summary_text
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.models import MODELS, Model, Trained
 from diffusion_book.training.monitor import Monitor, monitoring
-from diffusion_book.training.recipes import Recipe
 from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer, seed_of
-from diffusion_book.weights import hash_of_tensors
 
 TrainingData = data.Dataset | LatentDataset | CouplingDataset
+
+
+def _nothing(*arguments) -> None:
+    pass
+
 
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
 
@@ -67,6 +64,24 @@ class RunOptions:
     """keep the figures of each epoch for TensorBoard too, in the experiment folder"""
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """What else happens in a training: pictures, for instance. Called on the main process alone.
+
+    Attributes:
+        recorded: (experiment), after each new record.
+        epoch: (model, test set, file), after every `sample_every` epochs; the file is named after the epoch.
+        finished: (model, test set, experiment folder), at the end.
+    """
+
+    recorded: Callable[[Experiment], object] = _nothing
+    epoch: Callable[[Trained, TrainingData, Path], object] = _nothing
+    finished: Callable[[Trained, TrainingData, Path], object] = _nothing
+
+
+NO_CALLBACKS = Callbacks()
+
+
 class Stopped(Exception):
     """A signal ended the training early, after its checkpoint was saved in `folder`."""
 
@@ -77,7 +92,11 @@ class Stopped(Exception):
 
 
 def run_training(
-    recipe: Recipe, options: RunOptions, autoencoder: Autoencoder | None = None, parent: Pipeline | None = None
+    recipe: Recipe,
+    options: RunOptions,
+    autoencoder: Autoencoder | None = None,
+    parent: Pipeline | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
@@ -87,6 +106,7 @@ def run_training(
         autoencoder: for a latent model, whose latents it learns; to continue, the checkpoint's own.
         parent: for a model that learns from another flow: that flow. Its weights are where the training starts, and
             its couplings what it learns.
+        callbacks: what else happens on the way; `viz.experiment.PICTURES` draws.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -130,7 +150,7 @@ def run_training(
         folder = named_folder(options.output_dir, options.name)
     else:
         folder = timestamped_folder(options.output_dir, recipe.model)
-    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent)
+    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent, callbacks)
     if checkpoint:
         run.load_state_dict(checkpoint)
     if options.tensorboard and processes.is_main():
@@ -255,6 +275,7 @@ class _Run:
         test: TrainingData,
         autoencoder: Autoencoder | None,
         parent: Pipeline | None,
+        callbacks: Callbacks,
     ) -> None:
         self.recipe = recipe
         self.model = model
@@ -262,6 +283,7 @@ class _Run:
         self.experiment = experiment
         self.test = test
         self.autoencoder = autoencoder
+        self.callbacks = callbacks
         self.parent = identity(parent) if parent is not None else None
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
@@ -309,6 +331,7 @@ class _Run:
                     **environment(trainer.device, trainer.dtype),
                 }
             )
+            self.callbacks.recorded(self.experiment)
         saved = time.monotonic()
         bar = tqdm(
             initial=trainer.step, desc=self.recipe.model, unit="step", disable=processes.no_bar(), dynamic_ncols=True
@@ -343,7 +366,7 @@ class _Run:
         bar.update()
 
     def end_epoch(self, report: Report, bar: tqdm) -> None:
-        """Measure, record and draw what an epoch made, and save."""
+        """Measure and record what an epoch made, and save."""
         trainer = self.trainer
         self.model.settle(trainer.ema.network, trainer.dataset)
         for mine, theirs in zip(trainer.network.buffers(), trainer.ema.network.buffers(), strict=True):
@@ -354,6 +377,7 @@ class _Run:
         if record is None:
             return
         self.experiment.add(record)
+        self.callbacks.recorded(self.experiment)
         if self.board:
             for name, value in record.items():
                 if isinstance(value, float):
@@ -362,7 +386,7 @@ class _Run:
         keep = report.epoch % self.recipe.training.sample_every == 0
         if keep or trainer.progress >= 1:
             path = self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png"
-            self.model.draw_epoch(self.trained, self.test, path)
+            self.callbacks.epoch(self.trained, self.test, path)
         # Saved last: whatever interrupts an epoch's end, a resumed training does all of it again.
         self.save("last.pt", *([f"epoch_{report.epoch:04d}.pt"] if keep else []))
         bar.write(log_line(record))
@@ -394,11 +418,11 @@ class _Run:
         return self.model.ready(self.recipe, trainer.ema.network, trainer.device, trainer.dtype, self.autoencoder)
 
     def finish(self) -> None:
-        """Write what a finished training leaves: the final checkpoint, the summary, pictures."""
+        """Write what a finished training leaves: the final checkpoint and the summary."""
         if not processes.is_main():
             return
         folder = self.experiment.folder
         self.save("last.pt", "final.pt")
         if self.experiment.epochs:  # none where a finished checkpoint from elsewhere was "continued"
             write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
-        self.model.draw_final(self.trained, self.test, folder)
+        self.callbacks.finished(self.trained, self.test, folder)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion_book.data import IMAGE_SIZE, crop
-from diffusion_book.errors import BookError, choose
 from diffusion_book.networks.conditioning import cross_attention_maps
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.viz.animation import animate
 from diffusion_book.viz.grids import TITLE, grid
 from diffusion_book.viz.html import Html

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_book.data import CROP_SIZE, quantise
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.html import Html, data_uri
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, new_figure
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError
 from diffusion_book.samplers import SAMPLERS, evaluations
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import grid
 from diffusion_book.viz.html import Html, data_uri
 from diffusion_book.viz.live import LatestOnly, when_live
@@ -23,7 +23,7 @@ from diffusion_book.viz.live import LatestOnly, when_live
 if TYPE_CHECKING:
     from ipywidgets import VBox
 
-    from diffusion_book.pipelines import Pipeline
+    from diffusion_book.models.pipelines import Pipeline
 
 STEPS = 15  # ten digits in about 0.2 seconds
 STRONGEST, APART = 10.0, 0.5  # guidance scales: 0 to STRONGEST, so far apart

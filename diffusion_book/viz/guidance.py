@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from diffusion_book.errors import BookError
-from diffusion_book.pipelines import BATCH_SIZE
+from diffusion_book.models.pipelines import BATCH_SIZE
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.plots import CYCLE
 from diffusion_book.viz.style import COLOURS, new_figure
 from diffusion_book.viz.tables import show_table

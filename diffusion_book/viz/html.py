@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import to_bytes
 
 

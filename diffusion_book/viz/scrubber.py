@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError, positive, whole
+from diffusion_book.system.errors import BookError, positive, whole
 from diffusion_book.viz.html import Html, data_uri, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and a page should stay small
