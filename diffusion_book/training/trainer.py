@@ -22,6 +22,7 @@ from diffusion_book.system.devices import autocast, out_of_memory_names, place, 
 from diffusion_book.system.errors import BookError
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.losses import Loss
+from diffusion_book.training.optimizers import build_optimizer
 from diffusion_book.training.sharing import PartOfBatch, distribute
 
 
@@ -110,9 +111,7 @@ class Trainer:
         self.max_seconds = math.inf if max_minutes is None else 60.0 * max_minutes
         with out_of_memory_names("--base_channels"):
             self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = build_optimizer(self.network, config)
         distributed = distribute(self.network)
         self.compiled = torch.compile(distributed) if compile else distributed
         self.step = 0
