@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
@@ -97,6 +98,7 @@ def run_training(
     autoencoder: Autoencoder | None = None,
     parent: Pipeline | None = None,
     callbacks: Callbacks = NO_CALLBACKS,
+    start: dict[str, Tensor] | None = None,
 ) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
@@ -107,6 +109,7 @@ def run_training(
         parent: for a model that learns from another flow: that flow. Its weights are where the training starts, and
             its couplings what it learns.
         callbacks: what else happens on the way; `viz.experiment.PICTURES` draws.
+        start: weights that the network starts with, in place of random ones or the parent's.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -130,7 +133,9 @@ def run_training(
     torch.manual_seed(recipe.training.seed)
     with out_of_memory_names("--base_channels"):
         network = model.build(recipe)
-    if parent is not None:
+    if start is not None:
+        network.load_state_dict(start)
+    elif parent is not None:
         network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(
         network,
