@@ -21,7 +21,7 @@ from diffusion_book.models.recipes import (
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.hashes import hash_of_tensors
-from diffusion_book.training import couplings, run
+from diffusion_book.training import couplings, datasets
 from diffusion_book.training.couplings import CouplingDataset, draw_couplings
 from diffusion_book.training.losses import loss_of_reflow
 from diffusion_book.training.run import RunOptions, run_training
@@ -252,7 +252,7 @@ def test_by_default_they_lie_in_the_user_s_cache(flow, tmp_path, monkeypatch):
 def training(tmp_path, monkeypatch):
     """Run a reflow on tiny settings in a cache of its own, and give its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "TEST_COUPLINGS", 8)
+    monkeypatch.setattr(datasets, "TEST_COUPLINGS", 8)
 
     def train(parent, recipe, resume=None):
         options = RunOptions(tmp_path / "experiments", resume, device="cpu", precision="fp32")
