@@ -11,7 +11,6 @@ from diffusion_book.cli.main import main
 from diffusion_book.evaluation import speed
 from diffusion_book.evaluation.speed import drawing_of, flops_of, made_up, matrix_rate, measure_speed, training_flops
 from diffusion_book.models import pipelines
-from diffusion_book.training.models import MODELS
 
 CPU = torch.device("cpu")
 QUICK = ["--batch_size", "2", "--seconds", "0.001", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -122,4 +121,3 @@ def test_noise_stands_in_for_every_kind_of_data():
     assert made_up(kinds["ddpm"], (1, 32, 32), 3).batch(torch.arange(3))[0].shape == (3, 1, 32, 32)
     assert made_up(kinds["ldm"], (2, 4, 4), 3).batch(torch.arange(3))[0].shape == (3, 4, 4, 4)
     assert made_up(kinds["rf-reflow"], (1, 32, 32), 3).batch(torch.arange(3))[0].shape == (3, 2, 32, 32)
-    assert set(kinds) <= set(MODELS)

@@ -403,7 +403,9 @@ def tiny_recipes(monkeypatch):
     training = TrainingConfig(dataset="digits", epochs=1, batch_size=256, warmup_steps=2, ema_decay=0.5)
     for model, network in SMALL_CLASS_UNETS.items():
         diffusion = DiffusionConfig(timesteps=TIMESTEPS)
-        monkeypatch.setitem(RECIPES, model, Recipe(model, training, network, diffusion, ConditionConfig()))
+        monkeypatch.setitem(
+            RECIPES, model, Recipe(model, training, network, diffusion, ConditionConfig(), is_latent=True)
+        )
         settings = (ClassSetting("ddim", 2, guidance_scale=0.0), ClassSetting("ddim", 2, guidance_scale=3.0))
         monkeypatch.setitem(pretrain.SETTINGS, model, settings)
     assert SMALL_UNET.image_size == 4  # fits the VAE below

@@ -83,7 +83,7 @@ def trained(autoencoder, config: DiffusionConfig, x0=None, twice: bool = False, 
         optimizer.zero_grad()
         loss(network, x0[torch.randint(len(x0), (64,), generator=generator)], generator).mean().backward()
         optimizer.step()
-    recipe = Recipe("ldm", TrainingConfig(dataset="digits"), network=SMALL_UNET, diffusion=config)
+    recipe = Recipe("ldm", TrainingConfig(dataset="digits"), network=SMALL_UNET, diffusion=config, is_latent=True)
     return build(recipe, network.state_dict(), autoencoder=autoencoder, device="cpu", precision="fp32")
 
 

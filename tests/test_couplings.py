@@ -43,7 +43,7 @@ def random_class_flow(seed: int = 0, num_classes: int = 10) -> Pipeline:
     """A flow of latents with classes that has learned nothing."""
     torch.manual_seed(seed)
     condition = ConditionConfig(num_classes=num_classes, guidance_scale=1.5)
-    recipe = Recipe("latent-rf-class", TrainingConfig(dataset="digits"), CLASSES, FLOW, condition)
+    recipe = Recipe("latent-rf-class", TrainingConfig(dataset="digits"), CLASSES, FLOW, condition, is_latent=True)
     tensors = wake(build_network(recipe)).state_dict()
     return build(recipe, tensors, autoencoder=random_autoencoder(), device="cpu", precision="fp32")
 
@@ -269,6 +269,7 @@ def reflow_recipe(model="rf-reflow", network=TINY, condition=None, **training) -
         FLOW,
         condition,
         REFLOW,
+        is_latent=model.startswith("latent"),
     )
 
 

@@ -20,7 +20,7 @@ from diffusion_book.models.checkpoints import save_checkpoint
 from diffusion_book.models.pipelines import build_network
 from diffusion_book.models.recipes import ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet
-from diffusion_book.training.models import MODELS, set_latent_scale
+from diffusion_book.training.models import KINDS, set_latent_scale
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 FAST = ["--num_samples", "10", "--sampling_steps", "2", "--ddpm_steps", "3", "--num_pictures", "128", *CPU]
@@ -51,7 +51,7 @@ def patterns(number=600):
 def trained(pipe, steps=200):
     """The same pipeline after a short training on the patterns."""
     batch = diagnosis.training_batch(pipe, patterns(), 600)
-    loss = MODELS[pipe.recipe.model].loss(pipe.recipe)
+    loss = KINDS[pipe.recipe.kind].loss(pipe.recipe)
     torch.manual_seed(0)
     network = build_network(pipe.recipe).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.0, fused=True)
@@ -238,7 +238,7 @@ def test_model_of_latents_without_classes(autoencoder, tmp_path, monkeypatch):
 def test_model_of_pictures(autoencoder):
     config = dataclasses.replace(SMALL_UNET, in_channels=1, image_size=32, patch_size=4)
     latent = random_latent_pipeline(autoencoder, timesteps=50)
-    recipe = dataclasses.replace(latent.recipe, model="ddpm", network=config)
+    recipe = dataclasses.replace(latent.recipe, model="ddpm", network=config, is_latent=False)
     pipe = trained(dataclasses.replace(latent, recipe=recipe, network=UNet(config), autoencoder=None), steps=40)
     text = looked_at(pipe)
     assert not faults_in(text), text
@@ -252,7 +252,7 @@ def test_gradient_is_the_training_loss_own(concat):
     batch = diagnosis.training_batch(concat, patterns(64), 64)
     norms = diagnosis.gradient_norms(concat, batch)
     network = copy.deepcopy(concat.network).requires_grad_(True).train()
-    loss = MODELS[concat.recipe.model].loss(concat.recipe)
+    loss = KINDS[concat.recipe.kind].loss(concat.recipe)
     loss(network, batch.images, batch.labels, torch.Generator().manual_seed(0)).mean().backward()
     found = torch.cat([each.grad.flatten() for each in network.unet.conv_in.parameters()])
     assert norms["unet.conv_in"] == pytest.approx(found.square().mean().sqrt().item(), rel=1e-4)

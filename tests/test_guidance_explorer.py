@@ -38,6 +38,7 @@ def random_pipeline(timesteps: int = 50) -> Pipeline:
         network=dataclasses.replace(SMALL_UNET, concat_channels=2),
         diffusion=DiffusionConfig(timesteps=timesteps),
         condition=ConditionConfig(),
+        is_latent=True,
     )
     torch.manual_seed(0)
     weights = wake(build_network(recipe)).state_dict()

@@ -437,7 +437,7 @@ def test_data_that_are_not_finite_are_named(value):
     moments = torch.zeros(8, 4, 4, 4)
     moments[5, 0] = value
     config = TrainingConfig(batch_size=8, epochs=1)
-    network = wake(build_network(Recipe("ldm", config, SMALL_UNET, DiffusionConfig())))
+    network = wake(build_network(Recipe("ldm", config, SMALL_UNET, DiffusionConfig(), is_latent=True)))
     dataset = LatentDataset("digits", moments, torch.zeros(8, dtype=torch.int64))
     trainer = Trainer(
         network, loss_of_latent_diffusion(DiffusionConfig()), dataset, config, device="cpu", precision="fp32"

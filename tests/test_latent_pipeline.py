@@ -73,7 +73,14 @@ def pixel_and_latent_pipeline(bound: float) -> tuple[Pipeline, Pipeline]:
     diffusion = DiffusionConfig(target="image", timesteps=20)
     return (
         Pipeline(Recipe("ddpm", TrainingConfig(), PIXELS, diffusion), network, CPU, torch.float32, {}),
-        Pipeline(Recipe("ldm", TrainingConfig(), PIXELS, diffusion), network, CPU, torch.float32, {}, identity),
+        Pipeline(
+            Recipe("ldm", TrainingConfig(), PIXELS, diffusion, is_latent=True),
+            network,
+            CPU,
+            torch.float32,
+            {},
+            identity,
+        ),
     )
 
 

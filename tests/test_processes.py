@@ -27,9 +27,9 @@ from diffusion_book.models.checkpoints import load_checkpoint
 from diffusion_book.models.recipes import RECIPES, TrainingConfig
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
+from diffusion_book.training import models as training_models
 from diffusion_book.training import run
 from diffusion_book.training.latents import LatentDataset
-from diffusion_book.training.models import MODELS
 from diffusion_book.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -108,8 +108,10 @@ def curve(model: str, steps: int = 5) -> tuple[list[list[float]], dict]:
         moments = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(1))
         data = LatentDataset("digits", moments, data.labels)
     torch.manual_seed(0)
-    network = MODELS[model].build(recipe)
-    trainer = Trainer(network, MODELS[model].loss(recipe), data, config, device="cpu", precision="fp32")
+    network = training_models.KINDS[recipe.kind].build(recipe)
+    trainer = Trainer(
+        network, training_models.KINDS[recipe.kind].loss(recipe), data, config, device="cpu", precision="fp32"
+    )
     reports = [[report.loss, report.gradient_norm] for _, report in zip(range(steps), trainer.steps())]
     return [*reports, [trainer.evaluate(data), float(trainer.step)]], trainer.ema.network.state_dict()
 

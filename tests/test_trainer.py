@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from diffusion_book.data import Dataset
+from diffusion_book.models.configs import NAMES
 from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig, recipe_from_dict, recipe_of
 from diffusion_book.networks.classifier import build_classifier
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.objective import TIME_SAMPLINGS
+from diffusion_book.schedules import SCHEDULES
 from diffusion_book.system.errors import BookError
+from diffusion_book.targets import TARGETS
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.losses import loss_of_classifier, loss_of_diffusion, random_affine
 from diffusion_book.training.trainer import NonFiniteLoss, Trainer, learning_rate, seed_of
@@ -366,6 +370,26 @@ def test_recipes_survive_json(name):
     recipe = recipe_of(name)
     assert recipe.model == name
     assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_that_did_not_say_it_yet_are_of_latents_or_not(name):
+    recipe = recipe_of(name)
+    values = recipe.to_dict()
+    assert values.pop("is_latent") is recipe.is_latent
+    assert recipe_from_dict(values).is_latent is recipe.is_latent
+
+
+def test_latents_are_no_matter_of_the_name():
+    for is_latent in (True, False):
+        values = {**recipe_of("ldm").to_dict(), "model": "mine", "is_latent": is_latent}
+        assert recipe_from_dict(values).is_latent is is_latent
+    with pytest.raises(BookError, match="is_latent is 'no'"):
+        recipe_from_dict({**recipe_of("ldm").to_dict(), "is_latent": "no"})
+
+
+def test_names_known_without_the_mathematics_are_its_own():
+    assert [set(names) for names in NAMES.values()] == [set(SCHEDULES), set(TARGETS), set(TIME_SAMPLINGS)]
 
 
 def test_what_is_no_recipe_is_refused():

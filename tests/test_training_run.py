@@ -190,7 +190,7 @@ def test_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, monkey
     assert "not finite at step 2 with learning rate 1e+30" in line
     assert "no checkpoint was saved yet" in line
 
-    loss_of = run.MODELS["ddpm"].loss
+    loss_of = run.KINDS["diffusion"].loss
 
     def turning(recipe):
         loss, calls = loss_of(recipe), []
@@ -201,7 +201,7 @@ def test_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, monkey
 
         return turned
 
-    monkeypatch.setitem(run.MODELS, "ddpm", dataclasses.replace(run.MODELS["ddpm"], loss=turning))
+    monkeypatch.setitem(run.KINDS, "diffusion", dataclasses.replace(run.KINDS["diffusion"], loss=turning))
     line = fails(capsys, "--output-dir", str(tmp_path / "late"), "--epochs", "3")
     (folder,) = (tmp_path / "late").iterdir()
     last = folder / "checkpoints" / "last.pt"
@@ -230,8 +230,8 @@ def test_good_checkpoint_is_not_overwritten_by_broken_weights(tmp_path, monkeypa
 
 
 def test_batch_that_does_not_fit_names_the_option(tmp_path, monkeypatch, capsys):
-    greedy = dataclasses.replace(run.MODELS["ddpm"], loss=lambda recipe: lambda *_: torch.empty(2**60))
-    monkeypatch.setitem(run.MODELS, "ddpm", greedy)
+    greedy = dataclasses.replace(run.KINDS["diffusion"], loss=lambda recipe: lambda *_: torch.empty(2**60))
+    monkeypatch.setitem(run.KINDS, "diffusion", greedy)
     assert "out of memory: lower --batch_size" in fails(capsys, "--output-dir", str(tmp_path))
 
 

@@ -40,6 +40,7 @@ def pipeline(autoencoder, num_tokens=4):
         network=network,
         diffusion=DiffusionConfig(),
         condition=ConditionConfig(num_tokens=num_tokens),
+        is_latent=True,
     )
     torch.manual_seed(0)
     weights = wake(build_network(recipe)).state_dict()

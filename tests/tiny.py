@@ -68,7 +68,11 @@ def random_latent_pipeline(autoencoder: Autoencoder, seed: int = 0, timesteps: i
     """A diffusion model of its latents that has learned nothing."""
     torch.manual_seed(seed)
     recipe = Recipe(
-        "ldm", TrainingConfig(dataset="digits"), network=SMALL_UNET, diffusion=DiffusionConfig(timesteps=timesteps)
+        "ldm",
+        TrainingConfig(dataset="digits"),
+        network=SMALL_UNET,
+        diffusion=DiffusionConfig(timesteps=timesteps),
+        is_latent=True,
     )
     network = wake(UNet(SMALL_UNET))
     return build(recipe, network.state_dict(), autoencoder=autoencoder, device="cpu", precision="fp32")
@@ -90,6 +94,7 @@ def random_class_pipeline(
         network=SMALL_CLASS_UNETS[model],
         diffusion=DiffusionConfig(timesteps=timesteps),
         condition=ConditionConfig(**condition),
+        is_latent=True,
     )
     network = wake(build_network(recipe))
     return build(recipe, network.state_dict(), autoencoder=autoencoder, device="cpu", precision="fp32")

@@ -17,7 +17,7 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet, cross_attention_maps
 from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.system.errors import BookError
-from diffusion_book.training.models import MODELS
+from diffusion_book.training.models import KINDS
 
 CONFIDENT = 0.9  # probability from which the second classifier counts as sure
 
@@ -104,7 +104,7 @@ def losses(pipe: Pipeline, batch: Batch, seed: int = 0) -> Losses:
     The best answer without a label is the average over what the labels could be. No label must therefore cost less
     than a wrong one, and a wrong one more than the true one, wherever the network has learned to listen.
     """
-    loss = MODELS[pipe.recipe.model].loss(pipe.recipe)
+    loss = KINDS[pipe.recipe.kind].loss(pipe.recipe)
     network = copy.deepcopy(pipe.network).float().eval()
 
     def mean(network: nn.Module, labels: Tensor) -> float:
@@ -133,7 +133,7 @@ def gradient_norms(pipe: Pipeline, batch: Batch, seed: int = 0) -> dict[str, flo
     """
     network = copy.deepcopy(pipe.network).float().requires_grad_(True).train()
     generator = torch.Generator(pipe.device).manual_seed(seed)
-    MODELS[pipe.recipe.model].loss(pipe.recipe)(network, batch.images, batch.labels, generator).mean().backward()
+    KINDS[pipe.recipe.kind].loss(pipe.recipe)(network, batch.images, batch.labels, generator).mean().backward()
     norms = {}
     for name, module in network.named_modules():
         found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in module.parameters(recurse=False)]
@@ -230,7 +230,7 @@ def attention_entropy(pipe: Pipeline, batch: Batch, seed: int = 0) -> dict[str, 
         token alone. Empty where nothing attends to tokens, or there is but one.
     """
     network = copy.deepcopy(pipe.network).float().eval()
-    loss = MODELS[pipe.recipe.model].loss(pipe.recipe)
+    loss = KINDS[pipe.recipe.kind].loss(pipe.recipe)
     with cross_attention_maps(network) as maps:
         loss(network, batch.images, batch.labels, torch.Generator(pipe.device).manual_seed(seed))
     found = {}

@@ -21,7 +21,7 @@ from diffusion_book.samplers import evaluations
 from diffusion_book.system.devices import out_of_memory_names
 from diffusion_book.training.couplings import CouplingDataset
 from diffusion_book.training.latents import LatentDataset
-from diffusion_book.training.models import MODELS
+from diffusion_book.training.models import KINDS
 from diffusion_book.training.trainer import Trainer
 
 MATRIX = {"cpu": 1024, "cuda": 8192}
@@ -112,7 +112,7 @@ def trainer_of(model: Pipeline | Autoencoder, batch_size: int, compile: bool = F
     with out_of_memory_names("--batch_size"):
         return Trainer(
             copy.deepcopy(model.network).requires_grad_(True),
-            MODELS[recipe.model].loss(recipe),
+            KINDS[recipe.kind].loss(recipe),
             made_up(recipe, shape, batch_size),
             config,
             device=model.device,

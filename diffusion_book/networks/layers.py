@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_book.system.errors import BookError
-
 
 def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Write each time as cosines and sines of many frequencies, so that a network can read it.
@@ -38,26 +36,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
     while channels % groups:
         groups -= 1
     return nn.GroupNorm(groups, channels)
-
-
-MOST = {"layers_per_block": 100, "channel_multipliers": 1000}
-MOST_CHANNELS = 10_000
-
-
-def check_sizes(config) -> None:
-    """Refuse a network that no memory would hold, or that would take hours to build.
-
-    Args:
-        config: a dataclass of whole numbers and of tuples of them; other values do not matter.
-
-    Raises:
-        BookError: a number is too large.
-    """
-    for name, value in vars(config).items():
-        largest = max(value, default=0) if isinstance(value, tuple) else value
-        most = MOST.get(name, MOST_CHANNELS)
-        if largest > most:
-            raise BookError(f"{name} is {value!s:.60}: it must be at most {most:,}")
 
 
 def zero_init(module: nn.Module) -> nn.Module:

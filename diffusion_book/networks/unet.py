@@ -2,74 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_book.networks.configs import UNetConfig
 from diffusion_book.networks.layers import (
     Attention,
     ResidualBlock,
     Upsample,
-    check_sizes,
     downsample,
     group_norm,
     sinusoidal_embedding,
     zero_init,
 )
 from diffusion_book.system.errors import BookError
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """What a U-Net is made of."""
-
-    base_channels: int = 32
-    """channels at the first level"""
-    channel_multipliers: tuple[int, ...] = (1, 2, 4)
-    """channels of each level, in multiples of base_channels; each level halves height and width"""
-    layers_per_block: int = 2
-    """residual blocks a level on the way down (one more on the way up)"""
-    attention_levels: tuple[int, ...] = (2,)
-    """levels with self-attention, 0 = the finest"""
-    patch_size: int = 2
-    """fold patches of this many pixels squared into channels before anything else; 1 = do not fold"""
-    dropout: float = 0.0
-    """probability, in [0, 1)"""
-    in_channels: int = 1
-    """channels of the picture or latent"""
-    image_size: int = 32
-    """height and width of the picture or latent, pixels"""
-    concat_channels: int = 0
-    """further input channels that a condition fills"""
-    context_dim: int = 0
-    """features of a context token that cross-attention reads; 0 = no cross-attention"""
-
-    def __post_init__(self) -> None:
-        divisor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
-        positive = ("base_channels", "layers_per_block", "patch_size", "in_channels", "image_size")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("concat_channels", "context_dim"):
-            if getattr(self, name) < 0:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
-        check_sizes(self)
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise BookError("channel_multipliers must name at least one level, each 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise BookError(f"dropout is {self.dropout}: it must be in [0, 1)")
-        if self.image_size % divisor:
-            raise BookError(
-                f"{self.image_size} pixels cannot be folded by {self.patch_size} and halved "
-                f"{len(self.channel_multipliers) - 1} times: give fewer channel_multipliers or a smaller patch_size"
-            )
-        for level in self.attention_levels:
-            if not 0 <= level < len(self.channel_multipliers):
-                raise BookError(
-                    f"attention level {level} does not exist: levels are 0 to {len(self.channel_multipliers) - 1}"
-                )
 
 
 class Block(nn.Module):

@@ -2,60 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_book.networks.configs import VAEConfig
 from diffusion_book.networks.gaussian import DiagonalGaussian
-from diffusion_book.networks.layers import Attention, ResidualBlock, Upsample, check_sizes, downsample, group_norm
-from diffusion_book.system.errors import BookError
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """What an autoencoder is made of."""
-
-    base_channels: int = 24
-    """channels at the first level"""
-    latent_channels: int = 2
-    """channels of the latent"""
-    channel_multipliers: tuple[int, ...] = (1, 2, 4)
-    """channels of each level, in multiples of base_channels; each level halves height and width"""
-    layers_per_block: int = 1
-    """residual blocks a level"""
-    patch_size: int = 2
-    """fold patches of this many pixels squared into channels before anything else; 1 = do not fold"""
-    image_channels: int = 1
-    """channels of the picture"""
-    image_size: int = 32
-    """height and width of the picture, pixels"""
-
-    def __post_init__(self) -> None:
-        for name in ("base_channels", "latent_channels", "layers_per_block", "patch_size", "image_channels"):
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        check_sizes(self)
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise BookError("channel_multipliers must name at least one level, each 1 or more")
-        divisor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
-        if self.image_size < divisor or self.image_size % divisor:
-            raise BookError(
-                f"{self.image_size} pixels cannot be folded by {self.patch_size} and halved "
-                f"{len(self.channel_multipliers) - 1} times: give fewer channel_multipliers or a smaller patch_size"
-            )
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latent: (2, 4, 4) by default."""
-        size = self.image_size // self.patch_size // 2 ** (len(self.channel_multipliers) - 1)
-        return self.latent_channels, size, size
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each level, the finest first."""
-        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+from diffusion_book.networks.layers import Attention, ResidualBlock, Upsample, downsample, group_norm
 
 
 def middle(channels: int, size: int) -> nn.Sequential:

@@ -37,7 +37,7 @@ def _nothing(*arguments) -> dict:
 
 
 @dataclass(frozen=True)
-class Model:
+class Kind:
     """A kind of model.
 
     Attributes:
@@ -107,42 +107,30 @@ def accuracy(network: nn.Module, dataset: Dataset) -> float:
     return right / len(dataset)
 
 
-_DIFFUSION = Model(
+_DIFFUSION = Kind(
     build=build_network,
     loss=lambda recipe: loss_of_diffusion(recipe.diffusion, recipe.condition),
     ready=ready_pipeline,
 )
-_LATENT_DIFFUSION = dataclasses.replace(
-    _DIFFUSION, loss=lambda recipe: loss_of_latent_diffusion(recipe.diffusion, recipe.condition)
-)
-_REFLOW = dataclasses.replace(_DIFFUSION, loss=lambda recipe: loss_of_reflow(recipe.diffusion, recipe.condition))
-_VAE = Model(
-    build=lambda recipe: VAE(recipe.vae),
-    loss=lambda recipe: loss_of_vae(recipe.elbo),
-    ready=ready_autoencoder,
-    settle=set_latent_scale,
-    measure=measure_reconstructions,
-)
-_CLASSIFIER = Model(
-    build=lambda recipe: build_classifier(recipe.model),
-    loss=lambda recipe: loss_of_classifier,
-    ready=ready_network,
-    measure=lambda network, test: {"test_accuracy": accuracy(network, test)},
-)
 
-MODELS: dict[str, Model] = {
-    "ddpm": _DIFFUSION,
-    "vae": _VAE,
-    "vae-2d": _VAE,
-    "ldm": _LATENT_DIFFUSION,
-    "ldm-concat": _LATENT_DIFFUSION,
-    "ldm-cross-attention": _LATENT_DIFFUSION,
-    "rf": _DIFFUSION,
-    "rf-reflow": _REFLOW,
-    "rf-one-step": _REFLOW,
-    "latent-rf": _LATENT_DIFFUSION,
-    "latent-rf-class": _LATENT_DIFFUSION,
-    "latent-rf-class-one-step": _REFLOW,
-    "classifier": _CLASSIFIER,
-    "classifier-check": _CLASSIFIER,
+KINDS: dict[str, Kind] = {
+    "diffusion": _DIFFUSION,
+    "latent diffusion": dataclasses.replace(
+        _DIFFUSION, loss=lambda recipe: loss_of_latent_diffusion(recipe.diffusion, recipe.condition)
+    ),
+    "reflow": dataclasses.replace(_DIFFUSION, loss=lambda recipe: loss_of_reflow(recipe.diffusion, recipe.condition)),
+    "autoencoder": Kind(
+        build=lambda recipe: VAE(recipe.vae),
+        loss=lambda recipe: loss_of_vae(recipe.elbo),
+        ready=ready_autoencoder,
+        settle=set_latent_scale,
+        measure=measure_reconstructions,
+    ),
+    "classifier": Kind(
+        build=lambda recipe: build_classifier(recipe.model),
+        loss=lambda recipe: loss_of_classifier,
+        ready=ready_network,
+        measure=lambda network, test: {"test_accuracy": accuracy(network, test)},
+    ),
 }
+"""`Recipe.kind` -> what its training needs"""

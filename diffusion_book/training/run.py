@@ -20,12 +20,12 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
 from diffusion_book.system import processes
 from diffusion_book.system.devices import out_of_memory_names
-from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import remove_leftovers, timestamped_folder, write_text
 from diffusion_book.system.machine import environment, peak_memory
 from diffusion_book.training.datasets import TrainingData, identity, training_data
 from diffusion_book.training.experiment import Experiment, log_line, named_folder, read_records, summary_text
-from diffusion_book.training.models import MODELS, Model, Trained
+from diffusion_book.training.models import KINDS, Kind, Trained
 from diffusion_book.training.monitor import Monitor, monitoring
 from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer
 
@@ -112,7 +112,7 @@ def run_training(
         BookError: the recipe or an option cannot be followed, or the loss is not finite any more.
         Stopped: by SIGINT or SIGTERM.
     """
-    model = choose("model", recipe.model, MODELS)
+    kind = KINDS[recipe.kind]
     if options.tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -126,14 +126,14 @@ def run_training(
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
     with out_of_memory_names("--base_channels"):
-        network = model.build(recipe)
+        network = kind.build(recipe)
     if start is not None:
         network.load_state_dict(start)
     elif parent is not None:
         network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(
         network,
-        model.loss(recipe),
+        kind.loss(recipe),
         dataset,
         recipe.training,
         device=options.device,
@@ -149,7 +149,7 @@ def run_training(
         folder = named_folder(options.output_dir, options.name)
     else:
         folder = timestamped_folder(options.output_dir, recipe.model)
-    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent, callbacks)
+    run = _Run(recipe, kind, trainer, Experiment(folder), test, autoencoder, parent, callbacks)
     if checkpoint:
         run.load_state_dict(checkpoint)
     if options.tensorboard and processes.is_main():
@@ -195,7 +195,7 @@ class _Run:
     def __init__(
         self,
         recipe: Recipe,
-        model: Model,
+        kind: Kind,
         trainer: Trainer,
         experiment: Experiment,
         test: TrainingData,
@@ -204,7 +204,7 @@ class _Run:
         callbacks: Callbacks,
     ) -> None:
         self.recipe = recipe
-        self.model = model
+        self.kind = kind
         self.trainer = trainer
         self.experiment = experiment
         self.test = test
@@ -294,7 +294,7 @@ class _Run:
     def end_epoch(self, report: Report, bar: tqdm) -> None:
         """Measure and record what an epoch made, and save."""
         trainer = self.trainer
-        self.model.settle(trainer.ema.network, trainer.dataset)
+        self.kind.settle(trainer.ema.network, trainer.dataset)
         for mine, theirs in zip(trainer.network.buffers(), trainer.ema.network.buffers(), strict=True):
             mine.copy_(theirs)
         eval_loss = trainer.evaluate(self.test)
@@ -327,7 +327,7 @@ class _Run:
             "step": report.step,
             "train_loss": self.loss_sum / self.loss_count,
             "eval_loss": eval_loss,
-            **self.model.measure(self.trained, self.test),
+            **self.kind.measure(self.trained, self.test),
             "lr": report.lr,
             "gradient_norm": report.gradient_norm,
             "images_per_second": self.loss_count * self.recipe.training.batch_size / seconds,
@@ -341,7 +341,7 @@ class _Run:
     def trained(self) -> Trained:
         """The model with the averaged weights as they are now, ready for use."""
         trainer = self.trainer
-        return self.model.ready(self.recipe, trainer.ema.network, trainer.device, trainer.dtype, self.autoencoder)
+        return self.kind.ready(self.recipe, trainer.ema.network, trainer.device, trainer.dtype, self.autoencoder)
 
     def finish(self) -> None:
         """Write what a finished training leaves: the final checkpoint and the summary."""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
+from diffusion_book.models.recipes import MODELS, RECIPES, Model
 from diffusion_book.viz.grids import grid
 from diffusion_book.viz.style import COLOURS, new_figure
 
@@ -37,20 +38,23 @@ class Place:
 
 HEADINGS = ("diffusion in pixels", "in latents", "straight paths", "straight paths in latents")
 
-PLACES: dict[str, Place] = {
-    "ddpm": Place(0, 0, (), "remove noise, step by step", 1),
-    "ddim": Place(0, 1, ("ddpm",), "same weights, fewer steps", 2),
-    "vae": Place(1, 0, (), "32 numbers, and back", 3),
-    "ldm": Place(1, 1, ("vae", "ddim"), "diffuse those numbers", 4),
-    "ldm-concat": Place(1, 2, ("ldm",), "ask for a class", 5),
-    "ldm-cross-attention": Place(1, 3, ("ldm-concat",), "let the network read it", 6),
-    "rf": Place(2, 0, (), "follow a straight path", 7),
-    "rf-reflow": Place(2, 1, ("rf",), "learn from its own paths", 7),
-    "rf-one-step": Place(2, 2, ("rf-reflow",), "one jump", 7),
-    "latent-rf": Place(3, 0, ("rf",), "the same in 32 numbers", 7),
-    "latent-rf-class": Place(3, 1, ("latent-rf",), "ask for a class", 7),
-    "latent-rf-class-one-step": Place(3, 2, ("latent-rf-class",), "one jump, to order", 7),
-}
+_DDIM = Model(RECIPES["ddpm"], 2, COLOURS["ddim"], "same weights, fewer steps", ("ddpm",))  # a sampler
+
+
+def _places() -> dict[str, Place]:
+    """Models with an idea, in columns by path and space; within each in the order of the book."""
+    places: dict[str, Place] = {}
+    models = {"ddpm": MODELS["ddpm"], "ddim": _DDIM, **MODELS}
+    for name, model in models.items():
+        if model.idea:
+            recipe = model.recipe
+            column = 2 * recipe.is_flow + (recipe.is_latent or recipe.vae is not None)
+            row = sum(place.column == column for place in places.values())
+            places[name] = Place(column, row, model.builds_on, model.idea, model.chapter)
+    return places
+
+
+PLACES = _places()
 """every model and sampler that has a place on the map"""
 
 

@@ -8,24 +8,14 @@ import textwrap
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from diffusion_book.models.recipes import MODELS
 from diffusion_book.system.errors import BookError
 
-# One colour a model, the same on every page. The first eight are from Okabe & Ito's palette or lie close to it, so
-# they stay apart for colour-blind readers. The flows that learned from flows are close to their parents. The data is
-# nearly black.
+# One colour a model, the same on every page. Most are from Okabe & Ito's palette or lie close to it, so they stay apart
+# for colour-blind readers. The flows that learned from flows are close to their parents. The data is nearly black.
 COLOURS: dict[str, str] = {
-    "ddpm": "#0072B2",
+    **{name: model.colour for name, model in MODELS.items() if model.colour},
     "ddim": "#D55E00",
-    "vae": "#CC79A7",
-    "ldm": "#009E73",
-    "ldm-concat": "#E69F00",
-    "ldm-cross-attention": "#56B4E9",
-    "rf": "#5D3A9B",
-    "latent-rf": "#8C564B",
-    "rf-reflow": "#44AA99",
-    "rf-one-step": "#882255",
-    "latent-rf-class": "#999933",
-    "latent-rf-class-one-step": "#B8860B",
     "data": "#333333",
 }
 
