@@ -296,7 +296,7 @@ def make_reference(folder: Path) -> Path:
     card = {
         "model": REFERENCE,
         "about": "features that the classifier sees in MNIST, train (60000, 64) and test (10000, 64); "
-        "confident: share of the test pictures that classifier-check is at least 90 % sure about; the rest is doubtful",
+        "confident: share of the test pictures that classifier-check is at least 90 % sure about",
         "data_set": "mnist",
         "classifiers": {name: weights.read_card(name, folder)["sha256"] for name in CLASSIFIERS},
         "torch": torch.__version__,

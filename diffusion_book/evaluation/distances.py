@@ -47,8 +47,8 @@ def frechet_error(a: Tensor, b: Tensor) -> float:
     where T takes a Gaussian with the covariance C_a to one with C_b. A bootstrap would not do: points that are drawn
     twice make a set of fewer different ones, whose distance is larger.
 
-    The error is right where the distance is well above its bias, and errs on the safe side near it, where the slope
-    almost vanishes and the second order takes over: there by a factor of at most sqrt(2).
+    The error is right where the distance is well above its bias. Near it the slope almost vanishes and the second order
+    takes over, for which a jackknife counts twice the variance: there the error is too large, by up to sqrt(2).
 
     Args:
         a, b: (N, D) and (M, D), each with at least two rows.

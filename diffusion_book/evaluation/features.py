@@ -71,7 +71,7 @@ def check_units(images: Tensor) -> None:
     if not images.is_floating_point():
         raise BookError(f"pictures of type {str(images.dtype)[6:]}: give bytes (uint8), or floats in [-1, 1]")
     low, high = images.min().item(), images.max().item()
-    if -BRIGHTEST <= low <= DARKEST and high <= BRIGHTEST or not images.isfinite().all():
+    if (-BRIGHTEST <= low <= DARKEST and high <= BRIGHTEST) or not images.isfinite().all():
         return
     if low >= 0 and high <= 1:
         remedy = "they look like pictures in [0, 1]: give 2 x - 1"
