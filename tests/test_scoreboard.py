@@ -7,12 +7,12 @@ import torch
 from commands import refused
 
 from diffusion_book import data, weights
-from diffusion_book.cli import evaluate
+from diffusion_book.cli import evaluate, pretrain
 from diffusion_book.cli.main import main
 from diffusion_book.data import crop, normalise
 from diffusion_book.errors import BookError
 from diffusion_book.evaluation import scoreboard as board
-from diffusion_book.evaluation.measures import floor
+from diffusion_book.evaluation.measures import HEADLINE, floor
 from diffusion_book.evaluation.scoreboard import (
     Row,
     best,
@@ -163,6 +163,17 @@ def test_resume_wants_results(tmp_path, capsys, content):
         (tmp_path / "scoreboard.json").write_text(content, encoding="utf-8")
     line = refused(capsys, "evaluate", "--all", "--resume", tmp_path)
     assert "leave out --resume" in line
+
+
+@pytest.mark.parametrize("model", pretrain.SETTINGS)
+def test_evaluate_draws_the_figure_that_stands_for_a_model(model):
+    """All of one number of samples; what a thousand steps make too dear is of fewer, and never stands first."""
+    first, *others = pretrain.SETTINGS[model]
+    assert evaluate.MODELS[model]().setting == first
+    assert first.num_samples == HEADLINE
+    few = [setting for setting in others if setting.num_samples != HEADLINE]
+    assert not few or any(setting.steps == 1000 for setting in few)
+    assert len(set(pretrain.SETTINGS[model])) == len(pretrain.SETTINGS[model])
 
 
 def test_no_figure_fits(tmp_path, capsys):
