@@ -8,6 +8,10 @@ PORT ?= 8888
 JOBS ?= 2
 THREADS = $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(JOBS) ? cores / $(JOBS) : 1)))
 
+# Threads wait without spinning, so that a busy neighbour does not slow them down manyfold: see docs/threads.md. The
+# package sets it too, but a chapter may load torch before the package.
+export GOMP_SPINCOUNT ?= 1000
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:

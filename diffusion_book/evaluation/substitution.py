@@ -44,7 +44,7 @@ def classification_accuracy_score(
         )
     test = data.load("mnist", "test") if test is None else test
     generated = Dataset("generated", quantise(images), labels.long())
-    config = TrainingConfig(epochs=epochs, lr=2e-3, batch_size=128)
+    config = TrainingConfig(epochs=epochs, optimizer="adamw", lr=2e-3, batch_size=128)
     torch.manual_seed(config.seed)
     trainer = Trainer(build_classifier("classifier-check"), loss_of_classifier, generated, config)
     for _ in trainer.steps():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data, processes
@@ -77,7 +78,11 @@ class Stopped(Exception):
 
 
 def run_training(
-    recipe: Recipe, options: RunOptions, autoencoder: Autoencoder | None = None, parent: Pipeline | None = None
+    recipe: Recipe,
+    options: RunOptions,
+    autoencoder: Autoencoder | None = None,
+    parent: Pipeline | None = None,
+    start: dict[str, Tensor] | None = None,
 ) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
@@ -87,6 +92,7 @@ def run_training(
         autoencoder: for a latent model, whose latents it learns; to continue, the checkpoint's own.
         parent: for a model that learns from another flow: that flow. Its weights are where the training starts, and
             its couplings what it learns.
+        start: weights that the network starts with, in place of random ones or the parent's.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -110,7 +116,9 @@ def run_training(
     torch.manual_seed(recipe.training.seed)
     with out_of_memory_names("--base_channels"):
         network = model.build(recipe)
-    if parent is not None:
+    if start is not None:
+        network.load_state_dict(start)
+    elif parent is not None:
         network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(
         network,
