@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHAPTERS := $(patsubst notebooks/%.py,%,$(sort $(wildcard notebooks/[0-9][0-9]_*.py)))
 EXECUTED := $(CHAPTERS:%=$(BUILD)/chapters/%.ipynb)
-LIBRARY := $(shell find diffusion_book -name '*.py' -o -name '*.safetensors' -o -name '*.json')
+LIBRARY := $(shell find diffusion_book -name '*.py' -o -name '*.js' -o -name '*.safetensors' -o -name '*.json')
 PAGES := $(wildcard docs/*.md docs/*.png docs/*.svg docs/*.webp docs/_static/*)
 
 .PHONY: help

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusion_book.files import write_text
+from diffusion_book.system.files import write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 DEFAULT = None  # not set: what libgomp does by itself

@@ -49,7 +49,7 @@ import torch
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, samplers, schedules, weights
+from diffusion_book import data, samplers, schedules
 from diffusion_book.evaluation.distances import (
     frechet_distance,
     frechet_error,
@@ -61,9 +61,10 @@ from diffusion_book.evaluation.features import classifier, features, logits, ref
 from diffusion_book.evaluation.measures import CLASS_COUNTS, floor, random_labels, real_features, sentence
 from diffusion_book.evaluation.projection import joint_map
 from diffusion_book.evaluation.scoreboard import best, milliseconds, scoreboard
+from diffusion_book.models import sampling, weights
+from diffusion_book.models.recipes import PARENTS
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.targets import Prediction
-from diffusion_book.training.recipes import PARENTS
 from diffusion_book.viz import distribution, grids, plots, scores, style
 
 style.use_style()
@@ -553,7 +554,7 @@ show_map("models of latents", [name for name in pipes if pipes[name].autoencoder
 # takes its finished picture to be, and look that up on the map. Pull the slider back to noise, or press Play.
 
 # %%
-times, stills = distribution.predictions(diffusion_book.load("ddpm"), range(10), frames=26, steps=50, seed=11)
+times, stills = sampling.predictions(diffusion_book.load("ddpm"), range(10), frames=26, steps=50, seed=11)
 shown = {name: labels[name] for name in ("real", "ddpm")}
 ways = plane.locate(features(stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))  # (10, 26, 2)
 distribution.ways_across(

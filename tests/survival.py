@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from diffusion_book.files import WRITING
-from diffusion_book.training.checkpoint import load_checkpoint
+from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.system.files import WRITING
 
 TESTS = Path(__file__).parent
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.training.optimizers import Muon, build_optimizer, orthogonalize
-from diffusion_book.training.recipes import TrainingConfig
 
 
 class Small(nn.Module):

@@ -10,19 +10,12 @@ import torch
 from torch import nn
 
 from diffusion_book.data import Dataset
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig, recipe_from_dict, recipe_of
 from diffusion_book.networks.classifier import build_classifier
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.losses import loss_of_classifier, loss_of_diffusion, random_affine
-from diffusion_book.training.recipes import (
-    RECIPES,
-    DiffusionConfig,
-    Recipe,
-    TrainingConfig,
-    recipe_from_dict,
-    recipe_of,
-)
 from diffusion_book.training.trainer import NonFiniteLoss, Trainer, learning_rate, seed_of
 
 TINY = UNetConfig(base_channels=8, channel_multipliers=(1, 2), layers_per_block=1, attention_levels=(), patch_size=4)

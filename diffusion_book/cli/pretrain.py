@@ -14,22 +14,28 @@ import torch
 import tyro
 from torch import nn
 
-from diffusion_book import data, pipelines, weights
-from diffusion_book.autoencoder import Autoencoder, build_autoencoder
-from diffusion_book.cli.evaluate import ClassSetting, Setting, evaluate, find_entry, progress_bar, scoreboard_line
+from diffusion_book import data
+from diffusion_book.cli.evaluate import scoreboard_line
 from diffusion_book.cli.main import parse
 from diffusion_book.cli.train import report_stop
-from diffusion_book.errors import BookError, choose
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
+from diffusion_book.evaluation.settings import ClassSetting, Setting, evaluate, find_entry
 from diffusion_book.evaluation.substitution import classification_accuracy_score
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
-from diffusion_book.pipelines import Pipeline
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import ENVIRONMENT, find_checkpoint, read_records
+from diffusion_book.system import hashes
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.machine import ENVIRONMENT
+from diffusion_book.system.progress import progress_bar
+from diffusion_book.training.experiment import read_records
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.training.run import RunOptions, Stopped, run_training
+from diffusion_book.viz.experiment import PICTURES
 
 REFERENCE = "reference"
 NAMES = (*CLASSIFIERS, REFERENCE, *(name for name in RECIPES if name not in CLASSIFIERS))
@@ -167,7 +173,7 @@ def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Pretrai
         BookError: it is another one.
     """
     stored = weights.read_weights("vae", options.weights_dir)
-    if weights.hash_of_tensors(trained_with) != weights.hash_of_tensors(stored):
+    if hashes.hash_of_tensors(trained_with) != hashes.hash_of_tensors(stored):
         raise BookError(
             f"this '{name}' was trained with another VAE than the one in {options.weights_dir}: "
             f"train it with that one (diffusion-book pretrain {name})"
@@ -180,7 +186,7 @@ def train(name: str, options: Pretrain) -> Path:
     autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
     parent = load_pipeline(PARENTS[name], options) if recipe.reflow else None
     start = stored_start(name, recipe, options) if options.longer else None
-    return run_training(recipe, options.run, autoencoder, parent, start)
+    return run_training(recipe, options.run, autoencoder, parent, PICTURES, start)
 
 
 def stored_start(name: str, recipe: Recipe, options: Pretrain) -> dict[str, torch.Tensor]:

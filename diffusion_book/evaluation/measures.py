@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError, whole
 from diffusion_book.evaluation.distances import (
     frechet_distance,
     frechet_error,
@@ -21,6 +20,7 @@ from diffusion_book.evaluation.distances import (
     precision_recall,
 )
 from diffusion_book.evaluation.features import check_units, features, logits, reference_features
+from diffusion_book.system.errors import BookError, whole
 
 CLASS_COUNTS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
 """how often each digit stands in the test set of MNIST"""

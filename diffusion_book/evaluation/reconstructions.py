@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from diffusion_book import data
-from diffusion_book.autoencoder import Autoencoder
+from diffusion_book.data import Dataset, crop
 from diffusion_book.elbo import latent_statistics, reconstruction_error
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
 from diffusion_book.evaluation.measures import DRAWS, floor, measure, real_features, real_indices
+from diffusion_book.models.autoencoder import Autoencoder
 
 
 def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000) -> dict:
@@ -36,11 +38,11 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
     first = real_indices(num_samples)
     images, _ = test.batch(torch.arange(min(num_samples, len(test))))  # (N, 1, 32, 32)
     restored = autoencoder.reconstruct(images)
-    before, after = (logits(data.crop(pictures)).argmax(dim=1) for pictures in (images, restored))
+    before, after = (logits(crop(pictures)).argmax(dim=1) for pictures in (images, restored))
     posterior = autoencoder.posterior(images)
     mean, std = latent_statistics(posterior)
     copies, labels = train.batch(first)
-    measures = measure(autoencoder.reconstruct(data.crop(copies)), labels).to_dict()
+    measures = measure(autoencoder.reconstruct(crop(copies)), labels).to_dict()
     return {
         "num_samples": num_samples,
         "mse": round(reconstruction_error(images, restored).mean().item(), 6),
@@ -52,7 +54,7 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
     }
 
 
-def paired_distance(autoencoder: Autoencoder, train: data.Dataset, num_samples: int) -> dict[str, float]:
+def paired_distance(autoencoder: Autoencoder, train: Dataset, num_samples: int) -> dict[str, float]:
     """cFID and R of restored pictures over the ten draws of the floor: "cfid", "cfid_error", "ratio", "ratio_error".
 
     R is the ratio of two means over the same draws, and its error that of such a ratio: the scatter of each draw's
@@ -60,7 +62,7 @@ def paired_distance(autoencoder: Autoencoder, train: data.Dataset, num_samples: 
     """
     draws = [real_indices(num_samples, draw) for draw in range(DRAWS)]
     used, place = torch.cat(draws).unique(return_inverse=True)  # most pictures are in several draws: restored once
-    parts = [features(autoencoder.reconstruct(data.crop(train.batch(part)[0]))) for part in used.split(1000)]
+    parts = [features(autoencoder.reconstruct(crop(train.batch(part)[0]))) for part in used.split(1000)]
     seen, test = torch.cat(parts), reference_features()["test"]
     after = torch.tensor([frechet_distance(seen[rows], test) for rows in place.split(num_samples)])
     before = torch.tensor([frechet_distance(real_features(num_samples, draw), test) for draw in range(DRAWS)])
@@ -72,3 +74,10 @@ def paired_distance(autoencoder: Autoencoder, train: data.Dataset, num_samples: 
         "ratio": ratio,
         "ratio_error": (after - ratio * before).std().item() / (lowest * DRAWS**0.5),
     }
+
+
+def reconstruction_rows(autoencoder: Autoencoder, test: Dataset) -> Tensor:
+    """Forty test pictures, ten a row, each row followed by its reconstructions: (80, 1, 28, 28)."""
+    images = crop(test.batch(torch.arange(min(40, len(test))))[0]).cpu()
+    restored = autoencoder.reconstruct(images)
+    return torch.cat([row for pair in zip(images.split(10), restored.split(10), strict=True) for row in pair])

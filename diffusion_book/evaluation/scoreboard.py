@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from diffusion_book import weights
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.measures import floor, share_error
-from diffusion_book.pipelines import Pipeline, list_models
+from diffusion_book.models import weights
+from diffusion_book.models.pipelines import Pipeline, list_models
 from diffusion_book.samplers import evaluations
+from diffusion_book.system.errors import BookError
 
 SETTING = ("sampler", "steps", "eta", "seed", "num_samples", "guidance_scale")
 """what of a card's entry says how the samples were drawn"""

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from diffusion_book import data
 from diffusion_book.data import CROP_SIZE, Dataset, quantise
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks.classifier import build_classifier
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.losses import loss_of_classifier
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 
 

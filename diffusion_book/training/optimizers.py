@@ -8,7 +8,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from diffusion_book.training.recipes import TrainingConfig
+from diffusion_book.models.recipes import TrainingConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """coefficients of the quintic whose repetition pushes every singular value towards 1"""

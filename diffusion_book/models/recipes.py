@@ -6,11 +6,11 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from diffusion_book.errors import BookError, choose
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.objective import TIME_SAMPLINGS
 from diffusion_book.schedules import MOST_TIMESTEPS, SCHEDULES
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.targets import TARGETS
 
 
