@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from diffusion_book.cli.main import parse
 from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.models import pipelines
 from diffusion_book.system.errors import BookError, choose
@@ -20,37 +17,8 @@ from diffusion_book.system.machine import environment
 MOST = {"batch_size": 100_000, "sampling_steps": 1_000_000, "threads": 1024}
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Options of `bench`."""
-
-    model: str | None = None
-    """one of the models that come with the book; without it, all of them"""
-    batch_size: int = 64
-    """images a training step, and pictures drawn at once"""
-    seconds: float = 5.0
-    """of measuring a model; longer where three rounds take longer"""
-    sampling_steps: int | None = None
-    """steps of the sampler; without it, those of the model's recipe"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
-    compile: bool = False
-    """train through torch.compile"""
-    threads: int | None = None
-    """of the CPU; without it, as many as torch takes"""
-    json: Path | None = None
-    """file for the figures"""
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(options: Any) -> int:
     """Run the command."""
-    about = (
-        "Measure how fast models train and sample here, and which share of the device's rate of plain matrix products "
-        "that is. Training, sampling and the product take turns; the figures are medians."
-    )
-    options = parse(Bench, arguments, "bench", about, Bench())
     check(options)
     names = [options.model] if options.model else pipelines.list_models()
     if options.threads:
@@ -80,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def check(options: Bench) -> None:
+def check(options: Any) -> None:
     """Refuse what cannot be measured.
 
     Raises:

@@ -6,75 +6,33 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.generate import ModelOptions, load_model
-from diffusion_book.cli.main import HELP, parse
+from diffusion_book.cli.generate import load_model
+from diffusion_book.cli.options import Diagnose, ModelOptions
 from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.samplers import sample_generators, time_grid
-from diffusion_book.system.errors import BookError, NotFinite, choose
+from diffusion_book.system.errors import BookError, NotFinite
 from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distances, plot_gradients
 from diffusion_book.viz.grids import save_grid, show_rows
 
-MODELS = ("ldm-concat", "ldm-cross-attention", "ddpm", "ldm", "rf", "latent-rf", "latent-rf-class")
 FEWEST = 128  # training pictures: in fewer a class, or a hidden label, may be missing by chance, and look untrained
 SHOWN = 10  # pictures of the one class that is picked
 
 
-@dataclass(frozen=True)
-class Diagnose:
-    """Options of `diagnose`."""
-
-    checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["--unet-checkpoint"])] = None
-    """.pt file or experiment folder; without one, the weights that come with the book"""
-    vae: Annotated[Path | None, tyro.conf.arg(aliases=["--vae-checkpoint"])] = None
-    """for a latent model: the VAE it was trained with. Not needed: checkpoints bring their own"""
-    class_label: int | None = None
-    """the class whose samples are shown, for a model with classes; without it 7, or the last where there are fewer"""
-    dataset: str | None = None
-    """auto, mnist, fashion-mnist, kmnist or digits; without it, the data set the model was trained on"""
-    num_samples: int = 50
-    """samples drawn in each way and judged, at least 10; and 10 more of the class shown"""
-    sampling_steps: int = 50
-    """steps of ddim, 1 to the training's timesteps"""
-    ddpm_steps: int | None = None
-    """steps of ddpm; without it, the training's timesteps"""
-    num_pictures: int = 512
-    """training pictures that loss, gradient and latents are measured on, at least 128: with fewer a class may be absent"""
-    seed: int = 0
-    """of all that is random"""
-    output_dir: Path = Path("debug_output")
-    """folder for the folder of pictures and the report"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16; loss and gradient are always measured in fp32"""
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(model: str, options: Diagnose) -> int:
     """Run the command."""
-    arguments = list(arguments)
-    if set(arguments) & set(HELP):
-        print(f"usage: diffusion-book diagnose [MODEL] ...\n\nmodels: {', '.join(MODELS)} (default {MODELS[0]})\n")
-    model = arguments.pop(0) if arguments and not arguments[0].startswith("-") else MODELS[0]
-    choose("model", model, dict.fromkeys(MODELS))
-    about = "Measure a model where models fail, and say in plain words what is healthy, what is not, and what to try."
-    options = parse(Diagnose, arguments, f"diagnose {model}", about, Diagnose())
     print(diagnose(model, options))
     return 0
 

@@ -7,10 +7,8 @@ import importlib.metadata
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from diffusion_book.cli.main import parse
 from diffusion_book.system.errors import BookError
 
 LIBRARY = (
@@ -24,14 +22,8 @@ Finding = tuple[str, str]
 """("ok", "warn" or "fail", what was found and what to do)"""
 
 
-@dataclass(frozen=True)
-class Doctor:
-    """`doctor` has no options."""
-
-
-def main(arguments: Sequence[str]) -> int:
+def main() -> int:
     """Run the command: 1 when something that is needed is missing."""
-    parse(Doctor, arguments, "doctor", "Check Python, packages, device, data, weights and caches.", Doctor())
     failed = False
     for check in (python, packages, torch_pair, devices, mnist, shipped_weights, cache, programs):
         for level, text in check():

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion_book import data
-from diffusion_book.cli.generate import ModelOptions, load_model
-from diffusion_book.cli.main import choose_model, parse
+from diffusion_book.cli.generate import load_model
 from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
@@ -43,101 +42,17 @@ ROWS = (
 """name, key of the measure, what it says"""
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Options of `evaluate`."""
-
-    setting: Setting = field(default_factory=Setting)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    output_dir: Path = Path("evaluations")
-    """folder for the folder of results"""
-
-
-@dataclass(frozen=True)
-class EvaluateClasses(Evaluate):
-    """Options of `evaluate` for a model with classes."""
-
-    setting: ClassSetting = field(default_factory=ClassSetting)
-
-
-@dataclass(frozen=True)
-class EvaluateFlow(Evaluate):
-    """Options of `evaluate` for a rectified flow."""
-
-    setting: Setting = field(default_factory=lambda: Setting("midpoint", 10))
-
-
-@dataclass(frozen=True)
-class EvaluateReflow(Evaluate):
-    """Options of `evaluate` for a rectified flow that was straightened."""
-
-    setting: Setting = field(default_factory=lambda: Setting("euler", 4))
-
-
-@dataclass(frozen=True)
-class EvaluateOneStep(Evaluate):
-    """Options of `evaluate` for a model that was distilled to a single step."""
-
-    setting: Setting = field(default_factory=lambda: Setting("euler", 1))
-
-
-@dataclass(frozen=True)
-class EvaluateClassFlow(Evaluate):
-    """Options of `evaluate` for a rectified flow with classes."""
-
-    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 10))
-
-
-@dataclass(frozen=True)
-class EvaluateClassOneStep(Evaluate):
-    """Options of `evaluate` for a model with classes that was distilled to a single step."""
-
-    setting: ClassSetting = field(default_factory=lambda: ClassSetting("euler", 1))
-
-
-@dataclass(frozen=True)
-class EvaluateVAE:
-    """Options of `evaluate` for an autoencoder."""
-
-    num_samples: int = 10_000
-    """pictures to restore, 10 to 10,000"""
-    model: ModelOptions = field(default_factory=ModelOptions)
-    output_dir: Path = Path("evaluations")
-    """folder for the folder of results"""
-
-
-MODELS = {
-    "ddpm": Evaluate,
-    "vae": EvaluateVAE,
-    "vae-2d": EvaluateVAE,
-    "ldm": Evaluate,
-    "ldm-concat": EvaluateClasses,
-    "ldm-cross-attention": EvaluateClasses,
-    "rf": EvaluateFlow,
-    "rf-reflow": EvaluateReflow,
-    "rf-one-step": EvaluateOneStep,
-    "latent-rf": EvaluateFlow,
-    "latent-rf-class": EvaluateClassFlow,
-    "latent-rf-class-one-step": EvaluateClassOneStep,
-}
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
-    if "--all" in arguments:
-        return evaluate_all([argument for argument in arguments if argument != "--all"])
-    model, kind, rest = choose_model(arguments, "evaluate", MODELS)
-    if kind is None:
-        return 0
-    what = "Restore pictures with" if kind is EvaluateVAE else "Draw samples of"
-    description = f"{what} '{model}', measure them, and compare with the card of the shipped weights."
-    options = parse(kind, rest, f"evaluate {model}", description, kind())
-    if kind is EvaluateVAE and processes.launched() > 1:
+def main(model: str | None, options: Any) -> int:
+    """Run the command; without a model, `evaluate --all`."""
+    if model is None:
+        return evaluate_all(options)
+    restores = not hasattr(options, "setting")
+    if restores and processes.launched() > 1:
         raise BookError(f"evaluate {model} is the work of one process: leave out the launcher")
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
         trained = load_model(model, options.model)
-        found = restore(trained, options) if kind is EvaluateVAE else draw(trained, options)
+        found = restore(trained, options) if restores else draw(trained, options)
     if found is None:
         return 0
     images, entry = found
@@ -148,31 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class EvaluateAll:
-    """Options of `evaluate --all`."""
-
-    num_samples: int | None = None
-    """only figures of so many samples; without it, all figures"""
-    most_evaluations: int | None = None
-    """only settings with at most so many network evaluations a picture; without it, all"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
-    output_dir: Path = Path("evaluations")
-    """folder for the folder of results"""
-    resume: Path | None = None
-    """folder of results to continue: what was measured there is kept, as long as the card still says the same"""
-
-
-def evaluate_all(arguments: Sequence[str]) -> int:
+def evaluate_all(options: Any) -> int:
     """Draw again the samples of every setting on the cards of the diffusion models: 1 where a cFID differs."""
-    description = (
-        "Recompute the scoreboard: draw and measure again every setting on the cards of the shipped diffusion models, "
-        "and say whether cFID agrees."
-    )
-    options = parse(EvaluateAll, arguments, "evaluate --all", description, EvaluateAll())
     wanted = [
         row
         for row in scoreboard(options.num_samples)
@@ -206,7 +98,7 @@ def read_results(folder: Path) -> list[dict]:
         raise BookError(f"there are no results of evaluate --all in {path}: leave out --resume") from None
 
 
-def evaluate_rows(wanted: list[Row], options: EvaluateAll, results: list[dict]) -> int:
+def evaluate_rows(wanted: list[Row], options: Any, results: list[dict]) -> int:
     """Draw and measure these rows of the scoreboard again, beside the results that are there: 1 where a cFID differs."""
     if processes.is_main():
         parent = make_folder(options.resume or options.output_dir)  # refused now rather than after the first figure
@@ -239,7 +131,7 @@ def scoreboard_line(entry: dict) -> str:
     )
 
 
-def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict] | None:
+def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives some samples and the measures, on the main process."""
     check(pipe, options.setting)
     make_folder(options.output_dir)
@@ -253,7 +145,7 @@ def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict] | None:
     return images[:100], entry
 
 
-def restore(autoencoder: Autoencoder, options: EvaluateVAE) -> tuple[Tensor, dict]:
+def restore(autoencoder: Autoencoder, options: Any) -> tuple[Tensor, dict]:
     """Restore, measure and report; gives some test pictures, each row above its reconstructions, and the measures."""
     real_indices(options.num_samples)
     if options.num_samples > 10_000:

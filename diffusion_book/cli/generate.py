@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book.cli.main import choose_model, parse
+from diffusion_book.cli.options import ModelOptions
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
@@ -29,131 +28,11 @@ FRAMES = 11  # stills on the way from noise to picture
 SCALE = 8  # a pixel becomes one 8 x 8 block of the JPEG that a PDF holds, which keeps it exact
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which weights, and where they run."""
-
-    checkpoint: Path | None = None
-    """.pt file or experiment folder; without one, the weights that come with the book"""
-    vae: Path | None = None
-    """for a latent model: the VAE it was trained with. Not needed: checkpoints bring their own"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
-    batch_size: int = pipelines.BATCH_SIZE
-    """samples drawn at once"""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """How many pictures, and where they go."""
-
-    num_samples: int = 16
-    """pictures"""
-    nrow: int = 4
-    """pictures a row of the grid"""
-    seed: int = 0
-    """of the noise; the same seed draws the same pictures"""
-    output_dir: Path = Path("generated_samples")
-    """folder for the folder of pictures"""
-    model: ModelOptions = field(default_factory=ModelOptions)
-
-
-@dataclass(frozen=True)
-class GenerateDiffusion(Samples):
-    """Options of `generate` for a diffusion model without classes."""
-
-    mode: str = "ddim"
-    """ddpm (random, one step for each timestep of the training) or ddim (few steps)"""
-    ddim_steps: int = 50
-    """steps of ddim, 1 to the training's timesteps"""
-    eta: float = 0.0
-    """share of fresh noise in ddim, 0 to 1"""
-
-
-@dataclass(frozen=True)
-class ClassSamples(Samples):
-    """How many pictures, and of which class."""
-
-    class_label: int | None = None
-    """the class to draw; without it, all classes in turn"""
-    guidance_scale: float | None = None
-    """how strongly pictures are pushed towards their class: 0 = the class is not told, 1 = as trained, more = clearer
-    and less varied; without it, as the model's recipe says"""
-    num_samples: int = 10
-    """pictures; the default is one a class"""
-    nrow: int = 10
-    """pictures a row of the grid"""
-
-
-@dataclass(frozen=True)
-class GenerateClasses(ClassSamples):
-    """Options of `generate` for a diffusion model with classes."""
-
-    sampler: str = "ddim"
-    """one of the samplers of the book: ddpm, ddim, euler, midpoint, heun, dpm++"""
-    sampling_steps: int = 50
-    """steps of the sampler, 1 to the training's timesteps"""
-    eta: float = 0.0
-    """share of fresh noise in ddim, 0 to 1"""
-
-
-@dataclass(frozen=True)
-class GenerateFlow(Samples):
-    """Options of `generate` for a rectified flow without classes."""
-
-    sampler: str = "midpoint"
-    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact); dpm++, ddim and ddpm work too"""
-    sampling_steps: int = 50
-    """steps of the sampler, 1 to the training's timesteps"""
-
-
-@dataclass(frozen=True)
-class GenerateClassFlow(GenerateClasses):
-    """Options of `generate` for a rectified flow with classes."""
-
-    sampler: str = "midpoint"
-    """euler (one evaluation of the network a step), midpoint or heun (two, and more exact); dpm++, ddim and ddpm work too"""
-
-
-@dataclass(frozen=True)
-class GenerateOneStep(Samples):
-    """Options of `generate` for a model that was distilled to a single step."""
-
-    sampler: str = "euler"
-    """euler; others ask at times that this model never saw"""
-    sampling_steps: int = 1
-    """steps of the sampler"""
-
-
-@dataclass(frozen=True)
-class GenerateClassOneStep(ClassSamples, GenerateOneStep):
-    """Options of `generate` for a model with classes that was distilled to a single step, guidance included."""
-
-
-MODELS = {
-    "ddpm": GenerateDiffusion,
-    "ldm": GenerateDiffusion,
-    "ldm-concat": GenerateClasses,
-    "ldm-cross-attention": GenerateClasses,
-    "rf": GenerateFlow,
-    "rf-reflow": GenerateFlow,
-    "rf-one-step": GenerateOneStep,
-    "latent-rf": GenerateFlow,
-    "latent-rf-class": GenerateClassFlow,
-    "latent-rf-class-one-step": GenerateClassOneStep,
-}
 MODES = ("ddpm", "ddim")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(model: str, options: Any) -> int:
     """Run the command."""
-    model, kind, rest = choose_model(arguments, "generate", MODELS)
-    if kind is None:
-        return 0
-    description = f"Draw pictures with '{model}': a grid, and for each picture a folder with its way from the noise."
-    options = parse(kind, rest, f"generate {model}", description, kind())
     for name in ("num_samples", "nrow"):
         if getattr(options, name) < 1:
             raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
@@ -170,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def generate(pipe: Pipeline, options: Samples) -> tuple[list[float], Tensor] | None:
+def generate(pipe: Pipeline, options: Any) -> tuple[list[float], Tensor] | None:
     """Check what is asked for, and draw it; None on all processes but the main one, which has what `draw` gives.
 
     Raises:
@@ -190,15 +69,15 @@ def generate(pipe: Pipeline, options: Samples) -> tuple[list[float], Tensor] | N
     return None if stills is None else (times, stills)
 
 
-def how(pipe: Pipeline, options: Samples) -> dict:
+def how(pipe: Pipeline, options: Any) -> dict:
     """What these options ask `Pipeline.states` for, but for the indices."""
     asked = {"seed": options.seed, "eta": getattr(options, "eta", 0.0)}
-    if isinstance(options, GenerateDiffusion):
+    if hasattr(options, "mode"):
         asked["sampler"] = options.mode
         asked["steps"] = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
     else:
         asked["sampler"], asked["steps"] = options.sampler, options.sampling_steps
-    if isinstance(options, ClassSamples):
+    if hasattr(options, "class_label"):
         asked["labels"], asked["guidance_scale"] = options.class_label, options.guidance_scale
     return asked
 
@@ -225,7 +104,7 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     return pipelines.load(path or model, vae=vae, **where)
 
 
-def draw(pipe: Pipeline, options: Samples, asked: dict, indices: range) -> tuple[list[float], Tensor]:
+def draw(pipe: Pipeline, options: Any, asked: dict, indices: range) -> tuple[list[float], Tensor]:
     """Sample, and keep some stills of the way.
 
     Args:

@@ -8,7 +8,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError, choose
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choose("command", name, COMMANDS)
         if name not in TOGETHER and processes.launched() > 1:
             raise BookError(f"{name} is the work of one process: leave out the launcher")
-        code = importlib.import_module(f"diffusion_book.cli.{name}").main(rest)
+        # Read before what does the work is imported, for that takes seconds.
+        asked = importlib.import_module("diffusion_book.cli.options").READ[name](rest)
+        if asked is None:
+            return
+        code = importlib.import_module(f"diffusion_book.cli.{name}").main(*asked)
     except BookError as error:
         if not processes.is_main():
             time.sleep(PRECEDENCE)
@@ -71,14 +75,14 @@ def usage() -> str:
 
 
 def choose_model(
-    arguments: Sequence[str], command: str, models: dict[str, type], what: str = "model"
-) -> tuple[str, type | None, list[str]]:
-    """Split `MODEL options ...`: the model, its class of options (None after printing help), and the rest.
+    arguments: Sequence[str], command: str, models: Collection[str], what: str = "model"
+) -> tuple[str, list[str]]:
+    """Split `MODEL options ...`: the model, "" after printing which there are, and the rest.
 
     Args:
         arguments: after the command.
         command: its name.
-        models: name -> class of options.
+        models: those that it knows.
         what: a command may do its work on something else than a model; then it is called so.
 
     Raises:
@@ -90,8 +94,9 @@ def choose_model(
             raise BookError(f"diffusion-book {command} needs a {what} before the options: choose one of {names}")
         print(f"usage: diffusion-book {command} {what.upper()} ...\n\n{what}s: {names}\n")
         print(f"diffusion-book {command} {what.upper()} --help: its options")
-        return "", None, []
-    return arguments[0], choose(what, arguments[0], models), list(arguments[1:])
+        return "", []
+    choose(what, arguments[0], dict.fromkeys(models))
+    return arguments[0], list(arguments[1:])
 
 
 def parse(kind: type, arguments: Sequence[str], command: str, description: str, default=None):

@@ -5,28 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
 from diffusion_book import data
 from diffusion_book.cli.evaluate import scoreboard_line
-from diffusion_book.cli.main import parse
+from diffusion_book.cli.options import PRETRAINED, REFERENCE
 from diffusion_book.cli.train import report_stop
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
-from diffusion_book.evaluation.settings import ClassSetting, Setting, evaluate, find_entry
+from diffusion_book.evaluation.settings import evaluate, find_entry
 from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.models import pipelines, weights
 from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
 from diffusion_book.models.pipelines import Pipeline
-from diffusion_book.models.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict, recipe_of
+from diffusion_book.models.recipes import MODELS, PARENTS, RECIPES, ClassSetting, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
 from diffusion_book.system import hashes
 from diffusion_book.system.errors import BookError, choose
@@ -37,86 +34,26 @@ from diffusion_book.training.models import accuracy
 from diffusion_book.training.run import RunOptions, Stopped, run_training
 from diffusion_book.viz.experiment import PICTURES
 
-REFERENCE = "reference"
-NAMES = (*CLASSIFIERS, REFERENCE, *(name for name in RECIPES if name not in CLASSIFIERS))
-"""all that is shipped, each after what it needs"""
-
-# Figures of different numbers of samples do not compare. All are of 10,000, but for DDPM's thousand steps, which would
-# take hours: those are of 2,000, and so are the two settings again that they are compared with.
-FEW = 2000
-DDIM = tuple(Setting("ddim", steps) for steps in (50, 20, 10))
-DDIM_CLASSES = tuple(ClassSetting("ddim", 50, guidance_scale=scale) for scale in (1.0, 0.0))
-GUIDANCE = tuple(ClassSetting("ddim", 10, guidance_scale=scale) for scale in (0.0, 1.0, 1.2, 1.5, 3.0, 10.0))
-SETTINGS: dict[str, tuple[Setting, ...]] = {
-    "ddpm": (
-        *DDIM,
-        *(Setting("ddim", steps, eta=1.0) for steps in (20, 10)),
-        *(Setting("dpm++", steps) for steps in (10, 5)),
-        *(Setting("ddim", steps, num_samples=FEW) for steps in (50, 20)),
-        Setting("ddpm", 1000, num_samples=FEW),
-    ),
-    "ldm": (*DDIM, Setting("dpm++", 10)),
-    "ldm-concat": (*DDIM_CLASSES, *GUIDANCE),
-    "ldm-cross-attention": (*DDIM_CLASSES, *GUIDANCE),
-    "rf": (
-        *(Setting("midpoint", steps) for steps in (10, 5)),
-        *(Setting("euler", steps) for steps in (50, 20, 10, 4, 2, 1)),
-        Setting("heun", 5),
-        Setting("dpm++", 10),
-    ),
-    "rf-reflow": tuple(Setting("euler", steps) for steps in (4, 10, 2, 1)),
-    "rf-one-step": (Setting("euler", 1),),
-    "latent-rf": (Setting("midpoint", 10), *(Setting("euler", steps) for steps in (50, 10, 1))),
-    "latent-rf-class": (
-        *(ClassSetting("euler", 10, guidance_scale=scale) for scale in (1.0, 0.0, 1.5, 3.0)),
-        ClassSetting("euler", 1),
-    ),
-    "latent-rf-class-one-step": (ClassSetting("euler", 1),),
-}
+SETTINGS = {name: model.figures for name, model in MODELS.items()}
 """what the card of each diffusion model tells, the figure that stands for it first"""
 
-
-SUBSTITUTES = ("ldm-concat", "ldm-cross-attention")
+SUBSTITUTES = tuple(name for name, recipe in RECIPES.items() if recipe.condition and not recipe.is_flow)
 """models whose samples a classifier is trained on"""
 SUBSTITUTE = ClassSetting("ddim", 20, num_samples=60_000)
 """how these samples are drawn"""
 
 
-@dataclass(frozen=True)
-class Pretrain:
-    """Options of `pretrain`."""
-
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """what to make"""
-    all: bool = False
-    """make everything that is shipped"""
-    from_checkpoint: Path | None = None
-    """do not train: take the weights of this experiment folder or .pt file"""
-    longer: bool = False
-    """train the stored weights further, for --max-minutes more; their card counts all minutes and steps. Goes with
-    --resume or --from-checkpoint where such a training was interrupted"""
-    train: bool = True
-    """with --no-train: keep the weights that are stored, and measure what their card does not tell yet"""
-    measure: bool = True
-    """measure the new weights and put the figures on their card"""
-    weights_dir: Path = weights.FOLDER
-    """folder for the weights and cards"""
-    run: RunOptions = field(default_factory=RunOptions)
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(options: Any) -> int:
     """Run the command."""
-    description = f"Train the weights that come with the book by their recipes, measure and store them. Names: {', '.join(NAMES)}."
-    options = parse(Pretrain, arguments, "pretrain", description, Pretrain())
-    names = NAMES if options.all else options.names
+    names = PRETRAINED if options.all else options.names
     if not names:
-        raise BookError(f"nothing to make: name one of {', '.join(NAMES)}, or give --all")
+        raise BookError(f"nothing to make: name one of {', '.join(PRETRAINED)}, or give --all")
     if len(names) > 1 and (options.from_checkpoint or options.run.resume):
         raise BookError("--from-checkpoint and --resume belong to one name: give that name alone")
     if not options.train and (options.from_checkpoint or options.run.resume or options.longer or not options.measure):
         raise BookError("--no-train only measures: leave out --from-checkpoint, --resume, --longer and --no-measure")
     for name in names:
-        choose("name", name, dict.fromkeys(NAMES))
+        choose("name", name, dict.fromkeys(PRETRAINED))
     for name in names:
         try:
             print(make_reference(options.weights_dir) if name == REFERENCE else make(name, options))
@@ -128,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make(name: str, options: Pretrain) -> Path:
+def make(name: str, options: Any) -> Path:
     """Train one model, store its averaged weights and their card, and measure them."""
     if not options.train:
         card = weights.read_card(name, options.weights_dir)
@@ -166,7 +103,7 @@ def after(before: dict, card: dict) -> dict:
     }
 
 
-def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Pretrain) -> None:
+def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Any) -> None:
     """Refuse a latent model of another VAE than the one beside which its weights would be stored.
 
     Raises:
@@ -180,7 +117,7 @@ def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Pretrai
         )
 
 
-def train(name: str, options: Pretrain) -> Path:
+def train(name: str, options: Any) -> Path:
     """Train one model by its recipe; gives the experiment folder."""
     recipe = recipe_for(name, options.run)
     autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
@@ -189,7 +126,7 @@ def train(name: str, options: Pretrain) -> Path:
     return run_training(recipe, options.run, autoencoder, parent, PICTURES, start)
 
 
-def stored_start(name: str, recipe: Recipe, options: Pretrain) -> dict[str, torch.Tensor]:
+def stored_start(name: str, recipe: Recipe, options: Any) -> dict[str, torch.Tensor]:
     """The stored weights, to train them further.
 
     Raises:
@@ -240,7 +177,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
     }
 
 
-def measure(name: str, before: dict, options: Pretrain) -> None:
+def measure(name: str, before: dict, options: Any) -> None:
     """Measure stored weights, and put each figure on their card as soon as it is known.
 
     Args:
@@ -289,7 +226,7 @@ def measure_substitute(pipe: Pipeline) -> dict:
     return {**dataclasses.asdict(SUBSTITUTE), "accuracy": round(score, 4)}
 
 
-def load_autoencoder(name: str, options: Pretrain) -> Autoencoder:
+def load_autoencoder(name: str, options: Any) -> Autoencoder:
     """A VAE with the weights in the folder of the options."""
     card = weights.read_card(name, options.weights_dir)
     return build_autoencoder(
@@ -301,7 +238,7 @@ def load_autoencoder(name: str, options: Pretrain) -> Autoencoder:
     )
 
 
-def load_pipeline(name: str, options: Pretrain) -> Pipeline:
+def load_pipeline(name: str, options: Any) -> Pipeline:
     """A diffusion model with the weights in the folder of the options."""
     card = weights.read_card(name, options.weights_dir)
     recipe = recipe_from_dict(card["recipe"])

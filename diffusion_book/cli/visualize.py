@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.main import choose_model, parse
-from diffusion_book.cli.visualize_distribution import Distribution, draw_distribution
-from diffusion_book.cli.visualize_guidance import Guidance, draw_guidance
+from diffusion_book.cli.options import LatentSpace
+from diffusion_book.cli.visualize_distribution import draw_distribution
+from diffusion_book.cli.visualize_guidance import draw_guidance
 from diffusion_book.data import crop
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
@@ -29,38 +29,9 @@ PAIRS = ((0, 1), (2, 3), (4, 9), (5, 8), (6, 7))  # digits to walk between
 STOPS = 11  # pictures on such a walk
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """Options of `visualize latent-space`."""
-
-    checkpoint: Path | None = None
-    """.pt file or experiment folder of a VAE; without one, weights that come with the book"""
-    model: str = "vae"
-    """which of the book's weights, where no checkpoint is given: vae or vae-2d"""
-    dataset: str = "auto"
-    """auto, mnist, fashion-mnist, kmnist or digits"""
-    num_pictures: int = 2000
-    """test pictures in the scatter plots, at least 20; no more than the data set has are taken"""
-    picture: int = 0
-    """test picture whose latent's numbers are changed one by one"""
-    no_umap: bool = False
-    """leave out the UMAP, which takes longest"""
-    output_dir: Path = Path("visualizations")
-    """folder for the folder of pictures"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(subject: str, options: Any) -> int:
     """Run the command."""
-    kinds = {name: subject.options for name, subject in SUBJECTS.items()}
-    name, kind, rest = choose_model(arguments, "visualize", kinds, "subject")
-    if kind is None:
-        return 0
-    subject = SUBJECTS[name]
-    print(subject.draw(parse(kind, rest, f"visualize {name}", subject.about, kind())))
+    print(SUBJECTS[subject](options))
     return 0
 
 
@@ -142,36 +113,9 @@ def walks(autoencoder: Autoencoder, test: data.Dataset) -> Tensor:
     return torch.cat(rows)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Something that can be drawn.
-
-    Attributes:
-        options: a dataclass.
-        about: one line for --help.
-        draw: options -> the folder that was filled.
-    """
-
-    options: type
-    about: str
-    draw: Callable[..., Path]
-
-
-SUBJECTS = {
-    "latent-space": Subject(
-        LatentSpace,
-        "Draw the latent space of a VAE: scatter plots by digit, what single numbers do, ways between digits.",
-        draw_latent_space,
-    ),
-    "guidance": Subject(
-        Guidance,
-        "Draw every digit at every guidance scale with the models that know classes, and measure what a scale does.",
-        draw_guidance,
-    ),
-    "distribution": Subject(
-        Distribution,
-        "Draw maps (UMAP) of a model's pictures beside real digits, and the ways of some samples across them.",
-        draw_distribution,
-    ),
+SUBJECTS: dict[str, Callable[[Any], Path]] = {
+    "latent-space": draw_latent_space,
+    "guidance": draw_guidance,
+    "distribution": draw_distribution,
 }
-"""name -> what can be drawn; a new one is one entry"""
+"""what can be drawn -> what fills a folder with it, by the options of the same name"""

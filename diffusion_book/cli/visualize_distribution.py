@@ -13,12 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.generate import MODELS, MODES, GenerateOneStep, ModelOptions, load_model
+from diffusion_book.cli.generate import MODES, load_model
+from diffusion_book.cli.options import DIFFUSION, Distribution, ModelOptions
 from diffusion_book.evaluation.distances import nearest
 from diffusion_book.evaluation.features import DIGITS, classifier, features, logits, reference_features
 from diffusion_book.evaluation.projection import JointMap, joint_map
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
-from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import MODELS
 from diffusion_book.models.sampling import predictions
 from diffusion_book.samplers import SAMPLERS, sample_generators, time_grid
 from diffusion_book.system.errors import BookError, choose
@@ -27,43 +29,8 @@ from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, ways_across
 
 FEWEST = 20  # pictures of either side: UMAP looks at 15 neighbours of a point
-STEPS = 50  # of a sampler, where nothing else is asked for
 REAL = "real digits"
 IN_PIXELS, IN_FEATURES = "pixels", "features of a classifier"
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """Options of `visualize distribution`."""
-
-    model: str | None = None
-    """any model that `generate` knows; default: the checkpoint's, or ddpm"""
-    checkpoint: Path | None = None
-    """.pt file or experiment folder of that model; without one, the weights that come with the book"""
-    vae: Path | None = None
-    """for a latent model: the VAE it was trained with. Not needed: checkpoints bring their own"""
-    mode: str = "ddim"
-    """ddim (few steps) or ddpm (random, one step for each timestep of the training)"""
-    ddim_steps: int | None = None
-    """steps of ddim or of --sampler, 1 to the training's timesteps; default 50, of models distilled to one step 1"""
-    sampler: str | None = None
-    """instead of --mode, one of the book's samplers: ddpm, ddim, euler, midpoint, heun, dpm++"""
-    num_generated: int = 1000
-    """pictures to draw, at least 20"""
-    num_real: int = 1000
-    """test pictures of MNIST, 20 to 10,000"""
-    guidance_scale: float | None = None
-    """for a model with classes: how strongly pictures are pushed towards their class; default its recipe's"""
-    seed: int = 0
-    """of the noise, of the choice of real pictures and of the map; the same seed gives the same files"""
-    output_dir: Path = Path("visualizations")
-    """folder for the folder of pictures"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
-    batch_size: int = BATCH_SIZE
-    """samples drawn at once"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +119,7 @@ def check(options: Distribution) -> None:
     Raises:
         BookError: it cannot.
     """
-    choose("model", options.model, MODELS)
+    choose("model", options.model, dict.fromkeys(DIFFUSION))
     choose("mode", options.mode, dict.fromkeys(MODES))
     if options.sampler is not None:
         choose("sampler", options.sampler, SAMPLERS)
@@ -190,8 +157,7 @@ def how(pipe: Pipeline, options: Distribution) -> dict:
         BookError: too many steps, or a guidance scale for a model without classes.
     """
     timesteps = pipe.recipe.diffusion.timesteps
-    usual = 1 if issubclass(MODELS[pipe.recipe.model], GenerateOneStep) else STEPS
-    steps = usual if options.ddim_steps is None else options.ddim_steps
+    steps = MODELS[pipe.recipe.model].steps if options.ddim_steps is None else options.ddim_steps
     if options.sampler is None and options.mode == "ddpm":
         steps = timesteps
     time_grid(steps, timesteps)

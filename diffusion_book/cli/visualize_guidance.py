@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from diffusion_book.cli.generate import ModelOptions, load_model
+from diffusion_book.cli.generate import load_model
+from diffusion_book.cli.options import Guidance, ModelOptions
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import random_labels, real_indices
 from diffusion_book.evaluation.sweep import COLUMNS, ScaleMeasures, measure_scale, sweep_table
@@ -25,36 +25,6 @@ from diffusion_book.viz.sweep import show_cells
 
 MODELS = {"ldm-concat": "concat_checkpoint", "ldm-cross-attention": "cross_attention_checkpoint"}
 """model -> the option that names its checkpoint"""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Options of `visualize guidance`."""
-
-    concat_checkpoint: Path | None = None
-    """.pt file or experiment folder of an ldm-concat; given alone, that model alone is drawn"""
-    cross_attention_checkpoint: Path | None = None
-    """the same of an ldm-cross-attention; with neither, the weights that come with the book"""
-    vae: Path | None = None
-    """the VAE they were trained with. Not needed: checkpoints bring their own"""
-    guidance_scales: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0)
-    """one column each: 0 = the class is not told, 1 = as trained, more = clearer and less varied"""
-    samples_per_cell: int = 4
-    """pictures of each digit at each scale"""
-    sampling_steps: int = 50
-    """steps of ddim, 1 to the training's timesteps"""
-    eta: float = 0.0
-    """share of fresh noise in ddim, 0 to 1"""
-    seed: int = 0
-    """of the noise; a row's pictures grow from the same noise at every scale"""
-    num_measured: int = 500
-    """pictures measured at each scale, 20 to 60,000; 0 = draw without measuring"""
-    output_dir: Path = Path("visualizations")
-    """folder for the folder of pictures"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
 
 
 def draw_guidance(options: Guidance) -> Path:

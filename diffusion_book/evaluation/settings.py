@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from torch import Tensor
 
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import measure, random_labels, real_indices
 from diffusion_book.evaluation.scoreboard import SETTING, figures
+from diffusion_book.models.configs import Setting
 from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.progress import progress_bar
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the samples are drawn."""
-
-    sampler: str = "ddim"
-    """ddpm, ddim, euler, midpoint, heun or dpm++"""
-    steps: int = 50
-    """of the sampler, 1 to the training's timesteps"""
-    eta: float = 0.0
-    """share of fresh noise in ddim, 0 to 1"""
-    seed: int = 0
-    """of the noise"""
-    num_samples: int = 10_000
-    """samples, 10 to 60,000"""
-
-
-@dataclass(frozen=True)
-class ClassSetting(Setting):
-    """How the samples of a model with classes are drawn: digits at random, in MNIST's proportions."""
-
-    guidance_scale: float = 1.0
-    """how strongly they are pushed towards their class; 1 = as trained"""
 
 
 def check(pipe: Pipeline, setting: Setting) -> None:

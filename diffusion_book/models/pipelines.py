@@ -18,7 +18,8 @@ from diffusion_book.guidance import check_guidance, guided
 from diffusion_book.models import weights
 from diffusion_book.models.autoencoder import Autoencoder, autoencoder_from_state, build_autoencoder, check_fits
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
-from diffusion_book.models.recipes import RECIPES, Recipe, recipe_from_dict
+from diffusion_book.models.configs import BATCH_SIZE, Recipe, recipe_from_dict
+from diffusion_book.models.recipes import RECIPES
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
 from diffusion_book.samplers import SAMPLERS, State, check_eta, randn, sample, sample_generators, time_grid
@@ -30,7 +31,6 @@ from diffusion_book.system.graphs import Graphed
 from diffusion_book.targets import TARGETS
 
 Labels = int | Sequence[int] | Tensor | None
-BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
 MOST_SAMPLES = 10_000_000  # 30 GB of pictures
 
 

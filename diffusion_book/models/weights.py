@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_tensors, write_text
 from diffusion_book.system.hashes import hash_of
+
+if TYPE_CHECKING:  # importing torch takes seconds, and the names of the weights are known without it
+    from torch import Tensor
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -50,6 +49,9 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     Raises:
         BookError: there are none, or the file is not the one that the card describes.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
     found = hash_of(path) if path.is_file() else "no file"
@@ -79,4 +81,4 @@ def write_card(name: str, card: dict, folder: Path = FOLDER) -> Path:
 
 def _half(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.to(torch.float16) if value.is_floating_point() else value
+    return value.half() if value.is_floating_point() else value

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # importing torch takes seconds
+    from torch import Tensor
 
 
 def hash_of(path: Path) -> str:
@@ -16,6 +17,8 @@ def hash_of(path: Path) -> str:
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of named tensors, whatever their layout or device: the identity of a network's weights."""
+    import torch
+
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -27,6 +27,7 @@ from diffusion_book.training.datasets import TrainingData, identity, training_da
 from diffusion_book.training.experiment import Experiment, log_line, named_folder, read_records, summary_text
 from diffusion_book.training.models import KINDS, Kind, Trained
 from diffusion_book.training.monitor import Monitor, monitoring
+from diffusion_book.training.options import RunOptions
 from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer
 
 
@@ -35,28 +36,6 @@ def _nothing(*arguments) -> None:
 
 
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how long a training runs; nothing here changes what is trained."""
-
-    output_dir: Path = Path("experiments")
-    """folder for the experiment folders"""
-    resume: Path | None = None
-    """experiment folder or .pt file to continue"""
-    max_minutes: float | None = None
-    """end after so many minutes of training (resumed parts count), even if epochs are left"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1"""
-    precision: str = "auto"
-    """auto, fp32 or bf16"""
-    compile: bool = False
-    """run the network through torch.compile"""
-    name: str | None = None
-    """of the experiment folder; without one, TIMESTAMP-MODEL"""
-    tensorboard: bool = False
-    """keep the figures of each epoch for TensorBoard too, in the experiment folder"""
 
 
 @dataclass(frozen=True)
