@@ -15,9 +15,9 @@ from tiny import measured_entry
 from diffusion_book import data
 from diffusion_book.cli import doctor, pretrain
 from diffusion_book.cli.main import COMMANDS, first_line, main
-from diffusion_book.evaluation.settings import Setting
 from diffusion_book.models import weights
 from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.configs import Setting
 from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNetConfig
 

@@ -20,14 +20,14 @@ from tiny import (
 
 import diffusion_book
 from diffusion_book import data
-from diffusion_book.cli import evaluate as evaluate_command
 from diffusion_book.cli import pretrain
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import main
+from diffusion_book.cli.options import evaluate_options
 from diffusion_book.evaluation import measures
-from diffusion_book.evaluation.settings import ClassSetting
 from diffusion_book.models import weights
 from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.configs import ClassSetting
 from diffusion_book.models.recipes import RECIPES, ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.conditioning import cross_attention_maps
 from diffusion_book.system.hashes import hash_of_tensors
@@ -483,9 +483,8 @@ def test_no_train_only_measures(capsys):
 
 def test_the_default_of_evaluate_stands_on_every_card():
     """Whoever types `diffusion-book evaluate NAME` gets the figure to compare with."""
-    for name, kind in evaluate_command.MODELS.items():
-        if name in pretrain.SETTINGS:
-            assert kind().setting in pretrain.SETTINGS[name], name
+    for name, settings in pretrain.SETTINGS.items():
+        assert evaluate_options(name).setting == settings[0], name
 
 
 def test_measures_of_digits_are_refused_to_other_pictures(capsys, tmp_path, untrained):

@@ -6,8 +6,8 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 
-from diffusion_book.cli import train
-from diffusion_book.cli.main import main, parse
+from diffusion_book.cli.main import main
+from diffusion_book.cli.options import TRAINED, read_train, recipe_of
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CHAPTERS = {"01_ddpm": "ddpm", "05_guidance_by_concatenation": "ldm-concat", "07_rectified_flow": "rf"}
@@ -15,12 +15,11 @@ SMALL = "--base_channels 8 --channel_multipliers 1 --layers_per_block 1 --attent
 RUN = "--dataset digits --epochs 1 --batch_size 512 --warmup_steps 1 --device cpu --precision fp32"
 
 
-@pytest.mark.parametrize("model", train.MODELS)
+@pytest.mark.parametrize("model", TRAINED)
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "kmnist"])
 def test_every_training_takes_other_sets(model, dataset):
-    kind, default = train.MODELS[model], train.RECIPES[model]
-    options = parse(kind, ["--dataset", dataset], f"train {model}", "", train.options_of(kind, default))
-    assert train.recipe_of(options, model).training.dataset == dataset
+    _, _, options = read_train([model, "--dataset", dataset])
+    assert recipe_of(options, model).training.dataset == dataset
 
 
 @pytest.mark.slow

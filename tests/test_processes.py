@@ -22,8 +22,8 @@ from tiny import SMALL_CLASS_UNETS, SMALL_VAE, pictures, random_autoencoder, ran
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation import settings
 from diffusion_book.evaluation.measures import random_labels
-from diffusion_book.evaluation.settings import ClassSetting
 from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.configs import ClassSetting
 from diffusion_book.models.recipes import RECIPES, TrainingConfig
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError

@@ -9,6 +9,7 @@ from commands import refused
 from diffusion_book import data
 from diffusion_book.cli import evaluate, pretrain
 from diffusion_book.cli.main import main
+from diffusion_book.cli.options import evaluate_options
 from diffusion_book.data import crop, normalise
 from diffusion_book.evaluation import scoreboard as board
 from diffusion_book.evaluation import settings
@@ -171,7 +172,7 @@ def test_resume_wants_results(tmp_path, capsys, content):
 def test_evaluate_draws_the_figure_that_stands_for_a_model(model):
     """All of one number of samples; what a thousand steps make too dear is of fewer, and never stands first."""
     first, *others = pretrain.SETTINGS[model]
-    assert evaluate.MODELS[model]().setting == first
+    assert evaluate_options(model).setting == first
     assert first.num_samples == HEADLINE
     few = [setting for setting in others if setting.num_samples != HEADLINE]
     assert not few or any(setting.steps == 1000 for setting in few)

@@ -13,7 +13,7 @@ from diffusion_book.models.checkpoints import find_checkpoint
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
 from diffusion_book.training.experiment import LOG, named_folder
-from diffusion_book.training.run import RunOptions
+from diffusion_book.training.options import RunOptions
 
 
 def detach(model: str, arguments: Sequence[str], options: RunOptions) -> int:

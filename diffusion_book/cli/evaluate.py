@@ -17,9 +17,10 @@ from diffusion_book.cli.generate import load_model
 from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
-from diffusion_book.evaluation.settings import ClassSetting, Setting, check, evaluate, find_entry
+from diffusion_book.evaluation.settings import check, evaluate, find_entry
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.configs import ClassSetting, Setting
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError

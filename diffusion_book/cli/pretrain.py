@@ -31,10 +31,11 @@ from diffusion_book.system.machine import ENVIRONMENT
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.training.experiment import read_records
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.run import RunOptions, Stopped, run_training
+from diffusion_book.training.options import RunOptions
+from diffusion_book.training.run import Stopped, run_training
 from diffusion_book.viz.experiment import PICTURES
 
-SETTINGS = {name: model.figures for name, model in MODELS.items()}
+SETTINGS = {name: model.figures for name, model in MODELS.items() if model.figures}
 """what the card of each diffusion model tells, the figure that stands for it first"""
 
 SUBSTITUTES = tuple(name for name, recipe in RECIPES.items() if recipe.condition and not recipe.is_flow)

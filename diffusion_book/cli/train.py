@@ -16,7 +16,8 @@ from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
 from diffusion_book.models.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
-from diffusion_book.training.run import RunOptions, Stopped, run_training
+from diffusion_book.training.options import RunOptions
+from diffusion_book.training.run import Stopped, run_training
 from diffusion_book.viz.experiment import PICTURES
 
 MAY_CHANGE = ("epochs",)  # of a recipe, when its training is continued
