@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -79,3 +81,41 @@ def test_the_sampler_draws_with_the_larger_variance(monkeypatch):
         t, s = torch.tensor([k, k - 1], dtype=torch.float64) / 1000
         x_s = step(Prediction(zero, zero), zero, t, s, schedule=schedules.cosine, noise=one)
         assert math.isclose(x_s.item() ** 2, beta[k - 1].item(), rel_tol=1e-9)
+
+
+WITH_A_ROW = """
+import importlib.util, json, sys
+
+spec = importlib.util.find_spec("diffusion_book.models.recipes")
+source = open(spec.origin, encoding="utf-8").read()
+before, after = source.split("_ROWS = (\\n")
+recipes = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+exec(compile(before + "_ROWS = (\\n" + sys.argv[1] + "," + after, spec.origin, "exec"), vars(recipes))
+
+from diffusion_book.cli.main import main
+from diffusion_book.cli.options import DIAGNOSED, PRETRAINED
+from diffusion_book.viz.overview import PLACES
+from diffusion_book.viz.style import COLOURS
+
+train, generate = json.loads(sys.argv[2])
+name = train[1]
+main(train)
+main(generate)
+place = PLACES[name]
+print(json.dumps([COLOURS[name], place.parents, place.chapter, name in DIAGNOSED, name in PRETRAINED]))
+"""
+
+
+def test_a_model_trains_and_draws_and_stands_on_the_map_by_its_row(tmp_path):
+    (row,) = re.findall(r"```python\n(.*?)```", section("A model"), re.DOTALL)
+    (command,) = re.findall(r"`diffusion-book (train [^`]+)`", section("A model"))
+    name = command.split()[1]
+    train = [*command.split(), *TINY, "--name", "mine", "--output-dir", str(tmp_path)]
+    few = ["--num_samples", "2", "--ddim_steps", "4", "--output_dir", str(tmp_path / "drawn"), "--device", "cpu"]
+    generate = ["generate", name, "--checkpoint", str(tmp_path / "mine"), *few]
+    code = [sys.executable, "-c", WITH_A_ROW, row, json.dumps([train, generate])]
+    said = subprocess.run(code, capture_output=True, text=True, check=True).stdout
+    assert json.loads(said.splitlines()[-1]) == ["#6A5ACD", ["ddpm"], 1, True, True]
+    recipe = load_checkpoint(tmp_path / "mine" / "checkpoints" / "final.pt")["recipe"]
+    assert (recipe["model"], recipe["diffusion"]["schedule"]) == (name, "linear")
+    assert len(list((tmp_path / "drawn").glob("*/sample_*"))) == 2
