@@ -17,11 +17,12 @@ from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.evaluation.measures import subset_order
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
-from diffusion_book.evaluation.settings import ClassSetting, Setting, check, evaluate, find_entry
+from diffusion_book.evaluation.settings import ClassSetting, Setting, evaluate, find_entry, request_of
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.system import processes
+from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import make_folder, timestamped_folder, write_text
 from diffusion_book.viz.grids import save_grid
@@ -175,6 +176,7 @@ def evaluate_all(arguments: Sequence[str]) -> int:
     measured = [(result["model"], result["setting"]) for result in results]
     wanted = [row for row in wanted if (row.model, row.setting) not in measured]
     with processes.together(options.device) as device:
+        prepare_device(resolve_device(device))
         return evaluate_rows(wanted, dataclasses.replace(options, device=device), results)
 
 
@@ -206,7 +208,7 @@ def evaluate_rows(wanted: list[Row], options: EvaluateAll, results: list[dict]) 
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
             kind = ClassSetting if "guidance_scale" in row.setting else Setting
-            found = evaluate(pipe, kind(**row.setting))
+            found = evaluate(pipe, request_of(pipe, kind(**row.setting)))
             if found is None:
                 continue
             _, entry = found
@@ -232,9 +234,9 @@ def scoreboard_line(entry: dict) -> str:
 
 def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives some samples and the measures, on the main process."""
-    check(pipe, options.setting)
+    request = request_of(pipe, options.setting, options.model.batch_size)
     make_folder(options.output_dir)
-    found = evaluate(pipe, options.setting, options.model.batch_size)
+    found = evaluate(pipe, request)
     if found is None:
         return None
     images, entry = found

@@ -24,7 +24,7 @@ from diffusion_book.networks.unet import UNet
 from diffusion_book.samplers import SAMPLERS, State, randn, sample, sample_generators
 from diffusion_book.schedules import SCHEDULES, Schedule
 from diffusion_book.system import hashes
-from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
+from diffusion_book.system.devices import autocast, out_of_memory_names
 from diffusion_book.system.errors import BookError, NotFinite, choose
 from diffusion_book.system.graphs import Graphed
 from diffusion_book.targets import TARGETS
@@ -60,7 +60,8 @@ class Pipeline:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of what is diffused: channels, height and width."""
-        return self.recipe.network.shape
+        config = self.recipe.network
+        return config.in_channels, config.image_size, config.image_size
 
     @property
     def num_classes(self) -> int:
@@ -261,15 +262,17 @@ def load(
     name: str | Path,
     *,
     vae: str | Path | None = None,
+    model: str | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
 ) -> Pipeline | Autoencoder:
     """Load a trained model: shipped weights by name, or a checkpoint by its path.
 
     Args:
-        name: one of `list_models()`, or a `.pt` file or experiment folder of `train`.
+        name: one of `list_models()`, or a `.pt` file or experiment folder of `train`; a `Path` is never a name.
         vae: for a latent model, a checkpoint of the VAE it was trained with. It is not needed: shipped models
             and checkpoints bring their own.
+        model: what a checkpoint must hold; default: anything.
         device: "auto", "cpu", "cuda".
         precision: "auto", "fp32" or "bf16".
 
@@ -287,12 +290,13 @@ def load(
     """
     where = {"device": device, "precision": precision}
     card, state = {}, None
-    if str(name) in list_models() or not (str(name).endswith(".pt") or os.path.isdir(str(name))):
+    is_file = isinstance(name, Path) or str(name).endswith(".pt") or os.path.isdir(str(name))
+    if not is_file or name in list_models():
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
         recipe, tensors = recipe_from_dict(card.get("recipe")), weights.read_weights(str(name))
     else:
-        checkpoint = load_checkpoint(find_checkpoint(name))
+        checkpoint = load_checkpoint(find_checkpoint(name), model)
         recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint.get("ema")
         state = checkpoint.get("autoencoder")
     if vae is not None and not recipe.is_latent:
@@ -360,15 +364,5 @@ def build(
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
         check_fits(recipe.network, autoencoder)
-    with out_of_memory_names("the size of the network"):
-        network = build_network(recipe)
-    try:
-        network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError):
-        raise BookError(
-            f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
-        ) from None
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    network = place(network.eval().requires_grad_(False), where, dtype)
-    return Pipeline(recipe, network, where, dtype, card or {}, autoencoder)
+    trained = weights.trained(lambda: build_network(recipe), tensors, recipe.model, device, precision)
+    return Pipeline(recipe, *trained, card or {}, autoencoder)

@@ -122,7 +122,7 @@ def make_request(
         time_grid(steps, recipe.diffusion.timesteps),
         eta,
         seed,
-        None if noise is None else check_noise(noise, (number, *recipe.network.shape)),
+        None if noise is None else check_noise(recipe, noise, number),
         batch_size,
     )
 
@@ -191,14 +191,15 @@ def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The noise, float32, if sampling can start from it.
+def check_noise(recipe: Recipe, noise: Tensor, number: int) -> Tensor:
+    """The noise, float32, if so many samples can start from it.
 
     Raises:
         BookError: it cannot.
     """
     if not isinstance(noise, Tensor) or noise.is_complex():
         raise BookError(f"the noise is {type(noise).__name__}: draw it with Pipeline.noise")
+    shape = (number, recipe.network.in_channels, recipe.network.image_size, recipe.network.image_size)
     if tuple(noise.shape) != shape:
         raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {shape}")
     if not noise.isfinite().all():

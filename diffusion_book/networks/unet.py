@@ -71,11 +71,6 @@ class UNetConfig:
                     f"attention level {level} does not exist: levels are 0 to {len(self.channel_multipliers) - 1}"
                 )
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the picture or latent: channels, height and width."""
-        return self.in_channels, self.image_size, self.image_size
-
 
 class Block(nn.Module):
     """A residual block, then self-attention and cross-attention where the level has them."""
