@@ -9,8 +9,8 @@ Each names only what it reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -18,28 +18,60 @@ import torch
 from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
-from diffusion_book.schedules import MOST_TIMESTEPS, TIMESTEPS, Schedule, expand, posterior
+from diffusion_book.schedules import TIMESTEPS, Schedule, expand, posterior
 from diffusion_book.system.errors import BookError, whole
 from diffusion_book.targets import Prediction
 
 Step = Callable[..., Tensor]
 
+SAMPLERS: dict[str, Step] = {}
+"""name -> step; `sampler` enters them"""
 
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a step without running it.
+
+    Attributes:
+        evaluations: steps of a walk -> calls of the denoiser.
+        draws: eta -> whether the step uses fresh noise; where it does not, none is drawn for it.
+        from_data: whether a walk may start at t = 0, where no noise is left and sigma_t, by which many divide, is 0.
+    """
+
+    evaluations: Callable[[int], int] = lambda steps: steps
+    draws: Callable[[float], bool] = lambda eta: True
+    from_data: bool = True
+
+
+def sampler(name: str, **facts) -> Callable[[Step], Step]:
+    """Enter a step in SAMPLERS, with what is special about it: the fields of `Facts`."""
+
+    def enter(step: Step) -> Step:
+        step.facts = Facts(**facts)
+        SAMPLERS[name] = step
+        return step
+
+    return enter
+
+
+def facts_of(step: Step) -> Facts:
+    """What is known of a step; of one that was never entered in SAMPLERS, the usual."""
+    return getattr(step, "facts", Facts())
+
+
+@sampler("ddpm", from_data=False)
 def ddpm(
     prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule: Schedule, noise: Tensor, **_
 ) -> Tensor:
     """Draw x_s from q(x_s | x_t, x0), with the predicted picture in the place of x0.
 
-    Raises:
-        BookError: t is 0.
-
     Source: Ho et al. 2020, algorithm 2, with the variance of equation 7.
     """
-    check_start(t)
     from_x_t, from_x_0, variance = (expand(value, x_t) for value in posterior(schedule, t, s))
     return from_x_t * x_t + from_x_0 * prediction.x0 + variance.sqrt() * noise
 
 
+@sampler("ddim", draws=lambda eta: eta > 0, from_data=False)
 def ddim(
     prediction: Prediction,
     x_t: Tensor,
@@ -55,12 +87,8 @@ def ddim(
 
     eta = 0 is deterministic; eta = 1 is `ddpm`.
 
-    Raises:
-        BookError: t is 0.
-
     Source: Song et al. 2020 (DDIM), equations 12 and 16.
     """
-    check_start(t)
     _, _, variance = posterior(schedule, t, s)
     alpha_s, sigma_s = schedule(s)
     fresh = eta * variance.sqrt()
@@ -69,6 +97,7 @@ def ddim(
     return alpha_s * prediction.x0 + kept * prediction.eps + fresh * noise
 
 
+@sampler("euler", draws=lambda eta: False)
 def euler(prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule: Schedule, **_) -> Tensor:
     """Follow the path, as it goes at time t, to time s: dx = x0 dalpha + eps dsigma.
 
@@ -81,6 +110,7 @@ def euler(prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule
     return x_t + expand(alpha_s - alpha_t, x_t) * prediction.x0 + expand(sigma_s - sigma_t, x_t) * prediction.eps
 
 
+@sampler("midpoint", evaluations=lambda steps: 2 * steps, draws=lambda eta: False)
 def midpoint(
     prediction: Prediction,
     x_t: Tensor,
@@ -100,6 +130,7 @@ def midpoint(
     return euler(halfway, x_t, t, s, schedule=schedule)
 
 
+@sampler("heun", evaluations=lambda steps: 2 * steps - 1, draws=lambda eta: False)
 def heun(
     prediction: Prediction,
     x_t: Tensor,
@@ -124,6 +155,7 @@ def heun(
     return euler(mean, x_t, t, s, schedule=schedule)
 
 
+@sampler("dpm++", draws=lambda eta: False, from_data=False)
 def dpm_plus_plus(
     prediction: Prediction,
     x_t: Tensor,
@@ -141,7 +173,6 @@ def dpm_plus_plus(
 
     Source: Lu et al. 2022 (DPM-Solver++), algorithm 2.
     """
-    check_start(t)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     x0 = prediction.x0
     if before is not None and (s > 0).all():
@@ -162,22 +193,9 @@ def log_ratio(schedule: Schedule, t: Tensor) -> Tensor:
     return alpha.log() - sigma.log()
 
 
-SAMPLERS: dict[str, Step] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "euler": euler,
-    "midpoint": midpoint,
-    "heun": heun,
-    "dpm++": dpm_plus_plus,
-}
-
-DETERMINISTIC = (euler, midpoint, heun, dpm_plus_plus)
-"""steps that use no fresh noise, so that none is drawn for them"""
-
-
 def evaluations(sampler: str, steps: int) -> int:
     """How often a sampler asks the network for one picture in so many steps."""
-    return {"midpoint": 2 * steps, "heun": 2 * steps - 1}.get(sampler, steps)
+    return facts_of(SAMPLERS[sampler]).evaluations(steps)
 
 
 def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
@@ -188,48 +206,17 @@ def time_grid(steps: int, timesteps: int = TIMESTEPS) -> Tensor:
     Raises:
         BookError: steps is no whole number in 1 .. timesteps.
     """
-    if not 1 <= whole("timesteps", timesteps) <= MOST_TIMESTEPS:
-        raise BookError(f"timesteps is {timesteps!s:.60}: it must be 1 to {MOST_TIMESTEPS:,}")
     if not 1 <= whole("steps", steps) <= timesteps:
         raise BookError(
-            f"{steps!s:.60} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training: "
-            "set steps (generate's --ddim_steps or --sampling_steps) in that range"
+            f"{steps!s:.60} steps: the number of steps must be 1 to {timesteps}, the timesteps of the training"
         )
     return torch.linspace(timesteps, 0, steps + 1, dtype=torch.float64).round() / timesteps
 
 
-def check_start(t: Tensor) -> None:
-    """Refuse a step from t = 0: its x_t holds no noise, so nothing says which noise to keep, and sigma_t divides by 0.
-
-    Raises:
-        BookError: t, or one of several, is 0.
-    """
-    if (t <= 0).any():
-        raise BookError("a step cannot start at t = 0, where no noise is left: start at a later time, such as 0.001")
-
-
-def check_eta(eta: float) -> None:
-    """Refuse an eta outside [0, 1].
-
-    Raises:
-        BookError: it is outside.
-    """
-    if not isinstance(eta, Real) or not 0.0 <= eta <= 1.0:
-        raise BookError(f"eta is {eta!r:.60}: it must be between 0 (no fresh noise, DDIM) and 1 (as much as DDPM)")
-
-
 def sample_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
-    """One random generator for each sample, so that sample i is the same in whichever batch it falls.
-
-    Raises:
-        BookError: the seed or an index is negative, or no whole number.
-    """
-    if whole("seed", seed) < 0:
-        raise BookError(f"seed is {seed}: it must be 0 or more")
+    """One random generator for each sample, so that sample i is the same in whichever batch it falls."""
     generators = []
     for index in indices:
-        if whole("a sample's index", index) < 0:
-            raise BookError(f"a sample's index is {index}: it must be 0 or more")
         state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
         generators.append(torch.Generator().manual_seed(int(state) & (2**63 - 1)))
     return generators
@@ -277,17 +264,22 @@ def sample(
 
     Yields:
         S + 1 states.
+
+    Raises:
+        BookError: the walk starts where this step cannot.
     """
+    facts = facts_of(step)
+    if not facts.from_data and (times[:-1] <= 0).any():
+        raise BookError("this step cannot start at t = 0, where no noise is left: start at a later time, such as 0.001")
 
     def ask(x_t: Tensor, t: Tensor) -> Prediction:
         return denoiser(x_t, t, **condition)
 
     yield State(float(times[0]), x, None)
-    draws = step not in DETERMINISTIC and (step is not ddim or eta > 0)
     before = None
     for t, s in pairwise(times):
         predicted = ask(x, t)
-        fresh = draws and float(s) > 0  # the last step ends at the picture itself
+        fresh = facts.draws(eta) and float(s) > 0  # the last step ends at the picture itself
         noise = randn(x.shape, generator).to(x) if fresh else torch.zeros_like(x)
         x = step(predicted, x, t, s, schedule=schedule, noise=noise, eta=eta, ask=ask, before=before)
         before = (t, predicted)

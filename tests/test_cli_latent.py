@@ -281,7 +281,7 @@ def test_latents_that_cannot_be_halved_are_refused(tmp_path, capsys):
         ("train ldm --in_channels 4", "Unrecognized options: --in_channels, 4"),
         ("train ldm --kl_weight 1", "Unrecognized options: --kl_weight, 1"),
         ("generate vae", "unknown model 'vae': choose one of ddpm, ldm"),
-        ("generate ddpm --vae somewhere.pt", "'ddpm' works without a VAE: leave out --vae"),
+        ("generate ddpm --vae somewhere.pt", "'ddpm' works without a VAE: leave it out"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(arguments, said, capsys, tmp_path, monkeypatch):

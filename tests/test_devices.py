@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.system import devices
 from diffusion_book.system.devices import autocast, keep_freed_memory, place, resolve_device, resolve_precision
 from diffusion_book.system.errors import BookError
 
@@ -90,6 +91,17 @@ def test_devices_that_are_not_there_are_refused():
         with pytest.raises(BookError, match=words) as info:
             resolve_device(name)
         assert "\n" not in str(info.value)
+
+
+def test_only_prepare_device_changes_the_process(monkeypatch):
+    said = []
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: said.append("malloc"))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda how: said.append(how))
+    place(network(), CPU)
+    assert said == []
+    devices.prepare_device(CPU)
+    devices.prepare_device(torch.device("cuda"))
+    assert said == ["malloc", "high"]
 
 
 def test_freed_memory_is_kept_for_the_next_step():

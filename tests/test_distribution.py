@@ -19,12 +19,19 @@ from commands import refused
 from diffusion_book import data
 from diffusion_book.cli import visualize_distribution
 from diffusion_book.cli.main import main
-from diffusion_book.cli.visualize_distribution import REAL, Distribution, distances, first_of_each, how, real_digits
+from diffusion_book.cli.visualize_distribution import (
+    REAL,
+    Distribution,
+    distances,
+    first_of_each,
+    real_digits,
+    request_of,
+)
 from diffusion_book.evaluation.features import reference_features
 from diffusion_book.evaluation.projection import JointMap, joint_map
 from diffusion_book.models import sampling
 from diffusion_book.models.checkpoints import save_checkpoint
-from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz import distribution
@@ -228,7 +235,10 @@ def test_ways_that_do_not_fit_are_refused(changed):
 
 
 def options_for(pipe, **changed):
-    return how(pipe, Distribution(**changed))
+    request = request_of(pipe, Distribution(**changed))
+    assert len(request) == 1000
+    scale = {} if request.guidance_scale is None else {"guidance_scale": request.guidance_scale.unique().item()}
+    return {"sampler": request.sampler, "steps": request.steps, "seed": request.seed, **scale}
 
 
 def test_steps_and_samplers_follow_the_options():
@@ -355,7 +365,7 @@ def test_the_same_seed_writes_the_same_files(checkpoint, tmp_path, monkeypatch):
         ("--guidance_scale 2", "knows no classes"),
         ("--model ldm", "'ddpm'"),
         ("--vae no.pt", "works without a VAE"),
-        ("--batch_size 0", "--batch_size is 0"),
+        ("--batch_size 0", "batch_size is 0"),
         ("--checkpoint no.pt", "there is no checkpoint"),
         ("--output_dir FILE/inside", "cannot make the folder"),
     ],
@@ -381,6 +391,8 @@ def test_without_umap_it_says_what_to_install(checkpoint, tmp_path, monkeypatch,
 
 
 def test_the_model_is_the_checkpoint_s(tmp_path):
-    path = save_checkpoint(tmp_path / "l.pt", {"recipe": RECIPES["ldm"].to_dict(), "ema": {}})
-    assert visualize_distribution.model_of(path) == "ldm"
-    assert visualize_distribution.model_of(None) == "ddpm"
+    pipe = tiny.random_latent_pipeline(tiny.random_autoencoder())
+    content = {"recipe": pipe.recipe.to_dict(), "ema": pipe.network.state_dict()}
+    path = save_checkpoint(tmp_path / "l.pt", {**content, "autoencoder": pipe.autoencoder.state_dict()})
+    assert visualize_distribution.load_pipe(Distribution(checkpoint=path, device="cpu")).recipe.model == "ldm"
+    assert visualize_distribution.load_pipe(Distribution(device="cpu")).recipe.model == "ddpm"

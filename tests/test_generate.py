@@ -106,9 +106,9 @@ def test_pdf_holds_the_picture_without_loss(tmp_path):
         ("--ddim_steps 5 --eta -0.5", "eta is -0.5: it must be between 0"),
         ("--ddim_steps 5 --eta 1.5", "eta is 1.5: it must be between 0"),
         ("--mode euler", "unknown mode 'euler': choose one of ddpm, ddim"),
-        ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
+        ("--num_samples 0", "0 samples: give at least 1"),
         ("--nrow 0", "--nrow is 0: it must be at least 1"),
-        ("--batch_size 0", "--batch_size is 0: it must be at least 1"),
+        ("--batch_size 0", "batch_size is 0: it must be 1 or more"),
         ("--ddim_steps 5 --seed -1", "seed is -1: it must be 0 or more"),
         ("--device cuda:99", "device 'cuda:99' is not there"),
         ("--ddim_steps 5 --output-dir FILE/inside", "cannot make the folder"),
@@ -223,7 +223,7 @@ def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
             patch.setattr(
                 pipelines,
                 "load",
-                lambda name, card=card, vae=None, **where: pipelines.build(
+                lambda name, card=card, vae=None, model=None, **where: pipelines.build(
                     pipe.recipe, pipe.network.state_dict(), card=card, **where
                 ),
             )

@@ -339,7 +339,8 @@ def test_nothing_is_remembered_between_calls(pipe):
 )
 def test_labels_may_be_given_in_many_ways(autoencoder, labels, expected):
     pipe = random_class_pipeline(autoencoder, num_classes=3)
-    found, scale = pipe.ask(range(4), labels)
+    request = pipe.ask(4, labels)
+    found, scale = request.labels, request.guidance_scale
     assert found.tolist() == expected
     assert (found.dtype, scale.dtype) == (torch.int64, torch.float64)
     assert scale.tolist() == [3.0] * 4  # the recipe's
@@ -354,7 +355,7 @@ def test_labels_may_be_given_in_many_ways(autoencoder, labels, expected):
 def test_without_labels_sample_i_is_of_class_i_in_turn(autoencoder):
     pipe = random_class_pipeline(autoencoder, num_classes=3)
     assert pipe.num_classes == 3
-    assert pipe.ask([7, 2, 3])[0].tolist() == [1, 2, 0]
+    assert pipe.ask(indices=[7, 2, 3]).labels.tolist() == [1, 2, 0]
     whole = pipe.sample(7, steps=2)
     torch.testing.assert_close(pipe.sample(7, steps=2, batch_size=2), whole, rtol=0, atol=1e-4)
     torch.testing.assert_close(pipe.sample(7, steps=2, labels=[0, 1, 2, 0, 1, 2, 0]), whole, rtol=0, atol=1e-4)
@@ -400,7 +401,8 @@ def test_bad_labels_and_scales_are_refused_in_one_line(pipe, arguments, words):
 def test_a_model_without_classes_takes_neither_labels_nor_guidance(autoencoder, arguments):
     plain = random_latent_pipeline(autoencoder)
     assert plain.num_classes == 0
-    assert plain.ask(range(2)) == (None, None)
+    assert plain.ask(2).labels is None
+    assert plain.ask(2).guidance_scale is None
     with pytest.raises(BookError, match="'ldm' knows no classes: leave out labels and guidance_scale"):
         plain.sample(2, steps=2, **arguments)
     with pytest.raises(BookError, match="knows no classes"):
@@ -419,7 +421,7 @@ def test_a_checkpoint_draws_what_the_model_drew(autoencoder, model, tmp_path):
     loaded = diffusion_book.load(path, device="cpu", precision="fp32")
     assert loaded.recipe == pipe.recipe
     assert loaded.num_classes == 4
-    assert loaded.ask(range(1))[1].tolist() == [1.75]
+    assert loaded.ask(1).guidance_scale.tolist() == [1.75]
     torch.testing.assert_close(loaded.sample(5, steps=3), pipe.sample(5, steps=3), rtol=0, atol=1e-5)
     other = random_class_pipeline(autoencoder, model, num_classes=5, num_tokens=3)
     save_checkpoint(tmp_path / "other.pt", {**checkpoint, "ema": other.network.state_dict()})

@@ -25,7 +25,7 @@ from tiny import (
     wake,
 )
 
-from diffusion_book import data, guidance
+from diffusion_book import data
 from diffusion_book.cli.main import main
 from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.evaluation import distances, features, measures, projection, sweep
@@ -212,21 +212,22 @@ def test_every_sampler_walks_every_grid_to_a_finite_end(times):
 @FORMS
 def test_what_is_no_number_of_steps_is_refused(times):
     @tries(60, times)
-    @given(numbers, numbers)
-    def check(steps, timesteps):
-        grid = answer(time_grid, steps, timesteps)
+    @given(numbers)
+    def check(steps):
+        grid = answer(time_grid, steps)
         assert grid is None or len(grid) == steps + 1
 
     check()
 
 
 @FORMS
-def test_guidance_takes_finite_scales_and_real_intervals_alone(times):
+def test_guidance_takes_finite_scales_and_real_intervals_alone(pipes, times):
     @tries(60, times)
     @given(numbers, st.one_of(st.tuples(numbers, numbers), numbers))
     def check(scale, interval):
-        found = answer(guidance.check_guidance, scale, interval)
-        assert found is None or (found.ndim <= 1 and found.isfinite().all() and found.dtype == torch.float64)
+        found = answer(pipes[2].ask, 3, guidance_scale=scale, guidance_interval=interval, steps=2)
+        assert found is None or (found.guidance_scale.isfinite().all() and found.guidance_scale.shape == (3,))
+        answer(pipes[2].guided, scale, interval)
 
     check()
 

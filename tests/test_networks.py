@@ -220,23 +220,6 @@ def test_a_network_that_cannot_be_is_refused(options, words):
     assert "\n" not in str(info.value)
 
 
-def test_a_wrong_input_is_refused():
-    plain, conditional = unet(CONFIGS["folded"]), unet(CONFIGS["concat and context, latent"])
-    x, t, _ = inputs(CONFIGS["folded"])
-    for bad in (torch.zeros(3, 2, 32, 32), torch.zeros(3, 1, 30, 32), torch.zeros(3, 1, 32, 30)):
-        with pytest.raises(BookError, match="H and W divisible by 4"):
-            plain(bad, t)
-    with pytest.raises(BookError, match="was not built for a condition 'concat'"):
-        plain(x, t, concat=x)
-    with pytest.raises(BookError, match="was not built for a condition 'context'"):
-        plain(x, t, context=torch.zeros(3, 1, 6))
-    x, t, condition = inputs(CONFIGS["concat and context, latent"])
-    with pytest.raises(BookError, match="needs a condition 'concat'"):
-        conditional(x, t, context=condition["context"])
-    with pytest.raises(BookError, match="needs a condition 'context'"):
-        conditional(x, t, concat=condition["concat"])
-
-
 # --- Layers --------------------------------------------------------------------------------------
 
 

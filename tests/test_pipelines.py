@@ -1,7 +1,12 @@
 """Pipelines: the same seed gives the same pictures, however they are asked for."""
 
+import re
+import sys
+from collections import Counter
+
 import pytest
 import torch
+from tiny import random_autoencoder, random_class_pipeline
 from torch import nn
 
 import diffusion_book
@@ -122,7 +127,7 @@ def test_the_recipe_decides_schedule_target_and_grid():
     [
         ({"num_samples": 0}, "0 samples: give at least 1"),
         ({"num_samples": -1}, "-1 samples: give at least 1"),
-        ({"batch_size": 0}, "batches of 0"),
+        ({"batch_size": 0}, "batch_size is 0: it must be 1 or more"),
         ({"steps": 0}, "0 steps"),
         ({"steps": 1001}, "1001 steps"),
         ({"sampler": "runge"}, r"unknown sampler 'runge': choose one of ddpm, ddim, euler, midpoint, heun, dpm\+\+$"),
@@ -137,6 +142,8 @@ def test_the_recipe_decides_schedule_target_and_grid():
         ({"seed": None}, "seed is None: give a whole number"),
         ({"batch_size": 1.5}, "batch_size is 1.5: give a whole number"),
         ({"eta": "a"}, "eta is 'a'"),
+        ({"eta": float("nan")}, "eta is nan"),
+        ({"guidance_interval": (0.7, 0.3)}, "the guidance interval is"),
         ({"noise": torch.zeros(3, 1, 32, 32)}, r"noise has shape \(3, 1, 32, 32\): it must be \(2, 1, 32, 32\)"),
         ({"noise": torch.full((2, 1, 32, 32), torch.nan)}, "noise holds numbers that are not finite"),
         ({"labels": [1]}, "knows no classes"),
@@ -147,6 +154,44 @@ def test_bad_arguments_are_refused_in_one_line(pipe, arguments, words):
     with pytest.raises(BookError, match=words) as info:
         pipe.sample(**{"num_samples": 2, "steps": 2} | arguments)
     assert "\n" not in str(info.value)
+
+
+def checks_in(call) -> Counter:
+    """How often each function of the package that checks something ran: by its name, and by what it was asked about."""
+    found = Counter()
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and "diffusion_book" in code.co_filename:
+            about = frame.f_locals[code.co_varnames[0]] if code.co_name in ("whole", "choose", "positive") else ""
+            if about or re.search(r"check|Pipeline.ask$|request$|time_grid|labels_of|scales_of", code.co_qualname):
+                found[f"{code.co_qualname} {about}"] += 1
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_request_is_checked_once_however_many_batches_and_steps_it_takes():
+    pipe = random_class_pipeline(random_autoencoder())
+    found = checks_in(lambda: pipe.sample(250, labels=3, guidance_scale=3, steps=10))
+    assert {"Pipeline.ask ", "make_request ", "labels_of ", "scales_of ", "time_grid ", "whole steps"} <= set(found)
+    assert set(found.values()) == {1}, found
+    request = pipe.ask(250, labels=3, guidance_scale=3, steps=10)
+    assert not checks_in(lambda: pipe.draw(request))
+
+
+def test_what_is_asked_can_be_drawn_in_parts():
+    pipe = random_class_pipeline(random_autoencoder())
+    whole = pipe.sample(7, guidance_scale=2.0, steps=4, eta=0.5, seed=3, noise=pipe.noise(7, seed=1))
+    request = pipe.ask(7, guidance_scale=2.0, steps=4, eta=0.5, seed=3, noise=pipe.noise(7, seed=1), batch_size=3)
+    assert [len(batch) for batch in request.batches()] == [3, 3, 1]
+    assert request.steps == 4
+    torch.testing.assert_close(pipe.draw(request), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(pipe.draw(request.pick([5, 2])), whole[[5, 2]], rtol=0, atol=1e-4)
 
 
 def test_noise_of_more_digits_is_the_same_noise(pipe):

@@ -9,7 +9,6 @@ import torch
 from diffusion_book.denoiser import clipped
 from diffusion_book.samplers import (
     SAMPLERS,
-    check_eta,
     ddim,
     ddpm,
     dpm_plus_plus,
@@ -75,16 +74,10 @@ def test_all_steps_are_the_whole_grid():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_outside_the_grid_are_refused(steps):
-    with pytest.raises(BookError, match=rf"^{steps} steps: .* must be 1 to 1000, the timesteps .*--ddim_steps"):
+    with pytest.raises(
+        BookError, match=rf"^{steps} steps: the number of steps must be 1 to 1000, the timesteps of the training$"
+    ):
         time_grid(steps)
-
-
-@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
-def test_eta_outside_0_to_1_is_refused(eta):
-    with pytest.raises(BookError, match="between 0"):
-        check_eta(eta)
-    check_eta(0.0)
-    check_eta(1.0)
 
 
 def times_asked(sampler: str, times: list[float]) -> list[float]:
@@ -165,18 +158,33 @@ def test_a_ddim_step_keeps_the_marginal(schedule, eta):
 
 @schedules
 @pytest.mark.parametrize(("step", "eta"), [(ddpm, 0.0), (ddim, 0.0), (ddim, 1.0), (dpm_plus_plus, 0.0)])
-def test_a_step_from_t_0_is_refused(schedule, step, eta):
+def test_a_walk_from_t_0_is_refused(schedule, step, eta):
     """Nothing tells which noise x_0 holds, for it holds none: better one line than NaN in every picture."""
     x = torch.zeros(2, 1, dtype=torch.float64)
-    found = Prediction(x, x)
-    for t, s in ((0.0, 0.0), (0.0, 0.5)):
-        t, s = torch.tensor([t, s], dtype=torch.float64)
+
+    def walk(*times):
+        times = torch.tensor(times, dtype=torch.float64)
+        states = sample(Gaussian(schedule), x, times, step, schedule=schedule, generator=generator(), eta=eta)
+        return last(states).x
+
+    for times in ((0.0, 0.0), (0.0, 0.5)):
         with pytest.raises(BookError, match="cannot start at t = 0"):
-            step(found, x, t, s, schedule=schedule, noise=x, eta=eta)
-    first, end = torch.tensor([1 / T, 0.0], dtype=torch.float64)
-    with pytest.raises(BookError, match="cannot start at t = 0"):
-        step(found, x, torch.tensor([0.0, 0.5]), torch.zeros(2), schedule=schedule, noise=x, eta=eta)
-    assert step(found, x, first, end, schedule=schedule, noise=x, eta=eta).isfinite().all()
+            walk(*times)
+    assert walk(1 / T, 0.0).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["euler", "midpoint", "heun"])
+def test_what_follows_the_path_may_start_at_the_data(name):
+    """Up from t = 0, where the path begins, and down again: back to where it was."""
+    schedule, x = SCHEDULES["rectified"], torch.full((2, 1), 0.3, dtype=torch.float64)
+    up = torch.linspace(0.0, 0.9, 200, dtype=torch.float64)
+
+    def walk(x, times):
+        denoiser = Gaussian(schedule, 0.5, 0.3)
+        denoiser.schedule = lambda t: tuple(value.clamp(min=1e-12) for value in schedule(t))
+        return last(sample(denoiser, x, times, SAMPLERS[name], schedule=schedule, generator=generator())).x
+
+    torch.testing.assert_close(walk(walk(x, up), up.flip(0)), x, rtol=0, atol=1e-2)
 
 
 def test_ddim_with_eta_0_needs_no_noise():
@@ -304,8 +312,3 @@ def test_fresh_noise_is_each_sample_s_own_too(sampler, eta):
 
 def test_one_generator_serves_a_whole_batch():
     assert torch.equal(randn((3, 2), generator(5)), torch.randn(3, 2, generator=generator(5)))
-
-
-def test_a_negative_seed_is_refused():
-    with pytest.raises(BookError, match="0 or more"):
-        sample_generators(-1, range(2))

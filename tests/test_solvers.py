@@ -10,12 +10,12 @@ import torch
 
 from diffusion_book.denoiser import Denoiser
 from diffusion_book.samplers import (
-    DETERMINISTIC,
     SAMPLERS,
     ddim,
     dpm_plus_plus,
     euler,
     evaluations,
+    facts_of,
     heun,
     log_ratio,
     midpoint,
@@ -23,10 +23,10 @@ from diffusion_book.samplers import (
     time_grid,
 )
 from diffusion_book.schedules import SCHEDULES, betas
-from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, Prediction
 
 T = 1000
+DETERMINISTIC = [step for step in SAMPLERS.values() if not facts_of(step).draws(1.0)]
 schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 solvers = pytest.mark.parametrize("step", DETERMINISTIC, ids=lambda step: step.__name__)
 
@@ -239,13 +239,6 @@ def test_heun_does_not_ask_where_no_noise_is_left():
     assert torch.equal(end, euler(Prediction(x0, eps), x_t, t, s, schedule=schedule))
 
 
-def test_dpm_plus_plus_does_not_start_at_the_data():
-    x = torch.zeros(2, 1, dtype=torch.float64)
-    t, s = torch.tensor([0.0, 0.0], dtype=torch.float64)
-    with pytest.raises(BookError, match="cannot start at t = 0"):
-        dpm_plus_plus(Prediction(x, x), x, t, s, schedule=SCHEDULES["rectified"])
-
-
 # --- What a walk costs ---------------------------------------------------------------------------
 
 
@@ -267,6 +260,11 @@ def test_evaluations_are_these():
         "heun": 19,
         "dpm++": 10,
     }
+
+
+def test_what_draws_and_what_does_not_is_as_in_the_papers():
+    assert [euler, midpoint, heun, dpm_plus_plus] == DETERMINISTIC
+    assert [facts_of(ddim).draws(eta) for eta in (0.0, 0.1, 1.0)] == [False, True, True]
 
 
 @solvers

@@ -10,6 +10,7 @@ import torch
 
 from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.models import pipelines
+from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import write_text
 from diffusion_book.system.machine import environment
@@ -23,6 +24,7 @@ def main(options: Any) -> int:
     names = [options.model] if options.model else pipelines.list_models()
     if options.threads:
         torch.set_num_threads(options.threads)
+    prepare_device(resolve_device(options.device))
     found, here = {}, {}
     for name in names:
         model = pipelines.load(name, device=options.device, precision=options.precision)

@@ -20,7 +20,7 @@ from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
 from diffusion_book.models.pipelines import Pipeline
-from diffusion_book.samplers import sample_generators, time_grid
+from diffusion_book.models.request import Request
 from diffusion_book.system.errors import BookError, NotFinite
 from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
@@ -47,12 +47,11 @@ def diagnose(model: str, options: Diagnose) -> Path:
         raise BookError(f"--num_samples is {options.num_samples}: it must be at least {SHOWN}")
     if options.num_pictures < FEWEST:
         raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST}")
-    sample_generators(options.seed, range(1))
     where = {"vae": options.vae, "device": options.device, "precision": options.precision}
     pipe = load_model(model, ModelOptions(options.checkpoint, **where))
-    for steps in (options.sampling_steps, ddpm_steps(pipe, options)):
-        time_grid(steps, pipe.recipe.diffusion.timesteps)
     shown = class_shown(pipe, options.class_label)
+    ways = diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options))
+    requests = {name: request_of(pipe, way, options, shown) for name, way in ways.items()}
     dataset = data.load(options.dataset or pipe.recipe.training.dataset)
     make_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
@@ -60,7 +59,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
     if not measured.broken:
         batch = diagnosis.training_batch(pipe, dataset, options.num_pictures, options.seed)
         measured = measure(pipe, batch, options, shown)
-        ways, grids = draw(pipe, options, shown)
+        ways, grids = draw(pipe, ways, requests, 0 if shown is None else SHOWN)
         measured = dataclasses.replace(measured, ways=ways)
         draw_pictures(folder, measured, grids)
     found = findings(measured)
@@ -85,9 +84,8 @@ def class_shown(pipe: Pipeline, label: int | None) -> int | None:
     """
     if label is None:
         return min(7, pipe.num_classes - 1) if pipe.num_classes else None
-    if not 0 <= label < max(1, pipe.num_classes):
+    if pipe.num_classes and not 0 <= label < pipe.num_classes:
         raise BookError(f"--class_label is {label}: the model knows the classes 0 to {pipe.num_classes - 1}")
-    pipe.ask(range(1), label)  # says where there are no classes
     return label
 
 
@@ -109,35 +107,40 @@ def measure(pipe: Pipeline, batch: Batch, options: Diagnose, shown: int | None) 
     return Diagnosis(**{name: look() for name, look in bar})
 
 
-def draw(pipe: Pipeline, options: Diagnose, shown: int | None) -> tuple[dict[str, Way], dict[str, Tensor]]:
+def request_of(pipe: Pipeline, way: Way, options: Diagnose, shown: int | None) -> Request:
+    """The samples of one way of drawing. With classes, the first are of the class shown, the others of all in turn.
+
+    Raises:
+        BookError: they cannot be drawn.
+    """
+    number, labels = options.num_samples, None
+    if shown is not None:
+        labels = [*[shown] * SHOWN, *(index % max(1, pipe.num_classes) for index in range(number))]
+        number = len(labels)
+    how = {"sampler": way.sampler, "steps": way.steps, "seed": options.seed}
+    return pipe.ask(number, labels, way.guidance_scale, **how)
+
+
+def draw(
+    pipe: Pipeline, ways: dict[str, Way], requests: dict[str, Request], first: int
+) -> tuple[dict[str, Way], dict[str, Tensor]]:
     """Samples in every way, from the same noise: name -> what was seen in them, and name -> the pictures.
 
-    With classes, the first pictures are all of the class shown, and the others of all classes in turn.
+    Args:
+        ways, requests: by name.
+        first: so many samples are of the class shown.
     """
-    labels, first = None, 0
-    if shown is not None:
-        first = SHOWN
-        labels = torch.cat([torch.full((first,), shown), torch.arange(options.num_samples) % pipe.num_classes])
     digits = pipe.recipe.training.dataset in DIGITS
-    ways, grids = {}, {}
-    for name, way in diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options)).items():
-        number = first + options.num_samples
+    seen, grids = {}, {}
+    for name, request in requests.items():
         try:
             with progress_bar(name) as bar:
-                images = pipe.sample(
-                    number,
-                    labels=labels,
-                    guidance_scale=way.guidance_scale,
-                    sampler=way.sampler,
-                    steps=way.steps,
-                    seed=options.seed,
-                    callback=bar.advance,
-                )
+                images = pipe.draw(request, bar.advance)
         except NotFinite:  # a finding, not an end
-            images = torch.full((number, 1, data.CROP_SIZE, data.CROP_SIZE), torch.nan)
-        ways[name] = diagnosis.judge(way, images, labels, first, digits)
+            images = torch.full((len(request), 1, data.CROP_SIZE, data.CROP_SIZE), torch.nan)
+        seen[name] = diagnosis.judge(ways[name], images, request.labels, first, digits)
         grids[name] = images
-    return ways, grids
+    return seen, grids
 
 
 def draw_pictures(folder: Path, measured: Diagnosis, grids: dict[str, Tensor]) -> None:

@@ -17,12 +17,13 @@ from diffusion_book.cli.generate import load_model
 from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
-from diffusion_book.evaluation.settings import check, evaluate, find_entry
+from diffusion_book.evaluation.settings import evaluate, find_entry, request_of
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.configs import ClassSetting, Setting
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.system import processes
+from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import make_folder, timestamped_folder, write_text
 from diffusion_book.viz.grids import save_grid
@@ -77,6 +78,7 @@ def evaluate_all(options: Any) -> int:
     measured = [(result["model"], result["setting"]) for result in results]
     wanted = [row for row in wanted if (row.model, row.setting) not in measured]
     with processes.together(options.device) as device:
+        prepare_device(resolve_device(device))
         return evaluate_rows(wanted, dataclasses.replace(options, device=device), results)
 
 
@@ -108,7 +110,7 @@ def evaluate_rows(wanted: list[Row], options: Any, results: list[dict]) -> int:
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
             kind = ClassSetting if "guidance_scale" in row.setting else Setting
-            found = evaluate(pipe, kind(**row.setting))
+            found = evaluate(pipe, request_of(pipe, kind(**row.setting)))
             if found is None:
                 continue
             _, entry = found
@@ -134,9 +136,9 @@ def scoreboard_line(entry: dict) -> str:
 
 def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives some samples and the measures, on the main process."""
-    check(pipe, options.setting)
+    request = request_of(pipe, options.setting, options.model.batch_size)
     make_folder(options.output_dir)
-    found = evaluate(pipe, options.setting, options.model.batch_size)
+    found = evaluate(pipe, request)
     if found is None:
         return None
     images, entry = found

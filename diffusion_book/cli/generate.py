@@ -14,11 +14,10 @@ from tqdm import tqdm
 from diffusion_book.cli.options import ModelOptions
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
-from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
 from diffusion_book.models.pipelines import Pipeline
-from diffusion_book.models.recipes import RECIPES
-from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
+from diffusion_book.models.request import Request
 from diffusion_book.system import processes
+from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
 from diffusion_book.viz.grids import grid, save_grid
@@ -33,10 +32,8 @@ MODES = ("ddpm", "ddim")
 
 def main(model: str, options: Any) -> int:
     """Run the command."""
-    for name in ("num_samples", "nrow"):
-        if getattr(options, name) < 1:
-            raise BookError(f"--{name} is {getattr(options, name)}: it must be at least 1")
-    pipelines.check_number(options.num_samples)
+    if options.nrow < 1:
+        raise BookError(f"--nrow is {options.nrow}: it must be at least 1")
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
@@ -50,28 +47,26 @@ def main(model: str, options: Any) -> int:
 
 
 def generate(pipe: Pipeline, options: Any) -> tuple[list[float], Tensor] | None:
-    """Check what is asked for, and draw it; None on all processes but the main one, which has what `draw` gives.
+    """Draw what is asked for; None on all processes but the main one, which has what `draw` gives.
 
     Raises:
         BookError: it cannot be done.
     """
-    asked = how(pipe, options)
-    # Refuse what cannot be done before the long work begins.
-    choose("sampler", asked["sampler"], SAMPLERS)
-    time_grid(asked["steps"], pipe.recipe.diffusion.timesteps)
-    check_eta(asked["eta"])
-    sample_generators(options.seed, range(1))
-    pipe.ask(range(options.num_samples), asked.get("labels"), asked.get("guidance_scale"))
-    part = processes.part_of_samples(options.num_samples, options.model.batch_size)
+    request = request_of(pipe, options)
+    part = processes.part_of_samples(len(request), request.batch_size)
     make_folder(options.output_dir)
-    times, stills = draw(pipe, options, asked, part)
+    times, stills = draw(pipe, request.pick(part))
     stills = processes.collect(stills)
     return None if stills is None else (times, stills)
 
 
-def how(pipe: Pipeline, options: Any) -> dict:
-    """What these options ask `Pipeline.states` for, but for the indices."""
-    asked = {"seed": options.seed, "eta": getattr(options, "eta", 0.0)}
+def request_of(pipe: Pipeline, options: Any) -> Request:
+    """What these options ask the model for.
+
+    Raises:
+        BookError: it cannot be drawn.
+    """
+    asked = {"seed": options.seed, "eta": getattr(options, "eta", 0.0), "batch_size": options.model.batch_size}
     if hasattr(options, "mode"):
         asked["sampler"] = options.mode
         asked["steps"] = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
@@ -79,7 +74,7 @@ def how(pipe: Pipeline, options: Any) -> dict:
         asked["sampler"], asked["steps"] = options.sampler, options.sampling_steps
     if hasattr(options, "class_label"):
         asked["labels"], asked["guidance_scale"] = options.class_label, options.guidance_scale
-    return asked
+    return pipe.ask(options.num_samples, **asked)
 
 
 def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
@@ -88,44 +83,27 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     Raises:
         BookError: the checkpoint is missing, damaged or another model's; no such device.
     """
-    if options.batch_size < 1:
-        raise BookError(f"--batch_size is {options.batch_size}: it must be at least 1")
+    prepare_device(resolve_device(options.device))
     where = {"device": options.device, "precision": options.precision}
-    if options.vae is not None and not RECIPES[model].is_latent:
-        raise BookError(f"'{model}' works without a VAE: leave out --vae")
-    path = options.checkpoint
-    if path is not None:
-        path = find_checkpoint(path)
-        load_checkpoint(path, model)  # this model and no other
-    vae = options.vae
-    if vae is not None:
-        vae = find_checkpoint(vae)
-        load_checkpoint(vae)  # says what is wrong with a path; its name may be none of a model
-    return pipelines.load(path or model, vae=vae, **where)
+    return pipelines.load(options.checkpoint or model, model=model, vae=options.vae, **where)
 
 
-def draw(pipe: Pipeline, options: Any, asked: dict, indices: range) -> tuple[list[float], Tensor]:
+def draw(pipe: Pipeline, request: Request) -> tuple[list[float], Tensor]:
     """Sample, and keep some stills of the way.
-
-    Args:
-        asked: from `how`.
-        indices: of the samples, a range without gaps.
 
     Returns:
         Their times, from 1 to 0, and the stills (B, frames, 1, 28, 28) in [-1, 1].
     """
-    steps, batch_size = asked["steps"], options.model.batch_size
+    steps, batches = request.steps, request.batches()
     kept = set(torch.linspace(0, steps, min(FRAMES, steps + 1)).round().long().tolist())
-    starts = indices[::batch_size]
     parts = []
-    description = f"{asked['sampler']}, {steps} steps"
+    description = f"{request.sampler}, {steps} steps"
     with tqdm(
-        total=steps * len(starts), desc=description, unit="step", disable=processes.no_bar(), dynamic_ncols=True
+        total=steps * len(batches), desc=description, unit="step", disable=processes.no_bar(), dynamic_ncols=True
     ) as bar:
-        for start in starts:
-            states = pipe.states(range(start, min(start + batch_size, indices.stop)), **asked)
+        for batch in batches:
             chosen = []
-            for number, state in enumerate(states):
+            for number, state in enumerate(pipe.walk(batch)):
                 bar.update(number > 0)
                 if number in kept:
                     chosen.append(state)

@@ -14,9 +14,8 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from diffusion_book.cli.main import HELP, choose_model, parse
-from diffusion_book.models.configs import BATCH_SIZE
+from diffusion_book.models.configs import BATCH_SIZE, WEIGHTS
 from diffusion_book.models.recipes import MODELS, RECIPES, SECTIONS, Recipe
-from diffusion_book.models.weights import FOLDER
 from diffusion_book.system.errors import choose
 from diffusion_book.training.options import RunOptions
 
@@ -449,7 +448,7 @@ PRETRAIN = options(
         bool, True, "with --no-train: keep the weights that are stored, and measure what their card does not tell yet"
     ),
     measure=option(bool, True, "measure the new weights and put the figures on their card"),
-    weights_dir=option(Path, FOLDER, "folder for the weights and cards"),
+    weights_dir=option(Path, WEIGHTS, "folder for the weights and cards"),
     run=RunOptions(),
 )
 

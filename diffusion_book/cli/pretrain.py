@@ -17,7 +17,7 @@ from diffusion_book.cli.options import PRETRAINED, REFERENCE
 from diffusion_book.cli.train import report_stop
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
-from diffusion_book.evaluation.settings import evaluate, find_entry
+from diffusion_book.evaluation.settings import evaluate, find_entry, request_of
 from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.models import pipelines, weights
 from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
@@ -208,7 +208,7 @@ def measure(name: str, before: dict, options: Any) -> None:
     weights.write_card(name, card, folder)
     for setting in SETTINGS[name]:
         if find_entry(card, dataclasses.asdict(setting)) is None:
-            _, entry = evaluate(pipe, setting)
+            _, entry = evaluate(pipe, request_of(pipe, setting))
             card["metrics"].append(entry)
             weights.write_card(name, card, folder)
             print(f"{name}, {scoreboard_line(entry)}")
@@ -220,10 +220,10 @@ def measure(name: str, before: dict, options: Any) -> None:
 
 def measure_substitute(pipe: Pipeline) -> dict:
     """How well a classifier does on real digits that was trained on this model's samples alone, and the samples' setting."""
+    request = pipe.ask(**dataclasses.asdict(SUBSTITUTE))
     with progress_bar(f"{SUBSTITUTE.num_samples} samples to train a classifier on") as bar:
-        images = pipe.sample(**dataclasses.asdict(SUBSTITUTE), callback=bar.advance)
-    labels, _ = pipe.ask(range(len(images)))
-    score = classification_accuracy_score(images, labels)
+        images = pipe.draw(request, bar.advance)
+    score = classification_accuracy_score(images, request.labels)
     return {**dataclasses.asdict(SUBSTITUTE), "accuracy": round(score, 4)}
 
 

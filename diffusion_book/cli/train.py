@@ -54,7 +54,7 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
             autoencoder = find_autoencoder(options.vae, checkpoint, run)
             recipe = for_latents(recipe, autoencoder)
         try:
-            folder = run_training(recipe, run, autoencoder, parent, PICTURES)
+            folder = run_training(recipe, run, autoencoder, parent, PICTURES, checkpoint=checkpoint)
         except Stopped as stop:
             return report_stop(f"train {model}", stop)
     if processes.is_main():
@@ -71,9 +71,6 @@ def find_parent(path: Path | None, model: str, run: RunOptions) -> pipelines.Pip
     if path is None and PARENTS[model] not in pipelines.list_models():
         raise BookError(f"'{model}' learns from a '{PARENTS[model]}': give one as --reflow-from")
     where = {"device": run.device, "precision": run.precision}
-    if path is not None:
-        path = find_checkpoint(path)
-        load_checkpoint(path)  # says what is wrong with a path; its name may be none of a model
     parent = pipelines.load(path or PARENTS[model], **where)
     if isinstance(parent, Autoencoder):
         raise BookError(f"{path} holds a VAE, not a flow: give one of a flow")
@@ -99,12 +96,9 @@ def find_autoencoder(vae: Path | None, checkpoint: dict, run: RunOptions) -> Aut
     if "autoencoder" in checkpoint:
         own = autoencoder_from_state(checkpoint["autoencoder"], **where)
         if vae is not None:
-            pipelines.check_same(pipelines.load(find_checkpoint(vae), **where), own, vae)
+            pipelines.check_same(pipelines.load(vae, **where), own, vae)
         return own
-    if vae is None:
-        return pipelines.load("vae", **where)
-    load_checkpoint(find_checkpoint(vae), "vae")  # a VAE and nothing else
-    return pipelines.load(find_checkpoint(vae), **where)
+    return pipelines.load(vae or "vae", model="vae", **where)
 
 
 def for_latents(recipe: Recipe, autoencoder: Autoencoder) -> Recipe:

@@ -17,7 +17,6 @@ from diffusion_book.cli.visualize_guidance import draw_guidance
 from diffusion_book.data import crop
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
-from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
 from diffusion_book.viz import latents
@@ -64,9 +63,6 @@ def load_autoencoder(options: LatentSpace) -> Autoencoder:
         BookError: there is none, or it is something else than a VAE.
     """
     path = options.checkpoint
-    if path is not None:
-        path = find_checkpoint(path)
-        load_checkpoint(path)  # says what is wrong with it
     loaded = pipelines.load(path or options.model, device=options.device, precision=options.precision)
     if not isinstance(loaded, Autoencoder):
         raise BookError(f"{path or 'this'} is a '{loaded.recipe.model}', not a VAE: give one of vae, vae-2d")

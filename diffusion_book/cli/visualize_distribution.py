@@ -13,16 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.generate import MODES, load_model
-from diffusion_book.cli.options import DIFFUSION, Distribution, ModelOptions
+from diffusion_book.cli.generate import MODES
+from diffusion_book.cli.options import DIFFUSION, Distribution
 from diffusion_book.evaluation.distances import nearest
 from diffusion_book.evaluation.features import DIGITS, classifier, features, logits, reference_features
 from diffusion_book.evaluation.projection import JointMap, joint_map
-from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models import pipelines
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import MODELS
+from diffusion_book.models.request import Request
 from diffusion_book.models.sampling import predictions
-from diffusion_book.samplers import SAMPLERS, sample_generators, time_grid
+from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
@@ -56,14 +57,17 @@ def draw_distribution(options: Distribution) -> Path:
     Raises:
         BookError: an option that cannot be followed.
     """
-    options = dataclasses.replace(options, model=options.model or model_of(options.checkpoint))
     check(options)
     pipe = load_pipe(options)
-    asked = how(pipe, options)
+    options = dataclasses.replace(options, model=pipe.recipe.model)
+    request = request_of(pipe, options)
+    asked = {name: getattr(request, name) for name in ("sampler", "steps", "seed")}
+    if request.guidance_scale is not None:
+        asked["guidance_scale"] = request.guidance_scale[0].item()
     make_folder(options.output_dir)
     real = real_digits(options.num_real, options.seed)
     with progress_bar(f"{options.model}, {asked['sampler']}, {asked['steps']} steps") as bar:
-        images = pipe.sample(options.num_generated, batch_size=options.batch_size, callback=bar.advance, **asked)
+        images = pipe.draw(request, bar.advance)
     labels = {REAL: real.labels, options.model: logits(images).argmax(dim=1)}
     first = first_of_each(labels[options.model])
     with tqdm(total=asked["steps"], desc="ways", unit="step", disable=None, dynamic_ncols=True) as bar:
@@ -108,28 +112,21 @@ def draw_distribution(options: Distribution) -> Path:
     return folder
 
 
-def model_of(checkpoint: Path | None) -> str:
-    """The model in a checkpoint; without one, the first of the book."""
-    return "ddpm" if checkpoint is None else load_checkpoint(find_checkpoint(checkpoint))["recipe"]["model"]
-
-
 def check(options: Distribution) -> None:
     """Refuse what cannot be done before the long work begins.
 
     Raises:
         BookError: it cannot.
     """
-    choose("model", options.model, dict.fromkeys(DIFFUSION))
+    if options.model is not None:
+        choose("model", options.model, dict.fromkeys(DIFFUSION))
     choose("mode", options.mode, dict.fromkeys(MODES))
-    if options.sampler is not None:
-        choose("sampler", options.sampler, SAMPLERS)
     for name in ("num_generated", "num_real"):
         if getattr(options, name) < FEWEST:
             raise BookError(f"--{name} is {getattr(options, name)}: it must be at least {FEWEST}")
     most = len(reference_features()["test"])
     if options.num_real > most:
         raise BookError(f"--num_real is {options.num_real}: the test set of MNIST has {most:,} pictures")
-    sample_generators(options.seed, range(1))
     if importlib.util.find_spec("umap") is None:
         raise BookError("UMAP needs the package umap-learn: pip install umap-learn")
 
@@ -140,30 +137,35 @@ def load_pipe(options: Distribution) -> Pipeline:
     Raises:
         BookError: a checkpoint that is missing, damaged or another model's, or a model of something else than digits.
     """
-    where = {"device": options.device, "precision": options.precision, "batch_size": options.batch_size}
-    pipe = load_model(options.model, ModelOptions(options.checkpoint, options.vae, **where))
+    prepare_device(resolve_device(options.device))
+    where = {"vae": options.vae, "device": options.device, "precision": options.precision}
+    pipe = pipelines.load(options.checkpoint or options.model or "ddpm", model=options.model, **where)
+    choose("model", pipe.recipe.model, MODELS)
     if pipe.recipe.training.dataset not in DIGITS:
         raise BookError(
-            f"this '{options.model}' was trained on {pipe.recipe.training.dataset}, and there are only digits to compare "
+            f"this '{pipe.recipe.model}' was trained on {pipe.recipe.training.dataset}, and there are only digits to compare "
             "with: give a model of digits"
         )
     return pipe
 
 
-def how(pipe: Pipeline, options: Distribution) -> dict:
-    """What the options ask `Pipeline.sample` for.
+def request_of(pipe: Pipeline, options: Distribution) -> Request:
+    """What the options ask the model for.
 
     Raises:
-        BookError: too many steps, or a guidance scale for a model without classes.
+        BookError: it cannot be drawn.
     """
-    timesteps = pipe.recipe.diffusion.timesteps
     steps = MODELS[pipe.recipe.model].steps if options.ddim_steps is None else options.ddim_steps
     if options.sampler is None and options.mode == "ddpm":
-        steps = timesteps
-    time_grid(steps, timesteps)
-    asked = {"sampler": options.sampler or options.mode, "steps": steps, "seed": options.seed}
-    _, scales = pipe.ask(range(1), guidance_scale=options.guidance_scale)
-    return asked if scales is None else {**asked, "guidance_scale": float(scales[0])}
+        steps = pipe.recipe.diffusion.timesteps
+    return pipe.ask(
+        options.num_generated,
+        guidance_scale=options.guidance_scale,
+        sampler=options.sampler or options.mode,
+        steps=steps,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
 
 
 def real_digits(count: int, seed: int) -> RealDigits:

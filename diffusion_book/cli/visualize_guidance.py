@@ -13,10 +13,9 @@ from diffusion_book.cli.options import Guidance, ModelOptions
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import random_labels, real_indices
 from diffusion_book.evaluation.sweep import COLUMNS, ScaleMeasures, measure_scale, sweep_table
-from diffusion_book.guidance import check_guidance
 from diffusion_book.models.pipelines import Pipeline, list_models
-from diffusion_book.models.sampling import sweep
-from diffusion_book.samplers import check_eta, sample_generators, time_grid
+from diffusion_book.models.request import Request
+from diffusion_book.models.sampling import sweep_request
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
@@ -35,13 +34,12 @@ def draw_guidance(options: Guidance) -> Path:
     """
     check(options)
     pipes = load_pipes(options)
-    for pipe in pipes.values():
-        time_grid(options.sampling_steps, pipe.recipe.diffusion.timesteps)
+    requests = {model: request_of(pipe, options) for model, pipe in pipes.items()}
     if len({pipe.num_classes for pipe in pipes.values()}) > 1:
         raise BookError("the two models know different numbers of classes: draw them one by one")
     make_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, "guidance")
-    panels = {model: draw_cells(model, pipe, options) for model, pipe in pipes.items()}
+    panels = {model: draw_cells(model, pipe, requests[model], options) for model, pipe in pipes.items()}
     rows = [str(label) for label in range(next(iter(pipes.values())).num_classes)]
     write_whole(folder / "guidance.png", show_cells(panels, rows, options.guidance_scales).savefig)
     known = {model: pipe for model, pipe in pipes.items() if pipe.recipe.training.dataset in DIGITS}
@@ -60,16 +58,12 @@ def check(options: Guidance) -> None:
     """
     if not options.guidance_scales:
         raise BookError("--guidance_scales is empty: give one number or more, such as 0 1 3")
-    for scale in options.guidance_scales:
-        check_guidance(scale)
     if options.samples_per_cell < 1:
         raise BookError(f"--samples_per_cell is {options.samples_per_cell}: it must be at least 1")
     if options.num_measured:
         if options.num_measured < 20:
             raise BookError(f"--num_measured is {options.num_measured}: it must be at least 20, or 0 for none")
         real_indices(options.num_measured)
-    check_eta(options.eta)
-    sample_generators(options.seed, range(1))
 
 
 def load_pipes(options: Guidance) -> dict[str, Pipeline]:
@@ -87,21 +81,24 @@ def load_pipes(options: Guidance) -> dict[str, Pipeline]:
     return {model: load_model(model, ModelOptions(path, **where)) for model, path in chosen.items()}
 
 
-def draw_cells(model: str, pipe: Pipeline, options: Guidance) -> Tensor:
-    """All pictures of the grid as one batch: (classes, scales, samples_per_cell, 1, 28, 28)."""
+def request_of(pipe: Pipeline, options: Guidance) -> Request:
+    """All pictures of the grid: for each class so many rows, in each row every scale.
+
+    Raises:
+        BookError: they cannot be drawn.
+    """
     labels = [label for label in range(pipe.num_classes) for _ in range(options.samples_per_cell)]
+    how = {"steps": options.sampling_steps, "seed": options.seed, "eta": options.eta}
+    return sweep_request(pipe, labels, options.guidance_scales, **how)
+
+
+def draw_cells(model: str, pipe: Pipeline, request: Request, options: Guidance) -> Tensor:
+    """The pictures of the grid: (classes, scales, samples_per_cell, 1, 28, 28)."""
     with progress_bar(f"{model}, pictures") as bar:
-        drawn = sweep(
-            pipe,
-            labels,
-            options.guidance_scales,
-            steps=options.sampling_steps,
-            seed=options.seed,
-            eta=options.eta,
-            callback=bar.advance,
-        )
-    # (classes * K, scales, ...) -> (classes, scales, K, ...)
-    return drawn.unflatten(0, (pipe.num_classes, options.samples_per_cell)).transpose(1, 2)
+        drawn = pipe.draw(request, bar.advance)
+    # (classes * K * scales, ...) -> (classes, scales, K, ...)
+    sizes = pipe.num_classes, options.samples_per_cell, len(options.guidance_scales)
+    return drawn.unflatten(0, sizes).transpose(1, 2)
 
 
 def measured(model: str, pipe: Pipeline, options: Guidance) -> list[ScaleMeasures]:

@@ -170,7 +170,7 @@ def admit(pipe: Pipeline, images: Tensor, labels: Tensor | None = None, network:
     """Pictures (B, 1, 28, 28) or (B, 1, 32, 32) in [-1, 1], as what the pipeline's network works on.
 
     Raises:
-        BookError: not such pictures, or fewer than 8.
+        BookError: not such pictures, fewer than 8, or labels that the model does not know.
     """
     if len(images) < 8 or not images.is_floating_point():
         raise BookError(f"{len(images)} pictures of type {images.dtype}: give at least 8, as floats")
@@ -181,8 +181,8 @@ def admit(pipe: Pipeline, images: Tensor, labels: Tensor | None = None, network:
     x0 = images if pipe.autoencoder is None else pipe.autoencoder.encode(images)
     condition = {}
     if pipe.num_classes:
-        condition["labels"] = torch.full((len(images),), NO_CLASS) if labels is None else labels
-        condition["labels"] = condition["labels"].to(pipe.device)
+        asked = pipe.ask(len(images), NO_CLASS if labels is None else labels, steps=1)
+        condition["labels"] = asked.labels.to(pipe.device)
     network = copy.deepcopy(pipe.network if network is None else network).float().eval()
     return Patient(pipe, network, x0.to(pipe.device).float(), condition)
 

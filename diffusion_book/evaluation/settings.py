@@ -10,56 +10,49 @@ from torch import Tensor
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import measure, random_labels, real_indices
 from diffusion_book.evaluation.scoreboard import SETTING, figures
-from diffusion_book.models.configs import Setting
-from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
-from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
+from diffusion_book.models.configs import BATCH_SIZE, Setting
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.request import Request
 from diffusion_book.system import processes
-from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.errors import BookError
 from diffusion_book.system.progress import progress_bar
 
 
-def check(pipe: Pipeline, setting: Setting) -> None:
-    """Refuse a setting that cannot be drawn or measured, before the long work begins.
+def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> Request:
+    """What a setting asks a model for; labels are drawn at random, where the model knows classes.
 
     Raises:
-        BookError: it cannot.
+        BookError: it cannot be drawn or measured.
     """
-    choose("sampler", setting.sampler, SAMPLERS)
-    time_grid(setting.steps, pipe.recipe.diffusion.timesteps)
-    check_eta(setting.eta)
-    sample_generators(setting.seed, range(1))
     real_indices(setting.num_samples)
-    pipe.ask(range(1), guidance_scale=getattr(setting, "guidance_scale", None))
     dataset = pipe.recipe.training.dataset
     if dataset not in DIGITS:
         raise BookError(f"this model draws {dataset}, and the measures know digits alone: give a model of digits")
+    # Asked for other shares of the digits than the data's, a perfect model would look bad; for exact ones, too good.
+    labels = random_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
+    return pipe.ask(**asdict(setting), labels=labels, batch_size=batch_size)
 
 
-def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict] | None:
+def evaluate(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | None:
     """Draw samples with a progress bar and measure them.
 
     Returns:
         The samples (N, 1, 28, 28), and an entry for the list "metrics" of a card: the setting, the
         measures, and the speed. Of several processes, which draw together, the main one measures; the others give None.
     """
-    part = processes.part_of_samples(setting.num_samples, batch_size)
+    part = processes.part_of_samples(len(request), request.batch_size)
     began = time.perf_counter()
-    # Asked for other shares of the digits than the data's, a perfect model would look bad; for exact ones, too good.
-    labels = random_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
-    mine = {
-        **asdict(setting),
-        "num_samples": len(part),
-        "first": part.start,
-        "labels": None if labels is None else labels[part.start : part.stop],
-        "batch_size": batch_size,
-    }
-    with progress_bar(f"{setting.sampler}, {setting.steps} steps") as bar:
-        images = processes.collect(pipe.sample(**mine, callback=bar.advance))
+    with progress_bar(f"{request.sampler}, {request.steps} steps") as bar:
+        images = processes.collect(pipe.draw(request.pick(part), bar.advance))
     if images is None:
         return None
     seconds = time.perf_counter() - began
-    measures = measure(images, labels).to_dict()
-    return images, {**asdict(setting), **measures, "images_per_second": round(len(images) / seconds, 2)}
+    setting = {name: getattr(request, name) for name in ("sampler", "steps", "eta", "seed")}
+    setting["num_samples"] = len(request)
+    if request.labels is not None:
+        setting["guidance_scale"] = request.guidance_scale[0].item()
+    measures = measure(images, request.labels).to_dict()
+    return images, {**setting, **measures, "images_per_second": round(len(images) / seconds, 2)}
 
 
 def find_entry(card: dict, entry: dict) -> dict | None:

@@ -165,14 +165,15 @@ def drawing_of(model: Pipeline | Autoencoder, batch_size: int, steps: int | None
     diffusion = model.recipe.diffusion
     steps = min(diffusion.sampling_steps, diffusion.timesteps) if steps is None else steps
     sampler = "euler" if diffusion.schedule == "rectified" else "ddim"
-    labels, scale = model.ask(range(1))
-    branches = 1 if labels is None or scale.item() in (0.0, 1.0) else 2
+    request = model.ask(batch_size, sampler=sampler, steps=steps, batch_size=batch_size)
+    labels, scale = request.labels, request.guidance_scale
+    branches = 1 if labels is None or scale[0].item() in (0.0, 1.0) else 2
     x, t = torch.zeros(1, *model.shape, device=model.device), torch.ones(1, device=model.device)
-    known = {} if labels is None else {"labels": labels.to(model.device)}
+    known = {} if labels is None else {"labels": labels[:1].to(model.device)}
     forward = flops_of(lambda: model.network(x, t, **known))
     asked = branches * evaluations(sampler, steps)
     return Drawing(
-        lambda: model.sample(batch_size, sampler=sampler, steps=steps, batch_size=batch_size),
+        lambda: model.draw(request),
         steps,
         asked,
         forward,

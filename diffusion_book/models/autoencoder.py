@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from diffusion_book.data import PADDING, pad
+from diffusion_book.models import weights
 from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAE
-from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
+from diffusion_book.system.devices import autocast, out_of_memory_names
 from diffusion_book.system.errors import BookError, NotFinite
 
 BATCH_SIZE = 250  # pictures at once
@@ -109,8 +110,8 @@ class Autoencoder:
 
     def state_dict(self) -> dict:
         """All that `autoencoder_from_state` needs, for checkpoints of models that work on the latents."""
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        return {"recipe": self.recipe.to_dict(), "weights": weights, "sha256": self.card.get("sha256")}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        return {"recipe": self.recipe.to_dict(), "weights": tensors, "sha256": self.card.get("sha256")}
 
     def _check(self, images: Tensor) -> Tensor:
         """The pictures as the network wants them, or one clear line."""
@@ -175,14 +176,5 @@ def build_autoencoder(
     """
     if recipe.vae is None:
         raise BookError(f"a '{recipe.model}' is no autoencoder: give the checkpoint of a VAE")
-    with out_of_memory_names("the size of the network"):
-        network = VAE(recipe.vae)
-    try:
-        network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError):
-        raise BookError(
-            f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
-        ) from None
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    return Autoencoder(recipe, place(network.eval().requires_grad_(False), where, dtype), where, dtype, card or {})
+    trained = weights.trained(lambda: VAE(recipe.vae), tensors, recipe.model, device, precision)
+    return Autoencoder(recipe, *trained, card or {})

@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diffusion_book.networks.configs import UNetConfig, VAEConfig
 from diffusion_book.system.errors import BookError, choose
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
 
 NAMES = {

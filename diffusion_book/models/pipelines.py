@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -14,24 +13,22 @@ from torch import Tensor, nn
 
 from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
-from diffusion_book.guidance import check_guidance, guided
+from diffusion_book.guidance import guided
 from diffusion_book.models import weights
 from diffusion_book.models.autoencoder import Autoencoder, autoencoder_from_state, build_autoencoder, check_fits
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
 from diffusion_book.models.configs import BATCH_SIZE, Recipe, recipe_from_dict
 from diffusion_book.models.recipes import RECIPES
-from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
+from diffusion_book.models.request import Labels, Request, check_interval, check_scale, make_request
+from diffusion_book.networks.conditioning import ConditionalUNet
 from diffusion_book.networks.unet import UNet
-from diffusion_book.samplers import SAMPLERS, State, check_eta, randn, sample, sample_generators, time_grid
+from diffusion_book.samplers import SAMPLERS, State, randn, sample, sample_generators
 from diffusion_book.schedules import SCHEDULES, Schedule
 from diffusion_book.system import hashes
-from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.system.errors import BookError, NotFinite, choose, whole
+from diffusion_book.system.devices import autocast, out_of_memory_names
+from diffusion_book.system.errors import BookError, NotFinite, choose
 from diffusion_book.system.graphs import Graphed
 from diffusion_book.targets import TARGETS
-
-Labels = int | Sequence[int] | Tensor | None
-MOST_SAMPLES = 10_000_000  # 30 GB of pictures
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ class Pipeline:
         """
         if not self.recipe.condition:
             raise BookError(f"'{self.recipe.model}' knows no classes: there is nothing to guide it to")
-        return self._clip(guided(self._denoiser, guidance_scale, guidance_interval))
+        scale, interval = check_scale(guidance_scale), check_interval(guidance_interval)
+        return self._clip(guided(self._denoiser, scale, interval))
 
     @property
     def _denoiser(self) -> Denoiser:
@@ -101,22 +99,28 @@ class Pipeline:
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         with autocast(self.device, self.dtype):
-            if not self.graphs:
-                return self.network(x, t, **condition)
-            if isinstance(self.network, ConditionalUNet):  # the check of the labels could not be recorded
-                condition = self.network.condition(**condition)
-            return self._graphed(x, t, **condition)
+            return (self._graphed if self.graphs else self.network)(x, t, **condition)
 
     @cached_property
     def _graphed(self) -> Graphed:
-        return Graphed(self.network.unet if isinstance(self.network, ConditionalUNet) else self.network)
+        return Graphed(self.network)
+
+    def ask(self, *arguments, **named) -> Request:
+        """What this model is asked to draw, checked and spelled out, for `draw` and `walk`.
+
+        Arguments as in `sample`, but for the callback; and `indices`, a list of the samples' indices, in place of
+        num_samples and first.
+
+        Raises:
+            BookError: bad arguments.
+        """
+        return make_request(self.recipe, *arguments, **named)
 
     def noise(self, num_samples: int, seed: int = 0) -> Tensor:
         """The noise that `sample` starts from: (num_samples, *shape), on the CPU."""
-        check_number(num_samples)
-        return randn((num_samples, *self.shape), sample_generators(seed, range(num_samples)))
+        request = self.ask(num_samples, seed=seed, steps=1)
+        return randn((len(request), *self.shape), sample_generators(request.seed, request.indices))
 
-    @torch.no_grad()
     def sample(
         self,
         num_samples: int = 64,
@@ -158,128 +162,73 @@ class Pipeline:
         Raises:
             BookError: bad arguments, out of memory, or pictures that are not finite (`NotFinite`).
         """
-        check_number(num_samples)
-        if whole("batch_size", batch_size) < 1:
-            raise BookError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
-        if whole("first", first) < 0:
-            raise BookError(f"first is {first}: it must be 0 or more")
-        labels, guidance_scale = self.ask(range(first, first + num_samples), labels, guidance_scale)
-        if noise is not None:
-            noise = self._checked(noise, num_samples)
-        pictures, done = [], 0
-        batches = range(0, num_samples, batch_size)
-        for start in batches:
-            stop = min(start + batch_size, num_samples)
-            states = self.states(
-                range(first + start, first + stop),
-                labels=None if labels is None else labels[start:stop],
-                guidance_scale=None if guidance_scale is None else guidance_scale[start:stop],
-                sampler=sampler,
-                steps=steps,
-                eta=eta,
-                seed=seed,
-                guidance_interval=guidance_interval,
-                noise=None if noise is None else noise[start:stop],
-            )
-            for number, state in enumerate(states):
-                if callback is not None and number > 0:
-                    done += 1
-                    callback(done, steps * len(batches))
+        request = self.ask(
+            num_samples,
+            labels,
+            guidance_scale,
+            sampler,
+            steps,
+            eta,
+            seed,
+            guidance_interval=guidance_interval,
+            noise=noise,
+            batch_size=batch_size,
+            first=first,
+        )
+        return self.draw(request, callback)
+
+    def states(self, indices: Sequence[int], **options) -> Iterator[State]:
+        """Every state on the way from noise to the samples with these indices, as one batch.
+
+        The states are what the network sees, (B, *shape) on its device: `to_images` turns `x`
+        or `prediction.x0` into pictures. Options and errors as in `sample`; by default sample i is of class
+        i modulo their number here too.
+        """
+        return self.walk(self.ask(indices=indices, **options))
+
+    @torch.no_grad()
+    def draw(self, request: Request, callback: Callable[[int, int], object] | None = None) -> Tensor:
+        """Draw the pictures of a request, batch by batch.
+
+        Args:
+            request: from `ask`, of this model or of one with the same shape and classes.
+            callback: called after each step with the steps done and the steps to do, over all batches.
+
+        Returns:
+            (B, 1, 28, 28), float32, in [-1, 1], on the CPU.
+
+        Raises:
+            BookError: out of memory, or pictures that are not finite (`NotFinite`).
+        """
+        pictures, batches = [], request.batches()
+        for number, batch in enumerate(batches):
+            for done, state in enumerate(self.walk(batch)):
+                if callback is not None and done > 0:
+                    callback(number * request.steps + done, len(batches) * request.steps)
                 x = state.x
             pictures.append(self.to_images(x))
         return torch.cat(pictures)
 
-    def states(
-        self,
-        indices: range | list[int],
-        *,
-        labels: Labels = None,
-        guidance_scale: float | Tensor | None = None,
-        sampler: str = "ddim",
-        steps: int = 50,
-        eta: float = 0.0,
-        seed: int = 0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        noise: Tensor | None = None,
-    ) -> Iterator[State]:
-        """Every state on the way from noise to the samples with these indices, as one batch.
-
-        The states are what the network sees, (B, *shape) on its device: `to_images` turns `x`
-        or `prediction.x0` into pictures. Arguments and errors as in `sample`; by default sample i is of class
-        i modulo their number here too.
-        """
-        check_number(len(indices))
-        labels, guidance_scale = self.ask(indices, labels, guidance_scale)
-        step = choose("sampler", sampler, SAMPLERS)
-        check_eta(eta)
-        times = time_grid(steps, self.recipe.diffusion.timesteps)
-        with out_of_memory_names("--batch_size"):
-            generators = sample_generators(seed, indices)
+    def walk(self, request: Request) -> Iterator[State]:
+        """Every state on the way from noise to the samples of a request, as one batch. See `states`."""
+        denoiser, condition = self._denoiser, {}
+        if request.labels is not None:
+            denoiser = guided(denoiser, request.guidance_scale, request.guidance_interval)
+            condition = {"labels": request.labels.to(self.device)}
+        with out_of_memory_names("the number of samples at once (batch_size)"):
+            generators = sample_generators(request.seed, request.indices)
             # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
-            drawn = randn((len(indices), *self.shape), generators)
-            noise = drawn if noise is None else self._checked(noise, len(indices))
+            drawn = randn((len(request), *self.shape), generators)
             yield from sample(
-                self.denoiser if labels is None else self.guided(guidance_scale, guidance_interval),
-                noise.to(self.device),
-                times,
-                step,
+                self._clip(denoiser),
+                (drawn if request.noise is None else request.noise).to(self.device),
+                request.times,
+                SAMPLERS[request.sampler],
                 schedule=self.schedule,
                 generator=generators,
-                eta=eta,
-                **({} if labels is None else {"labels": labels.to(self.device)}),
+                eta=request.eta,
+                **condition,
             )
-
-    def _checked(self, noise: Tensor, number: int) -> Tensor:
-        """Noise for so many samples, in fp32 as if it had been drawn here."""
-        if not isinstance(noise, Tensor) or noise.is_complex():
-            raise BookError(f"the noise is {type(noise).__name__}: draw it with Pipeline.noise")
-        if tuple(noise.shape) != (number, *self.shape):
-            raise BookError(f"the noise has shape {tuple(noise.shape)}: it must be {(number, *self.shape)}")
-        if not noise.isfinite().all():
-            raise BookError("the noise holds numbers that are not finite: draw it with Pipeline.noise")
-        return noise.float()
-
-    def ask(
-        self, indices: Sequence[int], labels: Labels = None, guidance_scale: float | Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What `sample` is asked for, spelled out: a label and a scale for each sample, or None where there are no classes.
-
-        Args:
-            indices: of the samples.
-            labels, guidance_scale: as in `sample`.
-
-        Returns:
-            Labels (B,), int64, and scales (B,), float64.
-
-        Raises:
-            BookError: labels or a scale for a model without classes, labels that do not exist, or not one each.
-        """
-        number, model = len(indices), self.recipe.model
-        if not self.recipe.condition:
-            if labels is not None or guidance_scale is not None:
-                raise BookError(f"'{model}' knows no classes: leave out labels and guidance_scale")
-            return None, None
-        if labels is None:
-            labels = [whole("a sample's index", index) % self.num_classes for index in indices]
-        try:
-            labels = torch.as_tensor(labels if isinstance(labels, Tensor | Integral) else list(labels)).cpu()
-        except (TypeError, ValueError, RuntimeError):
-            raise BookError(f"the labels are {labels!r:.60}: give whole numbers, one for each picture") from None
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise BookError(f"the labels are of type {labels.dtype}: give whole numbers")
-        labels = labels.long()  # bytes cannot be compared with NO_CLASS, which is negative
-        if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != number):
-            raise BookError(f"labels of shape {tuple(labels.shape)} for {number} samples: give one, or one for each")
-        if ((labels < NO_CLASS) | (labels >= self.num_classes)).any():
-            raise BookError(
-                f"labels from {labels.min()} to {labels.max()}: "
-                f"'{model}' knows the classes 0 to {self.num_classes - 1}, and {NO_CLASS} for none"
-            )
-        scale = self.recipe.condition.guidance_scale if guidance_scale is None else guidance_scale
-        scale = check_guidance(scale).cpu()
-        if scale.ndim == 1 and len(scale) != number:
-            raise BookError(f"{len(scale)} guidance scales for {number} samples: give one, or one for each")
-        return labels.expand(number), scale.expand(number)  # () or (B,) -> (B,)
 
     def to_images(self, x: Tensor) -> Tensor:
         """What the network works on, (B, *shape), as pictures: (B, 1, 28, 28) in [-1, 1], on the CPU.
@@ -295,16 +244,6 @@ class Pipeline:
         if self.autoencoder is not None:
             x = self.autoencoder.decode(x)  # (B, 2, 4, 4) -> (B, 1, 32, 32)
         return crop(x).clamp(-1, 1).float().cpu()
-
-
-def check_number(num_samples: int) -> None:
-    """Refuse a number of samples that cannot be drawn.
-
-    Raises:
-        BookError: it is below 1, or more than any memory holds, or no whole number.
-    """
-    if not 1 <= whole("num_samples", num_samples) <= MOST_SAMPLES:
-        raise BookError(f"{num_samples!s:.60} samples: give at least 1, and at most {MOST_SAMPLES:,}")
 
 
 def build_network(recipe: Recipe) -> nn.Module:
@@ -324,15 +263,17 @@ def load(
     name: str | Path,
     *,
     vae: str | Path | None = None,
+    model: str | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
 ) -> Pipeline | Autoencoder:
     """Load a trained model: shipped weights by name, or a checkpoint by its path.
 
     Args:
-        name: one of `list_models()`, or a `.pt` file or experiment folder of `train`.
+        name: one of `list_models()`, or a `.pt` file or experiment folder of `train`; a `Path` is never a name.
         vae: for a latent model, a checkpoint of the VAE it was trained with. It is not needed: shipped models
             and checkpoints bring their own.
+        model: what a checkpoint must hold; default: anything.
         device: "auto", "cpu", "cuda".
         precision: "auto", "fp32" or "bf16".
 
@@ -350,12 +291,13 @@ def load(
     """
     where = {"device": device, "precision": precision}
     card, state = {}, None
-    if str(name) in list_models() or not (str(name).endswith(".pt") or os.path.isdir(str(name))):
+    is_file = isinstance(name, Path) or str(name).endswith(".pt") or os.path.isdir(str(name))
+    if not is_file or name in list_models():
         choose("model", str(name), dict.fromkeys(list_models()))
         card = weights.read_card(str(name))
         recipe, tensors = recipe_from_dict(card.get("recipe")), weights.read_weights(str(name))
     else:
-        checkpoint = load_checkpoint(find_checkpoint(name))
+        checkpoint = load_checkpoint(find_checkpoint(name), model)
         recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint.get("ema")
         state = checkpoint.get("autoencoder")
     if vae is not None and not recipe.is_latent:
@@ -423,15 +365,5 @@ def build(
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
         check_fits(recipe.network, autoencoder)
-    with out_of_memory_names("the size of the network"):
-        network = build_network(recipe)
-    try:
-        network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError):
-        raise BookError(
-            f"these weights do not fit the network of '{recipe.model}': use those that belong to it"
-        ) from None
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    network = place(network.eval().requires_grad_(False), where, dtype)
-    return Pipeline(recipe, network, where, dtype, card or {}, autoencoder)
+    trained = weights.trained(lambda: build_network(recipe), tensors, recipe.model, device, precision)
+    return Pipeline(recipe, *trained, card or {}, autoencoder)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.request import BATCH_SIZE, Request
 from diffusion_book.networks.conditioning import cross_attention_maps
 from diffusion_book.system.errors import BookError
 
 
-@torch.no_grad()
 def sweep(
     pipe: Pipeline,
     labels: Sequence[int],
@@ -39,27 +39,22 @@ def sweep(
     Raises:
         BookError: no labels or no scales, or what `Pipeline.states` refuses.
     """
+    request = sweep_request(pipe, labels, scales, steps=steps, seed=seed, **options)
+    return pipe.draw(request, callback).unflatten(0, (len(labels), len(scales)))  # (R * C, ...) -> (R, C, 1, 28, 28)
+
+
+def sweep_request(pipe: Pipeline, labels: Sequence[int], scales: Sequence[float], **options) -> Request:
+    """What `sweep` asks a model for, row by row. Arguments and errors as there."""
     rows, columns = len(labels), len(scales)
     if not rows or not columns:
         raise BookError(f"a sweep of {rows} labels and {columns} scales: both must be at least 1")
-    labels, scales = torch.tensor(list(labels)), torch.tensor(list(scales), dtype=torch.float64)
-    batches = torch.arange(rows).split(max(1, BATCH_SIZE // columns))
-    pictures = []
-    for number, batch in enumerate(batches):
-        states = pipe.states(
-            batch.repeat_interleave(columns).tolist(),
-            labels=labels[batch].repeat_interleave(columns),
-            guidance_scale=scales.repeat(len(batch)),  # one for each picture
-            steps=steps,
-            seed=seed,
-            **options,
-        )
-        for done, state in enumerate(states):
-            x = state.x
-            if callback is not None and done > 0:
-                callback(number * steps + done, len(batches) * steps)
-        pictures.append(pipe.to_images(x))
-    return torch.cat(pictures).unflatten(0, (rows, columns))  # (R * C, 1, 28, 28) -> (R, C, 1, 28, 28)
+    return pipe.ask(
+        indices=[row for row in range(rows) for _ in range(columns)],
+        labels=[label for label in labels for _ in range(columns)],
+        guidance_scale=list(scales) * rows,
+        batch_size=columns * max(1, BATCH_SIZE // columns),  # whole rows
+        **options,
+    )
 
 
 @torch.no_grad()

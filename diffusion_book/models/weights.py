@@ -7,17 +7,19 @@ was measured with them, with the command that measures it again.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffusion_book.models.configs import WEIGHTS as FOLDER
+from diffusion_book.system.devices import out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_tensors, write_text
 from diffusion_book.system.hashes import hash_of
-
-if TYPE_CHECKING:  # importing torch takes seconds, and the names of the weights are known without it
-    from torch import Tensor
-
-FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def shipped() -> list[str]:
@@ -49,9 +51,6 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     Raises:
         BookError: there are none, or the file is not the one that the card describes.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
     found = hash_of(path) if path.is_file() else "no file"
@@ -64,6 +63,38 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise BookError(f"the weights {path} cannot be read ({error}): install the book again") from None
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def trained(
+    make: Callable[[], nn.Module],
+    tensors: dict[str, Tensor],
+    model: str,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """A network with these weights, in eval mode and without gradients, where it is to run.
+
+    Args:
+        make: gives the network with any weights.
+        tensors: by name.
+        model: its name, for messages.
+        device, precision: as in `load`.
+
+    Returns:
+        The network, its device, and the dtype for autocast.
+
+    Raises:
+        BookError: the weights are another network's; no such device or precision; out of memory.
+    """
+    with out_of_memory_names("the size of the network"):
+        network = make()
+    try:
+        network.load_state_dict(tensors)
+    except (RuntimeError, TypeError, AttributeError):
+        raise BookError(f"these weights do not fit the network of '{model}': use those that belong to it") from None
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    return place(network.eval().requires_grad_(False), where, dtype), where, dtype
 
 
 def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path = FOLDER) -> Path:
@@ -81,4 +112,4 @@ def write_card(name: str, card: dict, folder: Path = FOLDER) -> Path:
 
 def _half(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if value.is_floating_point() else value
+    return value.to(torch.float16) if value.is_floating_point() else value

@@ -16,7 +16,6 @@ from diffusion_book.networks.layers import (
     sinusoidal_embedding,
     zero_init,
 )
-from diffusion_book.system.errors import BookError
 
 
 class Block(nn.Module):
@@ -105,12 +104,7 @@ class UNet(nn.Module):
 
         Returns:
             (B, in_channels, H, W).
-
-        Raises:
-            BookError: a condition is missing, or is given to a network that was not built for it,
-                or the picture's size does not divide.
         """
-        self._check(x, concat, context)
         if concat is not None:
             x = torch.cat([x, concat], dim=1)  # (B, in + concat, H, W)
         embedding = F.silu(self.time(sinusoidal_embedding(t, 2 * self.config.base_channels).to(x)))  # (B, 4 base)
@@ -132,19 +126,3 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, bridges.pop()], dim=1), embedding, context)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(h, self.config.patch_size)  # (B, in p p, H/p, W/p) -> (B, in, H, W)
-
-    def _check(self, x: Tensor, concat: Tensor | None, context: Tensor | None) -> None:
-        config = self.config
-        divisor = config.patch_size * 2 ** (len(config.channel_multipliers) - 1)
-        if x.shape[1] != config.in_channels or x.shape[2] % divisor or x.shape[3] % divisor:
-            raise BookError(
-                f"the network takes (B, {config.in_channels}, H, W) with H and W divisible by {divisor}, "
-                f"not {tuple(x.shape)}"
-            )
-        for name, given, channels in (
-            ("concat", concat, config.concat_channels),
-            ("context", context, config.context_dim),
-        ):
-            if (given is not None) != (channels > 0):
-                verb = "needs" if channels else "was not built for"
-                raise BookError(f"this network {verb} a condition '{name}'")

@@ -73,12 +73,16 @@ def place(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.f
     Convolutions like channels last, except in bf16 on the CPU, where group normalisation is several times
     slower in it.
     """
+    slow = device.type == "cpu" and dtype == torch.bfloat16
+    return network.to(device=device, memory_format=torch.contiguous_format if slow else torch.channels_last)
+
+
+def prepare_device(device: torch.device) -> None:
+    """Set this process up for work on a device. Programs call it where they start; the library never does."""
     if device.type == "cpu":
         keep_freed_memory()
     else:
         torch.set_float32_matmul_precision("high")  # TF32 for products in fp32, as it is for convolutions anyway
-    slow = device.type == "cpu" and dtype == torch.bfloat16
-    return network.to(device=device, memory_format=torch.contiguous_format if slow else torch.channels_last)
 
 
 @functools.cache

@@ -84,18 +84,12 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
     began = time.perf_counter()
     parent = dataclasses.replace(parent, dtype=torch.float32)  # bf16 would bend the paths, and the cache not know it
     found = {"samples": [], "noise": []}
-    starts = range(0, number, BATCH_SIZE)
-    for start in tqdm(starts, desc=f"couplings of {parent.recipe.model}", unit="batch", disable=processes.no_bar()):
-        indices = range(start, min(start + BATCH_SIZE, number))
-        states = list(
-            parent.states(
-                indices,
-                sampler=config.sampler,
-                steps=config.steps,
-                guidance_scale=config.guidance_scale if parent.num_classes else None,
-                seed=seed,
-            )
-        )
+    scale = config.guidance_scale if parent.num_classes else None
+    how = {"sampler": config.sampler, "steps": config.steps, "seed": seed}
+    request = parent.ask(number, guidance_scale=scale, batch_size=BATCH_SIZE, **how)
+    description = f"couplings of {parent.recipe.model}"
+    for batch in tqdm(request.batches(), desc=description, unit="batch", disable=processes.no_bar()):
+        states = list(parent.walk(batch))
         # Half the digits of a float are more than a flow of this size deserves, and half the memory.
         found["samples"].append(states[-1].x.half().cpu())
         if not found["samples"][-1].isfinite().all():
@@ -104,8 +98,7 @@ def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> 
                 "from them: give another flow, or a lower --coupling_guidance_scale"
             )
         found["noise"].append(states[0].x.half().cpu())
-    labels, _ = parent.ask(range(number))
-    labels = torch.zeros(number, dtype=torch.int64) if labels is None else labels.contiguous()
+    labels = torch.zeros(number, dtype=torch.int64) if request.labels is None else request.labels.contiguous()
     seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
     return {
         **{key: torch.cat(parts).contiguous() for key, parts in found.items()},

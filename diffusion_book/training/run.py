@@ -19,7 +19,7 @@ from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint, 
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
 from diffusion_book.system import processes
-from diffusion_book.system.devices import out_of_memory_names
+from diffusion_book.system.devices import out_of_memory_names, prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import remove_leftovers, timestamped_folder, write_text
 from diffusion_book.system.machine import environment, peak_memory
@@ -72,6 +72,7 @@ def run_training(
     parent: Pipeline | None = None,
     callbacks: Callbacks = NO_CALLBACKS,
     start: dict[str, Tensor] | None = None,
+    checkpoint: dict | None = None,
 ) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
@@ -83,6 +84,7 @@ def run_training(
             its couplings what it learns.
         callbacks: what else happens on the way; `viz.experiment.PICTURES` draws.
         start: weights that the network starts with, in place of random ones or the parent's.
+        checkpoint: what `options.resume` names, where it was read before; default: read now.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -99,8 +101,10 @@ def run_training(
             raise BookError(
                 "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
             ) from None
+    prepare_device(resolve_device(options.device))
     path = find_checkpoint(options.resume) if options.resume is not None else None
-    checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
+    if not checkpoint:
+        checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
     with processes.main_first():  # downloads, and what is kept in caches, are made once
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
