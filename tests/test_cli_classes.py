@@ -440,7 +440,8 @@ def test_pretrain_measures_at_several_scales_and_once(tiny_recipes, tmp_path, mo
     assert card["classification_accuracy_score"]["num_samples"] == 20
     assert card["classification_accuracy_score"]["guidance_scale"] == 1.0
 
-    main(["pretrain", model, *options, "--from-checkpoint", str(folder)])  # the same weights: nothing is measured twice
+    again = ["--from-checkpoint", str(folder), "--replace"]
+    main(["pretrain", model, *options, *again])  # the same weights: nothing is measured twice
     assert measured == [0.0, 3.0]
     assert weights.read_card(model, tmp_path)["metrics"] == card["metrics"]
 

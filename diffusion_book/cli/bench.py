@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from diffusion_book.cli.main import parse
+from diffusion_book.cli.main import HELP, parse
 from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.models import pipelines
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import write_text
+from diffusion_book.system.files import check_file, write_text
 from diffusion_book.system.machine import environment
 
 MOST = {"batch_size": 100_000, "sampling_steps": 1_000_000, "threads": 1024}
@@ -41,7 +41,7 @@ class Bench:
     threads: int | None = None
     """of the CPU; without it, as many as torch takes"""
     json: Path | None = None
-    """file for the figures"""
+    """file for the figures, such as speed.json"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
         "Measure how fast models train and sample here, and which share of the device's rate of plain matrix products "
         "that is. Training, sampling and the product take turns; the figures are medians."
     )
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in HELP:
+        arguments = ["--model", *arguments]  # bare, as for the other commands
     options = parse(Bench, arguments, "bench", about, Bench())
     check(options)
     names = [options.model] if options.model else pipelines.list_models()
@@ -94,6 +96,8 @@ def check(options: Bench) -> None:
             raise BookError(f"--{name} is {value}: it must be at least 1, and at most {most:,}")
     if not 0 < options.seconds < float("inf"):
         raise BookError(f"--seconds is {options.seconds}: it must be above 0")
+    if options.json is not None:
+        check_file(options.json)
 
 
 HEAD = (

@@ -26,7 +26,7 @@ from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Dia
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.samplers import sample_generators, time_grid
 from diffusion_book.system.errors import BookError, NotFinite, choose
-from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distances, plot_gradients
 from diffusion_book.viz.grids import save_grid, show_rows
@@ -96,7 +96,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
         time_grid(steps, pipe.recipe.diffusion.timesteps)
     shown = class_shown(pipe, options.class_label)
     dataset = data.load(options.dataset or pipe.recipe.training.dataset)
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
     measured = Diagnosis(broken=diagnosis.broken_weights(pipe.network))
     if not measured.broken:

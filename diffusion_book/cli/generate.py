@@ -21,7 +21,7 @@ from diffusion_book.models.recipes import RECIPES
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_whole
 from diffusion_book.viz.grids import grid, save_grid
 from diffusion_book.viz.strips import denoising_strip
 
@@ -184,7 +184,7 @@ def generate(pipe: Pipeline, options: Samples) -> tuple[list[float], Tensor] | N
     sample_generators(options.seed, range(1))
     pipe.ask(range(options.num_samples), asked.get("labels"), asked.get("guidance_scale"))
     part = processes.part_of_samples(options.num_samples, options.model.batch_size)
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     times, stills = draw(pipe, options, asked, part)
     stills = processes.collect(stills)
     return None if stills is None else (times, stills)

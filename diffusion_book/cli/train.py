@@ -32,6 +32,7 @@ from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
+from diffusion_book.training.experiment import check_place
 from diffusion_book.training.run import RunOptions, Stopped, run_training
 from diffusion_book.viz.experiment import PICTURES
 
@@ -267,6 +268,9 @@ def main(arguments: Sequence[str]) -> int:
         # Once more, with the checkpoint's recipe as the default: what differs now was asked for.
         options = parse(kind, rest, f"train {model}", description, options_of(kind, stored))
         check_same(recipe_of(options, model), stored)
+    resumed = find_checkpoint(options.run.resume) if checkpoint else None
+    run = options.run
+    check_place(run.output_dir, run.name, resumed, checkpoint.get("step", 0), run.rewind)
     if options.run.detach:
         return detach(model, arguments, options.run)
     with processes.together(options.run.device) as device:

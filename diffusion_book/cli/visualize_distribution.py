@@ -22,7 +22,7 @@ from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.models.sampling import predictions
 from diffusion_book.samplers import SAMPLERS, sample_generators, time_grid
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, ways_across
 
@@ -93,7 +93,7 @@ def draw_distribution(options: Distribution) -> Path:
     check(options)
     pipe = load_pipe(options)
     asked = how(pipe, options)
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     real = real_digits(options.num_real, options.seed)
     with progress_bar(f"{options.model}, {asked['sampler']}, {asked['steps']} steps") as bar:
         images = pipe.sample(options.num_generated, batch_size=options.batch_size, callback=bar.advance, **asked)
@@ -206,6 +206,8 @@ def real_digits(count: int, seed: int) -> RealDigits:
     chosen = torch.randperm(len(shipped), generator=torch.Generator().manual_seed(seed))[:count]
     try:
         test = data.load("mnist", "test")
+        if len(test) != data.MNIST_SIZES["test"]:
+            raise BookError(f"pictures of your own, {len(test):,} for testing, lie in its place")
     except BookError as error:
         print(
             f"no MNIST here ({str(error).split(':')[0]}): no map of pixels; for the map of features the real digits' "

@@ -41,6 +41,9 @@ def read_card(name: str, folder: Path = FOLDER) -> dict:
         raise BookError(f"the card {path} is damaged ({error}): install the book again") from None
     if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
         raise BookError(f"the card {path} is damaged (it tells no hash): install the book again")
+    metrics = card.get("metrics", [])
+    if not isinstance(metrics, list) or not all(isinstance(entry, dict) for entry in metrics):
+        raise BookError(f"the card {path} is damaged (its metrics are no list of figures): install the book again")
     return card
 
 
@@ -62,6 +65,21 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise BookError(f"the weights {path} cannot be read ({error}): install the book again") from None
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def strangers(folder: Path) -> list[str]:
+    """Names of weights that were made with other weights than those beside them: of a VAE, or of the classifiers.
+
+    Raises:
+        BookError: a card is damaged.
+    """
+    cards = {path.stem: read_card(path.stem, folder) for path in sorted(folder.glob("[!.]*.json"))}
+    return [
+        name
+        for name, card in cards.items()
+        for needed, its in {"vae": card.get("vae_sha256"), **card.get("classifiers", {})}.items()
+        if its is not None and needed in cards and its != cards[needed]["sha256"]
+    ]
 
 
 def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path = FOLDER) -> Path:

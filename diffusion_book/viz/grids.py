@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_book.data import quantise
 from diffusion_book.system.errors import BookError, positive, whole
 from diffusion_book.system.files import write_whole
-from diffusion_book.viz.style import DPI, new_figure
+from diffusion_book.viz.style import DPI, new_figure, styled
 
 TITLE = 0.35  # inches above the pictures for a title
 GUTTER = 0.05  # inches between labelled rows
@@ -54,6 +54,7 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
     return make_grid(images, nrow=columns, padding=padding, pad_value=GAP)[0]  # (3, height, width) -> (height, width)
 
 
+@styled
 def show_grid(images: Tensor, columns: int = 8, title: str | None = None, scale: float = 2.0) -> Figure:
     """A figure of pictures in rows.
 
@@ -79,6 +80,7 @@ def place(axes, picture: Tensor, box: tuple[float, float, float, float]) -> None
     axes.set(xticks=[], yticks=[], frame_on=False, position=box)
 
 
+@styled
 def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 2.0) -> Figure:
     """A figure of labelled rows of pictures, for comparing.
 

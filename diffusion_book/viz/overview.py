@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from diffusion_book.viz.grids import grid
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 WIDTH, HEIGHT = 2.05, 1.6  # inches of a box
 ACROSS, DOWN = 0.35, 0.35  # inches between boxes
@@ -54,6 +54,7 @@ PLACES: dict[str, Place] = {
 """every model and sampler that has a place on the map"""
 
 
+@styled
 def model_map(samples: dict[str, Tensor]) -> Figure:
     """A box for each model with what it drew, and arrows from the models it builds on.
 
