@@ -51,8 +51,13 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
+# An edit of a notebook alone would be lost in what follows.
+.PHONY: pairs
+pairs: $(READY)
+	@$(BIN)/python docs/pairs.py $(CHAPTERS:%=notebooks/%.py)
+
 .PHONY: book
-book: $(READY) ## execute every chapter from the shipped weights and build the site
+book: pairs ## execute every chapter from the shipped weights and build the site
 	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --silent --no-print-directory -j $(JOBS) $(EXECUTED)
 	@$(MAKE) --silent --no-print-directory site NOTEBOOKS=$(BUILD)/chapters
 
@@ -83,7 +88,7 @@ site: $(READY)
 	@echo "$(abspath $(BUILD)/html/index.html)"
 
 .PHONY: notebooks
-notebooks: $(READY) ## execute the chapters and write them back into notebooks/ (to commit)
+notebooks: pairs ## execute the chapters and write them back into notebooks/ (to commit)
 	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --silent --no-print-directory -j $(JOBS) $(EXECUTED)
 	@for chapter in $(CHAPTERS); do cp $(BUILD)/chapters/$$chapter.ipynb notebooks/; done
 
@@ -98,7 +103,7 @@ lint: $(READY) ## check the style of the code and of the notebooks
 	@$(BIN)/ruff check --quiet .
 
 .PHONY: format
-format: $(READY) ## format the code and the notebooks
+format: pairs ## format the code and the notebooks
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format --quiet .
 	@for chapter in $(CHAPTERS); do $(BIN)/jupytext --quiet --update --to ipynb notebooks/$$chapter.py; done

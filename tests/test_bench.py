@@ -7,6 +7,7 @@ import torch
 from commands import refused
 from torch import nn
 
+from diffusion_book.cli import bench
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation import speed
 from diffusion_book.evaluation.speed import drawing_of, flops_of, made_up, matrix_rate, measure_speed, training_flops
@@ -100,6 +101,7 @@ def test_the_command_measures_an_autoencoder_and_without_a_model_all(capsys, mon
     ("options", "words"),
     [
         (["--model", "gan"], "unknown model 'gan'"),
+        (["gan"], "unknown model 'gan'"),
         (["--batch_size", "0"], "--batch_size is 0"),
         (["--threads", "0"], "--threads is 0"),
         (["--threads", "99999999999999999999"], "at most 1,024"),
@@ -114,6 +116,12 @@ def test_the_command_measures_an_autoencoder_and_without_a_model_all(capsys, mon
 )
 def test_mistakes_are_refused(options, words, capsys):
     assert words in refused(capsys, "bench", *options)
+
+
+@pytest.mark.parametrize(("path", "words"), [("-", "- is no file"), ("/", "is a folder"), ("", "--json is empty")])
+def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(path, words, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "measure_speed", lambda *_, **__: pytest.fail("it measured"))
+    assert words in refused(capsys, "bench", "rf", *QUICK, "--json", path)
 
 
 def test_noise_stands_in_for_every_kind_of_data():

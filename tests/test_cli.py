@@ -1,6 +1,7 @@
 """The commands: how they are asked, how they refuse, and `pretrain` and `doctor` from end to end."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, Trai
 from diffusion_book.networks.unet import UNetConfig
 
 ROOT = Path(__file__).parents[1]
+CPU = ["--device", "cpu", "--precision", "fp32"]
 
 
 def test_without_arguments_it_lists_the_commands_and_imports_no_torch():
@@ -256,6 +258,7 @@ def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_re
     assert [(entry["sampler"], entry["steps"]) for entry in card["metrics"]] == [("ddim", 4), ("ddpm", 8)]
 
     # The same weights again: nothing is measured twice. Other weights: nothing old is kept.
+    options += ["--replace"]
     main(["pretrain", "ddpm", *options, "--from-checkpoint", str(folder)])
     assert len(measured) == 2
     assert weights.read_card("ddpm", tmp_path)["metrics"] == card["metrics"]
@@ -266,6 +269,64 @@ def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_re
     assert "metrics" not in weights.read_card("ddpm", tmp_path)
 
 
+def test_weights_that_are_there_stay_until_the_new_ones_are_measured(tiny_recipes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(pretrain.SETTINGS, "ddpm", (Setting("ddim", 4),))
+    main(["pretrain", "ddpm", *CPU, "--no-measure"])
+    assert capsys.readouterr().out.splitlines()[-1] == "pretrained/ddpm.safetensors"
+    before = {path.name: path.read_bytes() for path in (tmp_path / "pretrained").iterdir()}
+    (folder,) = (tmp_path / "experiments").iterdir()
+    other = load_checkpoint(folder / "checkpoints" / "final.pt")
+    other["ema"] = {name: value + 1 for name, value in other["ema"].items()}
+    again = ["pretrain", "ddpm", *CPU, "--from-checkpoint", str(save_checkpoint(tmp_path / "other.pt", other))]
+    assert "pretrained has weights of ddpm already" in refused(capsys, *again)
+
+    def interrupted(pipe, setting):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "evaluate", interrupted)
+    again += ["--weights-dir", "pretrained", "--replace"]
+    with pytest.raises(SystemExit, match="130"):
+        main(again)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "pretrained").iterdir() if path.is_file()} == before
+    measured = pretrain.with_floor({**dataclasses.asdict(Setting("ddim", 4)), "cfid": 2.0})
+    monkeypatch.setattr(pretrain, "evaluate", lambda pipe, setting: (None, measured))
+    main(again)
+    assert {path.name for path in (tmp_path / "pretrained").iterdir()} == set(before)
+    tensors = weights.read_weights("ddpm", tmp_path / "pretrained")
+    assert all(torch.equal(tensors[name], value.half().float()) for name, value in other["ema"].items())
+    assert [entry["cfid"] for entry in weights.read_card("ddpm", tmp_path / "pretrained")["metrics"]] == [2.0]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux")
+def test_a_folder_for_weights_that_cannot_be_is_refused_before_the_training(capsys, monkeypatch):
+    monkeypatch.setattr(pretrain, "train", lambda *_: pytest.fail("it trained"))
+    assert "cannot write to the folder /proc/x" in refused(capsys, "pretrain", "vae", "--weights_dir", "/proc/x")
+
+
+def test_doctor_notices_weights_that_were_made_with_others(tmp_path, monkeypatch):
+    made = {
+        "vae": {},
+        "ldm": {"vae_sha256": "of another"},
+        "ldm-concat": {},
+        "reference": {"classifiers": {"vae": "x"}},
+    }
+    for name, card in made.items():
+        weights.write_weights(name, {"w": torch.ones(2)}, card, tmp_path)
+    own = weights.read_card("vae", tmp_path)["sha256"]
+    weights.write_card("ldm-concat", {**weights.read_card("ldm-concat", tmp_path), "vae_sha256": own}, tmp_path)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(weights, "shipped", lambda: list(made))
+    said = {text.split()[1].strip(":"): (level, text) for level, text in doctor.shipped_weights()}
+    assert {name: level for name, (level, _) in said.items()} == {
+        "vae": "ok",
+        "ldm": "fail",
+        "ldm-concat": "ok",
+        "reference": "fail",
+    }
+    assert "made with another VAE than is here" in said["ldm"][1]
+
+
 def test_weights_that_are_trained_longer_start_where_they_were_and_their_card_counts_both(
     tiny_recipes, tmp_path, capsys
 ):
@@ -274,6 +335,7 @@ def test_weights_that_are_trained_longer_start_where_they_were_and_their_card_co
     first, stored = weights.read_card("ddpm", tmp_path), weights.read_weights("ddpm", tmp_path)
     standing_still = dataclasses.replace(RECIPES["ddpm"].training, lr=1e-30)
     RECIPES["ddpm"] = dataclasses.replace(RECIPES["ddpm"], training=standing_still)
+    options += ["--replace"]
     main(["pretrain", "ddpm", *options, "--output-dir", f"{tmp_path}/more", "--longer"])
     second, longer = weights.read_card("ddpm", tmp_path), weights.read_weights("ddpm", tmp_path)
     assert all(torch.equal(longer[name], stored[name]) for name in stored)

@@ -1,9 +1,11 @@
 """Data: what the networks see, and that every failure ends in one line that helps."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
 import http.server
+import math
 import os
 import socket
 import struct
@@ -295,13 +297,12 @@ def header(*numbers: int) -> bytes:
         idx("train-images-idx3-ubyte")[:-1],
         idx("train-images-idx3-ubyte") + b"\0",
         b"\x1f\x8b" + idx("train-images-idx3-ubyte"),
-        header(0x803, 12, 27, 28) + bytes(12 * 27 * 28),
         header(0x803, 11, 28, 28) + bytes(11 * 28 * 28),
         header(0xA03, 12, 28, 28) + bytes(12 * 28 * 28),
         header(0x901, 12) + bytes(12),
         header(0x801, 12) + bytes(12),
     ],
-    ids=["empty", "cut in the header", "cut", "longer", "not unpacked", "27 rows", "a picture short", "no such type",
+    ids=["empty", "cut in the header", "cut", "longer", "not unpacked", "a picture short", "no such type",
          "signed", "labels for pictures"],
 )  # fmt: skip
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path, no_network, content):
@@ -309,7 +310,8 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, no_network, content):
     with pytest.raises(BookError, match="is damaged") as info:
         data.load("mnist", root=tmp_path)
     message = one_line(info)
-    assert f"delete {tmp_path / 'MNIST' / 'raw'} and try again" in message
+    assert f"bring it anew, or move {tmp_path / 'MNIST' / 'raw'} elsewhere and try again" in message
+    assert "delete" not in message
     assert len(data.load("mnist", "test", root=tmp_path)) == 5  # the other split is whole
 
 
@@ -318,6 +320,82 @@ def test_labels_that_are_pictures_are_damaged(tmp_path):
     with pytest.raises(BookError, match="is damaged") as info:
         data.load("mnist", root=tmp_path)
     one_line(info)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (64, 64), (27, 28), (32, 32, 3)])
+def test_pictures_of_another_size_are_named_with_it_and_never_replaced(tmp_path, no_network, shape):
+    size = math.prod(shape)
+    write_files(tmp_path, train_images_idx3=header(0x800 + 1 + len(shape), 12, *shape) + bytes(12 * size))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*-ubyte")}
+    for name in ("mnist", "auto"):  # no other data set in its place
+        with pytest.raises(
+            BookError, match=f"have {' x '.join(map(str, shape))} pixels: the book's are 28 x 28"
+        ) as info:
+            data.load(name, root=tmp_path)
+        assert "delete" not in one_line(info)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*-ubyte")} == before
+
+
+def pack(root, place: str, spelling) -> None:
+    """Bring the four files that lie in root/MNIST/raw to another place, under other names."""
+    for path in sorted((root / "MNIST" / "raw").iterdir()):
+        there = root / place / spelling(path.name)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes()
+        path.unlink()
+        there.write_bytes(gzip.compress(content) if there.suffix == ".gz" else content)
+    for folder in ("MNIST/raw", "MNIST"):
+        with contextlib.suppress(OSError):
+            (root / folder).rmdir()
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "MNIST", "raw", ""])
+@pytest.mark.parametrize(
+    "spelling",
+    [str, lambda name: f"{name}.gz", lambda name: name.replace("-idx", ".idx")],
+    ids=["plain", "gz", "dotted"],
+)
+def test_the_four_files_are_found_wherever_they_lie(tmp_path, no_network, place, spelling):
+    pack(write_files(tmp_path), place, spelling)
+    train, test = (data.load("auto", split, root=tmp_path) for split in ("train", "test"))
+    assert (train.name, len(train), len(test)) == ("mnist", 12, 5)
+    assert train.images[3, 0].flatten()[:4].tolist() == [3, 4, 5, 6]
+    if place:
+        assert len(data.load("auto", root=tmp_path / place)) == 12  # the folder itself
+
+
+def test_another_sets_files_are_not_taken_for_mnist_s(tmp_path, no_network):
+    write_files(tmp_path, "FashionMNIST")
+    assert data.load("auto", root=tmp_path).name == "digits"
+    assert data.load("auto", root=tmp_path / "FashionMNIST").name == "digits"
+    assert data.load("fashion-mnist", root=tmp_path / "FashionMNIST" / "raw").name == "fashion-mnist"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_files(tmp_path / "sets")
+    monkeypatch.setenv("DIFFUSION_BOOK_DATA", "~/sets")
+    assert data.load("auto").name == "mnist"
+    assert len(data.load("mnist", root="~/sets")) == 12
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_files_that_lack_a_sibling_are_completed_by_nobody_else(tmp_path, mirror):
+    mirror("good")
+    folder = write_files(tmp_path) / "MNIST" / "raw"
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    assert len(data.load("mnist", root=tmp_path)) == 12
+    with pytest.raises(BookError, match="but not t10k-labels-idx1-ubyte: put all four there") as info:
+        data.load("auto", "test", root=tmp_path)
+    assert str(folder) in one_line(info)
+
+
+def test_labels_of_your_own_have_names(tmp_path):
+    letters = header(0x801, 12) + bytes(1 + 2 * number for number in range(12))
+    dataset = data.load("mnist", root=write_files(tmp_path, train_labels_idx1=letters))
+    assert dataset.label_names == [str(label) for label in range(24)]
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, mirror):

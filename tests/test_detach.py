@@ -3,11 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
 from commands import refused
 
+import diffusion_book
 from diffusion_book.cli import detach
 from diffusion_book.cli.main import main
 from diffusion_book.models.checkpoints import find_checkpoint
@@ -75,6 +77,56 @@ def test_it_is_alive_meanwhile_saves_when_stopped_and_goes_on(screens, tmp_path,
     assert find_checkpoint(folder).is_file()
 
 
+@pytest.fixture
+def idle_screen(tmp_path, monkeypatch):
+    """A `screen` that starts nothing, and gives a function that tells what it was to start."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "screen"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> {folder}/said\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return lambda: (folder / "said").read_text().splitlines()
+
+
+def test_started_twice_in_a_second_they_have_a_folder_each(idle_screen, tmp_path, capsys):
+    for seed in range(3):
+        main(["train", "ddpm", *TINY, "--seed", str(seed), "--detach", "--output-dir", str(tmp_path / "runs")])
+    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
+    assert len(set(named)) == 3
+    said = idle_screen()
+    assert [said[place + 1] for place, word in enumerate(said) if word == "--name"] == [
+        os.path.basename(n) for n in named
+    ]
+
+
+def test_a_name_is_given_once(idle_screen, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()  # prepared, and empty
+    again = ["train", "ddpm", *TINY, "--name", "mine", "--detach", "--output-dir", str(tmp_path)]
+    main(again)
+    assert "another training was started in" in refused(capsys, *again)
+
+
+def test_it_never_runs_a_file_of_the_current_folder(idle_screen, tmp_path, monkeypatch):
+    main(["train", "ddpm", *TINY, "--detach", "--output-dir", str(tmp_path)])
+    command = idle_screen()[-len(TINY) - 10 :]
+    command = command[command.index(sys.executable) :]
+    (tmp_path / "queue.py").write_text("raise SystemExit('a file of the reader ran')")
+    ended = subprocess.run(
+        [*command[: command.index("train")], "--version"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"diffusion-book {diffusion_book.__version__}\n"
+
+
+def test_names_with_spaces_and_percent_signs_are_quoted(idle_screen, tmp_path, capsys):
+    main(["train", "ddpm", *TINY, "--name", "a b", "--detach", "--output-dir", str(tmp_path / "100%t")])
+    out = capsys.readouterr().out
+    assert "screen -r 'a b' " in out
+    assert f"tail -f '{tmp_path}/100%t/a b/{LOG}'" in out
+    assert f"{tmp_path}/100%%t/a b/{LOG}" in idle_screen()
+
+
 def test_without_screen_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detach.shutil, "which", lambda name: None)
     line = refused(capsys, "train", "ddpm", *TINY, "--detach", "--output-dir", tmp_path / "runs")
@@ -89,6 +141,7 @@ def test_screen_that_cannot_start_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     line = refused(capsys, "train", "ddpm", *TINY, "--detach", "--output-dir", tmp_path / "runs")
     assert "screen could not start (no room): leave out --detach" in line
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_a_bad_option_is_refused_before_anything_starts(tmp_path, capsys):
@@ -97,7 +150,10 @@ def test_a_bad_option_is_refused_before_anything_starts(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("name", "said"), [("a/b", "give a name without slashes"), ("used", "is not empty")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a/b", "give a name without slashes"), ("used", "is not empty"), ("", "is empty: give it a value")],
+)
 def test_names_that_cannot_be_given(tmp_path, capsys, name, said):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "something.txt").write_text("mine")

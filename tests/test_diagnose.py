@@ -12,13 +12,14 @@ from tiny import SMALL_UNET, SMALL_VAE, random_class_pipeline, random_latent_pip
 from diffusion_book import data
 from diffusion_book.cli import diagnose
 from diffusion_book.cli.main import main, parse
-from diffusion_book.evaluation import diagnosis
+from diffusion_book.evaluation import clinic, diagnosis
 from diffusion_book.evaluation.diagnosis import Embeddings, Losses, Way
 from diffusion_book.evaluation.findings import Diagnosis, findings, report
 from diffusion_book.models.autoencoder import build_autoencoder
 from diffusion_book.models.checkpoints import save_checkpoint
 from diffusion_book.models.pipelines import build_network
 from diffusion_book.models.recipes import ELBOConfig, Recipe, TrainingConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNet
 from diffusion_book.training.models import KINDS, set_latent_scale
 
@@ -213,6 +214,58 @@ def test_wrong_latent_scale(concat):
     text = looked_at(dataclasses.replace(concat, autoencoder=autoencoder))
     assert "latents" in faults_in(text)
     assert "standard deviation 0.33, 0.33" in text
+
+
+@pytest.fixture(scope="module")
+def collapsed(autoencoder):
+    """An encoder that says the same of every picture: the prior."""
+    network = copy.deepcopy(autoencoder.network)
+    with torch.no_grad():
+        for parameter in network.encoder.conv_out.parameters():
+            parameter.mul_(0)
+    set_latent_scale(network, patterns())
+    return dataclasses.replace(autoencoder, network=network)
+
+
+def test_posterior_collapse_is_named_by_both_who_look_for_faults(collapsed):
+    pipe = random_class_pipeline(collapsed, timesteps=50)
+    (fault,) = clinic.faults(clinic.examine(pipe, data.crop(patterns().batch(torch.arange(64))[0])))
+    assert fault.subject == "posterior collapse"
+    ill = looked_at(pipe).partition("\nHealthy (")[0]
+    assert "- posterior collapse: Of the latents' variance by channel, 0.00, 0.00 lies between pictures" in ill
+    assert "latent scale" not in looked_at(pipe)
+    assert fault.advice in ill
+    assert "smaller --kl_weight (the book's is 1e-06)" in fault.advice
+
+
+def test_the_share_that_is_told_is_that_of_the_law_of_total_variance():
+    """Means of variance v and posteriors of variance s: the share is v / (v + s)."""
+    means = (
+        torch.randn(50_000, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([3.0, 0.5])[:, None, None]
+    )
+    posterior = DiagonalGaussian(means, torch.tensor([1.0, 4.0]).log()[:, None, None].expand_as(means))
+    assert diagnosis.share_told(posterior) == pytest.approx([9 / 10, 0.25 / 4.25], rel=0.03)
+
+
+def test_an_autoencoder_is_diagnosed_too(collapsed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda *_: patterns())
+    state = {"recipe": collapsed.recipe.to_dict(), "ema": collapsed.network.state_dict()}
+    path = save_checkpoint(tmp_path / "vae.pt", state)
+    main(["diagnose", "vae", "--checkpoint", str(path), "--output_dir", str(tmp_path / "out"), *CPU])
+    said = capsys.readouterr().out
+    assert "posterior collapse" in said
+    assert "reconstructions: The squared error of reconstructions is" in said
+    (folder,) = (tmp_path / "out").iterdir()
+    assert {file.name for file in folder.iterdir()} == {"report.txt", "report.json", "reconstructions.png"}
+
+
+def test_the_shipped_autoencoders_are_healthy(tmp_path, capsys):
+    for model in ("vae", "vae-2d"):
+        main(["diagnose", model, "--dataset", "digits", "--output_dir", str(tmp_path / model), *CPU])
+        said = capsys.readouterr().out
+        assert "posterior collapse" not in said
+        assert "reconstructions" in said.partition("Healthy (")[2]
 
 
 def test_model_that_learned_nothing(autoencoder):

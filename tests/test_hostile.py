@@ -848,7 +848,7 @@ def test_folders_may_have_any_name(checkpoint, tmp_path, capsys, times):
         assert ended(capsys, [*words, "--ddim_steps", "1", "--device", "cpu"]) == 0
         (folder,) = out.iterdir()
         with Image.open(folder / "grid.png") as picture:
-            assert picture.size == (32, 32)
+            assert picture.size == (8 * 32, 8 * 32)
         folder.rename(tmp_path / f"{len(list(tmp_path.iterdir()))}-done")
 
     check()

@@ -1,6 +1,9 @@
 """The chapters: the two halves of each agree, and it is executed and whole."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -34,6 +37,34 @@ def test_pair_agrees(chapter):
     for number, (ours, theirs) in enumerate(zip(script.cells, notebook.cells, strict=True)):
         assert (ours.cell_type, ours.source) == (theirs.cell_type, theirs.source), f"cell {number}: make notebooks"
         assert ours.metadata.get("tags") == theirs.metadata.get("tags"), f"cell {number}: make notebooks"
+
+
+def test_a_notebook_that_was_changed_alone_is_not_written_over(tmp_path):
+    """By hand or by another editor than JupyterLab, which keeps both halves the same."""
+    source, copy = (tmp_path / f"02_ddim.{suffix}" for suffix in ("py", "ipynb"))
+    source.write_bytes((NOTEBOOKS / source.name).read_bytes())
+    copy.write_bytes((NOTEBOOKS / copy.name).read_bytes())
+
+    def check(newer):
+        for path in (source, copy):
+            os.utime(path, (1e9 + (path == newer),) * 2)
+        command = [sys.executable, ROOT / "docs" / "pairs.py", source]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert ended.returncode == bool(ended.stderr)
+        return ended.stderr
+
+    assert check(newer=copy) == ""  # executed again, and nothing else
+    copy.write_text(copy.read_text().replace("# DDIM: the same digits", "# DDIM: my digits"))
+    line = check(newer=copy)
+    assert line.startswith(f"error: {copy} is newer than 02_ddim.py and says something else: take it over")
+    assert line.count("\n") == 1
+    assert check(newer=source) == ""  # what is changed in the source comes into the copy
+
+
+def test_whatever_writes_notebooks_looks_at_them_first():
+    rules = (ROOT / "Makefile").read_text()
+    for target in ("format", "book", "notebooks"):
+        assert f"\n{target}: pairs ##" in rules
 
 
 @every_chapter

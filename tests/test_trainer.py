@@ -1,15 +1,20 @@
 """Training: it learns, it repeats itself to the last digit, and it stops before it breaks anything."""
 
+import dataclasses
+import decimal
+import fractions
 import itertools
 import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from diffusion_book.data import Dataset
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
 from diffusion_book.models.configs import NAMES
 from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig, recipe_from_dict, recipe_of
 from diffusion_book.networks.classifier import build_classifier
@@ -436,3 +441,23 @@ def test_a_recipe_is_all_that_a_training_needs():
     recipe = Recipe("ddpm", TrainingConfig(epochs=1, batch_size=8), TINY, DiffusionConfig(target="noise"))
     again = recipe_from_dict(recipe.to_dict())
     assert UNet(again.network).state_dict().keys() == UNet(TINY).state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, torch.tensor])
+def test_numbers_of_other_libraries_become_pythons_and_can_be_read_again(kind, tmp_path):
+    training = TrainingConfig(dataset="digits", epochs=np.int64(1), lr=kind(2.0**-9), batch_size=np.int32(512))
+    network = dataclasses.replace(TINY, channel_multipliers=(np.int64(1), np.int64(2)))
+    recipe = Recipe("ldm", training, network, DiffusionConfig())
+    assert [type(value) for value in (recipe.training.lr, recipe.training.epochs)] == [float, int]
+    assert (recipe.training.lr, recipe.training.batch_size) == (2.0**-9, 512)
+    assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    path = save_checkpoint(tmp_path / "checkpoint.pt", {"recipe": recipe.to_dict(), "ema": {}})
+    assert recipe_from_dict(load_checkpoint(path, "ldm")["recipe"]) == recipe
+
+
+@pytest.mark.parametrize("value", [fractions.Fraction(1, 1000), decimal.Decimal("1"), [0.1]])
+def test_values_that_could_not_be_read_again_are_refused_at_once(value):
+    training = TrainingConfig()
+    object.__setattr__(training, "lr", value)  # past the checks of its own
+    with pytest.raises(BookError, match="lr is"):
+        Recipe("vae", training)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from survival import assert_same_training, epochs_of
 from diffusion_book.cli.main import main
 from diffusion_book.models.checkpoints import load_checkpoint
 from diffusion_book.models.recipes import Recipe, TrainingConfig
+from diffusion_book.system.files import only_writer
 from diffusion_book.training import run
 from diffusion_book.training.run import RunOptions, run_training
 from diffusion_book.viz.experiment import PICTURES
@@ -127,7 +129,7 @@ def test_killed_training_continues_as_if_nothing_had_been(tmp_path, undisturbed)
     assert not cut_off.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_and_says_how_to_continue(tmp_path, undisturbed, number, monkeypatch, capsys):
     show = run._Run.show
 
@@ -158,6 +160,74 @@ def test_earlier_checkpoint_forgets_what_came_after_it(tmp_path, undisturbed):
     main(["train", "ddpm", "--resume", str(folder / "checkpoints" / "epoch_0002.pt"), "--epochs", "2"])
     assert len(epochs_of(folder)) == 2
     assert epochs_of(folder)[0]["train_loss"] == epochs_of(undisturbed)[0]["train_loss"]
+
+
+@pytest.fixture
+def finished(tmp_path, undisturbed):
+    """A copy of the training of three epochs."""
+    return Path(shutil.copytree(undisturbed, tmp_path / "runs" / undisturbed.name))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_earlier_checkpoint_destroys_nothing_without_being_told(finished, capsys):
+    before, earlier = contents(finished), finished / "checkpoints" / "epoch_0002.pt"
+    line = fails(capsys, "--resume", str(earlier))
+    assert f"{earlier} is of step 22, and {finished} has come to step 33" in line
+    assert contents(finished) == before
+    main(["train", "ddpm", "--resume", str(earlier), "--rewind", "--epochs", "2", "--device", "cpu"])
+    assert [record["epoch"] for record in epochs_of(finished)] == [1, 2]
+    assert load_checkpoint(finished / "checkpoints" / "last.pt")["step"] == 22
+
+
+def test_a_damaged_last_checkpoint_leaves_the_earlier_one(finished):
+    (finished / "checkpoints" / "last.pt").write_bytes(b"half")
+    main(["train", "ddpm", "--resume", str(finished / "checkpoints" / "epoch_0002.pt"), "--device", "cpu"])
+    assert [record["epoch"] for record in epochs_of(finished)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--name", "other"], "--name other contradicts --resume, which goes on in"),
+        (["--output_dir", "elsewhere"], "--output_dir elsewhere contradicts --resume, which goes on in"),
+    ],
+)
+def test_a_place_that_a_continued_training_would_ignore_is_refused(finished, capsys, options, said):
+    before = contents(finished)
+    assert said in fails(capsys, "--resume", str(finished), *options)
+    assert contents(finished) == before
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(finished, capsys):
+    before = contents(finished)
+    with only_writer(finished):
+        assert "another process writes to" in fails(capsys, "--resume", str(finished), "--epochs", "4")
+    assert contents(finished) == before
+
+
+def test_a_training_with_nothing_left_says_so(finished, capsys):
+    train(finished.parent, "--resume", str(finished))
+    assert f"nothing left to train in {finished}: raise --epochs" in capsys.readouterr().err
+    train(finished.parent, "--resume", str(finished), "--epochs", "9", "--max-minutes", "0.0001")
+    assert f"nothing left to train in {finished}: raise --max-minutes" in capsys.readouterr().err
+    assert len(epochs_of(finished)) == 3
+
+
+@pytest.mark.parametrize("damaged", ['{"event": "epoch", "step": 1}', "[" * 100_000, "7", '{"event": "start"}'])
+def test_damaged_records_are_named(finished, capsys, damaged):
+    (finished / "metrics.jsonl").write_text(damaged + "\n")
+    line = fails(capsys, "--resume", str(finished), "--epochs", "4")
+    assert f"{finished / 'metrics.jsonl'} is damaged" in line
+    assert "delete it to go on without what it tells" in line
+
+
+def test_a_name_that_is_taken_is_refused_before_any_work(finished, capsys, monkeypatch):
+    monkeypatch.setattr(run, "training_data", lambda *_: pytest.fail("it began to work"))
+    line = fails(capsys, "--name", finished.name, "--output-dir", str(finished.parent))
+    assert "is not empty: give another --name" in line
 
 
 def test_only_the_number_of_epochs_may_change(tmp_path, capsys):

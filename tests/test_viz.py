@@ -1,11 +1,14 @@
 """What the pictures, strips, animations and scrubbers of the book hold, pixel by pixel."""
 
+import ast
 import base64
 import html
 import io
 import json
 import re
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ from diffusion_book.samplers import State
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.system.errors import BookError
 from diffusion_book.targets import Prediction
-from diffusion_book.viz import plots
+from diffusion_book.viz import grids, plots
 from diffusion_book.viz.animation import animate, save_animation
 from diffusion_book.viz.grids import GAP, grid, save_grid, show_grid, show_rows
 from diffusion_book.viz.scrubber import scrubber, sprite_sheet
@@ -60,8 +63,16 @@ class TestGrid:
     def test_saved_grid_is_the_grid(self, tmp_path):
         images = torch.rand(5, 1, 28, 28) * 2 - 1
         path = save_grid(images, tmp_path / "new" / "grid.png", columns=3)
-        assert torch.equal(torch.from_numpy(np.array(Image.open(path))), grid(images, columns=3))
+        drawn = torch.from_numpy(np.array(Image.open(path)))
+        assert torch.equal(drawn, grid(images, columns=3).repeat_interleave(8, 0).repeat_interleave(8, 1))
         assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
+
+    def test_many_pictures_get_smaller_blocks_and_too_many_are_refused(self, tmp_path):
+        tall = torch.zeros(20_000, 1, 2, 2, dtype=torch.uint8)  # a column of 80,002 pixels
+        assert Image.open(save_grid(tall, tmp_path / "grid.png", columns=1)).size == (48, 640_016)
+        with pytest.raises(BookError, match=r"does not fit into .*grid.jpg: .jpg ends at 65,500"):
+            save_grid(tall, tmp_path / "grid.jpg", columns=1)
+        assert Image.open(save_grid(tall[:3_000], tmp_path / "grid.jpg", columns=1)).size == (30, 60_010)
 
     def test_saving_under_an_unknown_ending_is_refused(self, tmp_path):
         with pytest.raises(BookError, match="png"):
@@ -92,8 +103,6 @@ class TestFigures:
             show_rows({})
 
     def test_pyplot_keeps_no_figure_open(self):
-        import matplotlib.pyplot as plt
-
         before = plt.get_fignums()
         show_grid(flat([0.0]))
         plots.plot_loss(range(3), [3.0, 2.0, 1.0])
@@ -270,3 +279,39 @@ class TestPlots:
         histogram = plots.plot_line_histograms({"here": torch.full((10,), 2.0)}).axes[0]
         tallest = max(histogram.patches, key=lambda bar: bar.get_height())
         assert tallest.get_x() <= 2.0 <= tallest.get_x() + tallest.get_width()
+
+
+class TestStyle:
+    @pytest.fixture
+    def set_by_the_reader(self):
+        """What breaks, or changes, figures that are drawn with it."""
+        mine = {"text.usetex": True, "image.cmap": "jet", "lines.linewidth": 9.0, "savefig.dpi": 30, "axes.grid": False}
+        with plt.rc_context(mine):
+            yield dict(plt.rcParams)
+
+    def test_the_readers_settings_stay_and_do_not_matter(self, set_by_the_reader, tmp_path):
+        images = torch.linspace(-1, 1, 28 * 28).reshape(1, 1, 28, 28)
+        drawn = [show_grid(images, title="a"), show_rows({"a": images})]
+        for number, figure in enumerate(drawn):
+            figure.savefig(tmp_path / f"set-{number}.png")
+        assert dict(plt.rcParams) == set_by_the_reader
+        with plt.rc_context():
+            plt.rcdefaults()
+            for number, figure in enumerate((show_grid(images, title="a"), show_rows({"a": images}))):
+                figure.savefig(tmp_path / f"plain-{number}.png")
+        for number in range(2):
+            first, second = (np.array(Image.open(tmp_path / f"{kind}-{number}.png")) for kind in ("set", "plain"))
+            assert np.array_equal(first, second)
+
+    def test_every_function_that_makes_a_figure_is_styled(self):
+        """One that is not would draw its lines and words as the reader has set them."""
+        for path in Path(grids.__file__).parent.glob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+                makes = {
+                    call.func.id
+                    for call in ast.walk(function)
+                    if isinstance(call, ast.Call) and hasattr(call.func, "id")
+                }
+                if "new_figure" in makes:
+                    assert "styled" in [getattr(each, "id", "") for each in function.decorator_list], function.name

@@ -247,7 +247,7 @@ def test_command_fills_a_folder_and_prints_it_last(config, more, names, tmp_path
     assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in names}
     for path in folder.iterdir():
         assert np.array(Image.open(path).convert("L")).std() > 1, path  # something is drawn
-    assert Image.open(folder / "interpolation.png").size == (11 * 30 + 2, 10 * 30 + 2)
+    assert Image.open(folder / "interpolation.png").size == (8 * (11 * 30 + 2), 8 * (10 * 30 + 2))
 
 
 @pytest.mark.parametrize(

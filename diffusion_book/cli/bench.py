@@ -12,7 +12,7 @@ from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.models import pipelines
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import write_text
+from diffusion_book.system.files import check_file, write_text
 from diffusion_book.system.machine import environment
 
 MOST = {"batch_size": 100_000, "sampling_steps": 1_000_000, "threads": 1024}
@@ -64,6 +64,8 @@ def check(options: Any) -> None:
             raise BookError(f"--{name} is {value}: it must be at least 1, and at most {most:,}")
     if not 0 < options.seconds < float("inf"):
         raise BookError(f"--seconds is {options.seconds}: it must be above 0")
+    if options.json is not None:
+        check_file(options.json)
 
 
 HEAD = (

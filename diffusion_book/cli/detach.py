@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffusion_book.models.checkpoints import find_checkpoint
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
-from diffusion_book.training.experiment import LOG, named_folder
+from diffusion_book.system.files import only_writer, timestamped_folder
+from diffusion_book.training.experiment import LOG, claim, experiment_of, named_folder
 from diffusion_book.training.options import RunOptions
 
 
@@ -37,28 +37,31 @@ def detach(model: str, arguments: Sequence[str], options: RunOptions) -> int:
     if screen is None:
         raise BookError("--detach needs the program screen: install it (apt-get install screen), or leave out --detach")
     rest = [argument for argument in arguments if argument != "--detach"]
-    folder = running_folder(options)
+    folder = experiment_of(None if options.resume is None else find_checkpoint(options.resume))
     if folder is None:
-        name = options.name or f"{datetime.datetime.now():%Y%m%d_%H%M%S}-{model}"
-        folder = named_folder(options.output_dir, name)
-        rest += [] if options.name else ["--name", name]
-    log = folder / LOG
-    command = [sys.executable, "-m", "diffusion_book", "train", *rest]
-    started = subprocess.run([screen, "-L", "-Logfile", str(log), "-dmS", folder.name, *command], capture_output=True)
+        if options.name:
+            folder = named_folder(options.output_dir, options.name)
+        else:
+            folder = timestamped_folder(options.output_dir, model)
+            rest += ["--name", folder.name]
+        log = claim(folder)
+    else:
+        with only_writer(folder):  # refused here rather than in the log
+            log = folder / LOG
+    # -P: else Python would take a file of the current folder, such as a queue.py, for one of its own library.
+    command = [sys.executable, "-P", "-m", "diffusion_book", "train", *rest]
+    written = str(log.absolute()).replace("%", "%%")  # screen would read %t as its title
+    started = subprocess.run([screen, "-L", "-Logfile", written, "-dmS", folder.name, *command], capture_output=True)
     if started.returncode:
         said = " ".join((started.stdout + started.stderr).decode(errors="replace").split())
+        if options.resume is None:  # what was made for it alone
+            log.unlink()
+            folder.rmdir()
         raise BookError(f"screen could not start ({said}): leave out --detach")
+    name = shlex.quote(folder.name)
     print(f"training in the background, in the screen session {folder.name}")
-    print(f"look in:    screen -r {folder.name}    (and leave again with Ctrl-A, then D)")
-    print(f"read along: tail -f {log}")
-    print(f"stop:       screen -S {folder.name} -X stuff $'\\003'    (it saves first)")
+    print(f"look in:    screen -r {name}    (and leave again with Ctrl-A, then D)")
+    print(f"read along: tail -f {shlex.quote(str(log))}")
+    print(f"stop:       screen -S {name} -X stuff $'\\003'    (it saves first)")
     print(folder)
     return 0
-
-
-def running_folder(options: RunOptions) -> Path | None:
-    """The experiment folder of a training to continue; None where a new one begins."""
-    if options.resume is None:
-        return None
-    path = find_checkpoint(options.resume)
-    return path.parent.parent if path.parent.name == "checkpoints" else None

@@ -14,15 +14,18 @@ from tqdm import tqdm
 
 from diffusion_book import data
 from diffusion_book.cli.generate import load_model
-from diffusion_book.cli.options import Diagnose, ModelOptions
+from diffusion_book.cli.options import AUTOENCODERS, Diagnose, ModelOptions
+from diffusion_book.elbo import latent_statistics
 from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.request import Request
+from diffusion_book.networks.gaussian import DiagonalGaussian
+from diffusion_book.samplers import sample_generators
 from diffusion_book.system.errors import BookError, NotFinite
-from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distances, plot_gradients
 from diffusion_book.viz.grids import save_grid, show_rows
@@ -47,13 +50,16 @@ def diagnose(model: str, options: Diagnose) -> Path:
         raise BookError(f"--num_samples is {options.num_samples}: it must be at least {SHOWN}")
     if options.num_pictures < FEWEST:
         raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST}")
+    if model in AUTOENCODERS:
+        sample_generators(options.seed, range(1))
+        return diagnose_autoencoder(model, options)
     where = {"vae": options.vae, "device": options.device, "precision": options.precision}
     pipe = load_model(model, ModelOptions(options.checkpoint, **where))
     shown = class_shown(pipe, options.class_label)
     ways = diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options))
     requests = {name: request_of(pipe, way, options, shown) for name, way in ways.items()}
     dataset = data.load(options.dataset or pipe.recipe.training.dataset)
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
     measured = Diagnosis(broken=diagnosis.broken_weights(pipe.network))
     if not measured.broken:
@@ -62,6 +68,11 @@ def diagnose(model: str, options: Diagnose) -> Path:
         ways, grids = draw(pipe, ways, requests, 0 if shown is None else SHOWN)
         measured = dataclasses.replace(measured, ways=ways)
         draw_pictures(folder, measured, grids)
+    return write_report(folder, model, options, measured)
+
+
+def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosis) -> Path:
+    """Say what the measurements mean, and put it into the folder."""
     found = findings(measured)
     text = report(f"Diagnosis of {model}, {options.checkpoint or 'the weights that come with the book'}", found)
     values = {"model": model, "findings": [dataclasses.asdict(each) for each in found], "measured": measured.to_dict()}
@@ -69,6 +80,27 @@ def diagnose(model: str, options: Diagnose) -> Path:
     write_text(folder / "report.json", json.dumps(values, indent=2) + "\n")
     print(text)
     return folder
+
+
+def diagnose_autoencoder(model: str, options: Diagnose) -> Path:
+    """Measure an autoencoder: its weights, its latents, and what it brings back."""
+    autoencoder = load_model(model, ModelOptions(options.checkpoint, options.vae, options.device, options.precision))
+    dataset = data.load(options.dataset or autoencoder.recipe.training.dataset)
+    check_folder(options.output_dir)
+    folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
+    measured = Diagnosis(broken=diagnosis.broken_weights(autoencoder.network))
+    if not measured.broken:
+        chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(options.seed))
+        images, _ = dataset.batch(chosen[: options.num_pictures])
+        posterior, restored = autoencoder.posterior(images), autoencoder.reconstruct(images)
+        mean, std = latent_statistics(posterior)
+        measured = Diagnosis(
+            latents=(mean.tolist(), std.tolist()),
+            told=diagnosis.share_told(posterior),
+            restored=((restored - images).square().mean() / (images - images.mean(0)).square().mean()).item(),
+        )
+        save_grid(torch.stack([images[:SHOWN], restored[:SHOWN]]).flatten(0, 1), folder / "reconstructions.png", SHOWN)
+    return write_report(folder, model, options, measured)
 
 
 def ddpm_steps(pipe: Pipeline, options: Diagnose) -> int:
@@ -98,6 +130,7 @@ def measure(pipe: Pipeline, batch: Batch, options: Diagnose, shown: int | None) 
     }
     if pipe.autoencoder is not None:
         looks["latents"] = lambda: diagnosis.latent_scale(pipe, batch)
+        looks["told"] = lambda: diagnosis.share_told(DiagonalGaussian.from_moments(batch.images))
     if pipe.num_classes:
         labels = torch.arange(max(SHOWN, pipe.num_classes)) % pipe.num_classes
         looks["embeddings"] = lambda: diagnosis.embeddings(pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import platform
@@ -97,9 +98,10 @@ def devices() -> Iterator[Finding]:
 def mnist() -> Iterator[Finding]:
     """Is the data here, and whole? Nothing is downloaded."""
     from diffusion_book import data
+    from diffusion_book.data import idx
 
-    folder = data.data_folder() / "MNIST" / "raw"
-    if not (folder / "train-images-idx3-ubyte").is_file():
+    folder = data.data_folder()
+    if not idx.find(folder, "MNIST", others=True):
         yield (
             "warn",
             f"no MNIST in {folder}: it is downloaded when it is first needed, and where that fails, scikit-learn's small "
@@ -120,15 +122,22 @@ def shipped_weights() -> Iterator[Finding]:
     names = weights.shipped()
     if not names:
         yield "fail", f"no weights in {weights.FOLDER}: install the book again, or diffusion-book pretrain --all"
+    strangers: list[str] = []
+    with contextlib.suppress(BookError):  # told below
+        strangers = weights.strangers(weights.FOLDER)
     for name in names:
         try:
             weights.read_weights(name, weights.FOLDER)
-            yield (
-                "ok",
-                f"weights {name}: sha256 {weights.read_card(name, weights.FOLDER)['sha256'][:12]}, as on the card",
-            )
+            sha256 = weights.read_card(name, weights.FOLDER)["sha256"]
         except BookError as error:
             yield "fail", str(error)
+            continue
+        if name in strangers:
+            needs = "classifiers" if name == "reference" else "VAE"
+            again = f"install the book again, or diffusion-book pretrain {name} --replace"
+            yield "fail", f"weights {name}: made with another {needs} than is here: {again}"
+        else:
+            yield "ok", f"weights {name}: sha256 {sha256[:12]}, as on the card"
 
 
 def cache() -> Iterator[Finding]:

@@ -25,7 +25,7 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
-from diffusion_book.system.files import make_folder, timestamped_folder, write_text
+from diffusion_book.system.files import check_folder, make_folder, timestamped_folder, write_text
 from diffusion_book.viz.grids import save_grid
 
 RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
@@ -137,7 +137,7 @@ def scoreboard_line(entry: dict) -> str:
 def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives some samples and the measures, on the main process."""
     request = request_of(pipe, options.setting, options.model.batch_size)
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     found = evaluate(pipe, request)
     if found is None:
         return None
@@ -153,7 +153,7 @@ def restore(autoencoder: Autoencoder, options: Any) -> tuple[Tensor, dict]:
     real_indices(options.num_samples)
     if options.num_samples > 10_000:
         raise BookError(f"--num_samples is {options.num_samples}: the test set has 10,000 pictures")
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     entry = measure_reconstructions(autoencoder, options.num_samples)
     spread = " ".join(f"{value:.3f}" for value in entry["latent_std"])
     print(f"test pictures: squared error {entry['mse']:.5f} a pixel, label kept {entry['label_kept']:.2%}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book.cli.options import ModelOptions
+from diffusion_book.data import CROP_SIZE
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.pipelines import Pipeline
@@ -19,12 +20,13 @@ from diffusion_book.models.request import Request
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
-from diffusion_book.viz.grids import grid, save_grid
+from diffusion_book.system.files import check_folder, timestamped_folder, write_whole
+from diffusion_book.viz.grids import MOST_PIXELS, SCALE, enlarged, grid, save_grid
 from diffusion_book.viz.strips import denoising_strip
 
 FRAMES = 11  # stills on the way from noise to picture
-SCALE = 8  # a pixel becomes one 8 x 8 block of the JPEG that a PDF holds, which keeps it exact
+ROWS_A_PAGE = 200
+PIXELS_AN_INCH = 36  # of the digits: one is 2 cm wide on paper
 
 
 MODES = ("ddpm", "ddim")
@@ -34,6 +36,7 @@ def main(model: str, options: Any) -> int:
     """Run the command."""
     if options.nrow < 1:
         raise BookError(f"--nrow is {options.nrow}: it must be at least 1")
+    check_columns(min(options.nrow, options.num_samples))
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
@@ -41,7 +44,11 @@ def main(model: str, options: Any) -> int:
     if found is None:
         return 0
     folder = timestamped_folder(options.output_dir, model)
-    write_samples(folder, *found, options.nrow)
+    try:
+        write_samples(folder, *found, options.nrow)
+    except KeyboardInterrupt:
+        print(f"{folder} holds a part of the pictures", file=sys.stderr)
+        raise
     print(folder)
     return 0
 
@@ -54,7 +61,7 @@ def generate(pipe: Pipeline, options: Any) -> tuple[list[float], Tensor] | None:
     """
     request = request_of(pipe, options)
     part = processes.part_of_samples(len(request), request.batch_size)
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     times, stills = draw(pipe, request.pick(part))
     stills = processes.collect(stills)
     return None if stills is None else (times, stills)
@@ -125,7 +132,22 @@ def write_samples(folder: Path, times: list[float], stills: Tensor, nrow: int) -
 
 
 def save_pdf(images: Tensor, path: Path, columns: int = 8) -> Path:
-    """Write pictures (N, 1, H, W) in [-1, 1] in rows to one PDF page, whole or not at all."""
-    picture = Image.fromarray(grid(images, columns, padding=2 if len(images) > 1 else 0).numpy())
-    picture = picture.resize((SCALE * picture.width, SCALE * picture.height), Image.Resampling.NEAREST)
-    return write_whole(path, lambda temporary: picture.save(temporary, "PDF", quality=95))
+    """Write pictures (N, 1, H, W) in [-1, 1] in rows to a PDF, whole or not at all; many rows take several pages."""
+    padding = 2 if len(images) > 1 else 0
+    pages = [grid(part, columns, padding) for part in images.split(columns * ROWS_A_PAGE)]
+    # A page holds a JPEG, whose pixels have an end: a very wide one gets smaller blocks.
+    scale = max(1, min(SCALE, MOST_PIXELS[".pdf"] // pages[0].shape[1]))
+    first, *others = (enlarged(page, scale) for page in pages)
+    options = {"quality": 95, "resolution": scale * PIXELS_AN_INCH, "save_all": True, "append_images": others}
+    return write_whole(path, lambda temporary: first.save(temporary, "PDF", **options))
+
+
+def check_columns(nrow: int) -> None:
+    """Refuse rows that no page can hold.
+
+    Raises:
+        BookError: they are too wide.
+    """
+    most = MOST_PIXELS[".pdf"] // (CROP_SIZE + 2) - 1
+    if nrow > most:
+        raise BookError(f"--nrow is {nrow}: a page of the PDF holds at most {most:,} pictures a row")

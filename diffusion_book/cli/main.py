@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import re
 import sys
 import time
 from collections.abc import Collection, Sequence
 
+from diffusion_book import __version__
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.streams import steady
 
 COMMANDS = {
     "train": "train a model on your own",
@@ -31,46 +34,58 @@ TOGETHER = ("train", "generate", "evaluate")
 PRECEDENCE = 3.0
 """seconds that the main process is given to report a mistake alone: then its launcher ends the others, which met the same"""
 
-HELP = ("-h", "--help")
+HELP = ("-h", "--help", "help")
+VERSION = ("--version", "version")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run a command. Nobody ends its work by closing the pipe or the terminal that it speaks to.
 
     Raises:
         SystemExit: with 2, after one line on stderr, when something was asked that cannot be done;
             with 128 + n when signal n ended it.
     """
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with steady() as out:
+        code = run(list(sys.argv[1:] if arguments is None else arguments))
+        out.flush()
+        if out.failure is not None:
+            print(f"error: stdout cannot be written ({out.failure.strerror}): free some space", file=sys.stderr)
+            code = code or 1
+    if code:
+        raise SystemExit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command, and turn a mistake into one line on stderr; gives the exit code."""
+    name, *rest = arguments or ["--help"]
     try:
         if name in HELP:
             print(usage())
-            return
+            return 0
+        if name in VERSION:
+            print(f"diffusion-book {__version__}")
+            return 0
         choose("command", name, COMMANDS)
         if name not in TOGETHER and processes.launched() > 1:
             raise BookError(f"{name} is the work of one process: leave out the launcher")
         # Read before what does the work is imported, for that takes seconds.
         asked = importlib.import_module("diffusion_book.cli.options").READ[name](rest)
-        if asked is None:
-            return
-        code = importlib.import_module(f"diffusion_book.cli.{name}").main(*asked)
+        return 0 if asked is None else importlib.import_module(f"diffusion_book.cli.{name}").main(*asked)
     except BookError as error:
         if not processes.is_main():
             time.sleep(PRECEDENCE)
         print("error:", error, file=sys.stderr)
-        code = 2
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        code = 130
-    if code:
-        raise SystemExit(code)
+        return 130
 
 
 def usage() -> str:
     """The list of commands."""
     lines = [f"  {name:10}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
-        ["usage: diffusion-book COMMAND ...", "", *lines, "", "diffusion-book COMMAND --help: its options"]
+        ["usage: diffusion-book COMMAND ...", "", *lines, "", "diffusion-book COMMAND --help: its options; --version"]
     )
 
 
@@ -109,6 +124,9 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
     """
     import tyro
 
+    for option, value in itertools.pairwise(["", *arguments]):
+        if value == "" or (value.startswith("--") and value.endswith("=")):
+            raise BookError(f"{(value or option).rstrip('=') or 'the first argument'} is empty: give it a value")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from diffusion_book.cli.main import HELP, choose_model, parse
-from diffusion_book.models.configs import BATCH_SIZE, WEIGHTS
+from diffusion_book.models.configs import BATCH_SIZE
 from diffusion_book.models.recipes import MODELS, RECIPES, SECTIONS, Recipe
 from diffusion_book.system.errors import choose
 from diffusion_book.training.options import RunOptions
@@ -23,7 +23,7 @@ DIFFUSION = tuple(name for name, recipe in RECIPES.items() if recipe.diffusion)
 AUTOENCODERS = tuple(name for name, recipe in RECIPES.items() if recipe.vae)
 CLASSIFIERS = tuple(name for name, recipe in RECIPES.items() if recipe.kind == "classifier")
 TRAINED = tuple(name for name in RECIPES if name not in CLASSIFIERS)
-DIAGNOSED = tuple(name for name in DIFFUSION if not RECIPES[name].reflow)
+DIAGNOSED = tuple(name for name in (*DIFFUSION, *AUTOENCODERS) if not RECIPES[name].reflow)
 REFERENCE = "reference"
 PRETRAINED = (*CLASSIFIERS, REFERENCE, *TRAINED)
 """all that is shipped, each after what it needs"""
@@ -448,7 +448,13 @@ PRETRAIN = options(
         bool, True, "with --no-train: keep the weights that are stored, and measure what their card does not tell yet"
     ),
     measure=option(bool, True, "measure the new weights and put the figures on their card"),
-    weights_dir=option(Path, WEIGHTS, "folder for the weights and cards"),
+    weights_dir=option(
+        Path | None,
+        None,
+        "folder for the weights and cards; what it lacks is taken from the book's. Without one, the folder pretrained; with "
+        "--replace or --no-train the book's own",
+    ),
+    replace=option(bool, False, "put the new weights, once they are measured, in the place of those that are stored"),
     run=RunOptions(),
 )
 
@@ -469,7 +475,7 @@ BENCH = options(
     precision=PRECISION,
     compile=option(bool, False, "train through torch.compile"),
     threads=option(int | None, None, "of the CPU; without it, as many as torch takes"),
-    json=option(Path | None, None, "file for the figures"),
+    json=option(Path | None, None, "file for the figures, such as speed.json"),
 )
 
 
@@ -479,6 +485,8 @@ def read_bench(arguments: Sequence[str]) -> tuple:
         "Measure how fast models train and sample here, and which share of the device's rate of plain matrix products "
         "that is. Training, sampling and the product take turns; the figures are medians."
     )
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in HELP:
+        arguments = ["--model", *arguments]  # bare, as for the other commands
     return (read(BENCH, arguments, "bench", about),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -27,6 +28,7 @@ from diffusion_book.models.recipes import MODELS, PARENTS, RECIPES, ClassSetting
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
 from diffusion_book.system import hashes
 from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import check_folder
 from diffusion_book.system.machine import ENVIRONMENT
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.training.experiment import read_records
@@ -44,6 +46,26 @@ SUBSTITUTE = ClassSetting("ddim", 20, num_samples=60_000)
 """how these samples are drawn"""
 
 
+NEW = Path("pretrained")
+"""folder for new weights, beside those that come with the book"""
+UNMEASURED = "unmeasured"
+"""folder in a folder of weights: those that will replace others, until they are measured"""
+
+
+def folder_of(options: Any) -> Path:
+    """The folder for the weights and cards."""
+    if options.weights_dir is not None:
+        return options.weights_dir
+    return weights.FOLDER if options.replace or not options.train else NEW
+
+
+def where(options: Any, name: str) -> Path:
+    """The folder whose weights of this name are used: the options' own, or what it lacks, the book's."""
+    folder = folder_of(options)
+    own = (folder, *([folder.parent] if folder.name == UNMEASURED else []))
+    return next((folder for folder in own if (folder / f"{name}.json").is_file()), weights.FOLDER)
+
+
 def main(options: Any) -> int:
     """Run the command."""
     names = PRETRAINED if options.all else options.names
@@ -55,9 +77,15 @@ def main(options: Any) -> int:
         raise BookError("--no-train only measures: leave out --from-checkpoint, --resume, --longer and --no-measure")
     for name in names:
         choose("name", name, dict.fromkeys(PRETRAINED))
+    check_folder(folder_of(options))
+    stored = [name for name in names if (folder_of(options) / f"{name}.safetensors").exists()]
+    if options.train and stored and not options.replace:
+        raise BookError(
+            f"{folder_of(options)} has weights of {', '.join(stored)} already: give another --weights_dir, or --replace them"
+        )
     for name in names:
         try:
-            print(make_reference(options.weights_dir) if name == REFERENCE else make(name, options))
+            print(make_reference(options) if name == REFERENCE else make(name, options))
         except Stopped as stop:
             return report_stop(f"pretrain {name}", stop)
         except KeyboardInterrupt:
@@ -69,10 +97,9 @@ def main(options: Any) -> int:
 def make(name: str, options: Any) -> Path:
     """Train one model, store its averaged weights and their card, and measure them."""
     if not options.train:
-        card = weights.read_card(name, options.weights_dir)
-        measure(name, card, options)
-        return options.weights_dir / f"{name}.safetensors"
-    before = weights.read_card(name, options.weights_dir) if (options.weights_dir / f"{name}.json").is_file() else {}
+        measure(name, weights.read_card(name, folder_of(options)), options)
+        return folder_of(options) / f"{name}.safetensors"
+    before = weights.read_card(name, where(options, name)) if (where(options, name) / f"{name}.json").is_file() else {}
     source = options.from_checkpoint or train(name, options)
     path = find_checkpoint(source)
     checkpoint = load_checkpoint(path, name)
@@ -81,10 +108,24 @@ def make(name: str, options: Any) -> Path:
     card = card_of(checkpoint, read_records(path.parent.parent, checkpoint["step"]), options.run.max_minutes)
     if options.longer:
         card = after(before, card)
-    written = weights.write_weights(name, checkpoint["ema"], card, options.weights_dir)
+    place, measured = folder_of(options) / f"{name}.safetensors", options
+    if place.exists():  # it stays until the new weights are measured
+        measured = dataclasses.replace(options, weights_dir=folder_of(options) / UNMEASURED)
+        if (folder_of(measured) / f"{name}.json").is_file():  # where measuring was interrupted
+            before = weights.read_card(name, folder_of(measured))
+    written = weights.write_weights(name, checkpoint["ema"], card, folder_of(measured))
     if options.measure:
-        measure(name, before, options)
-    return written
+        measure(name, before, measured)
+    if written != place:
+        for file in (written, written.with_suffix(".json")):
+            file.replace(place.with_name(file.name))
+        with contextlib.suppress(OSError):  # others may be in it
+            folder_of(measured).rmdir()
+    for stranger in weights.strangers(place.parent):
+        print(
+            f"{stranger} was trained with other weights of {name}: diffusion-book pretrain {stranger}", file=sys.stderr
+        )
+    return place
 
 
 def after(before: dict, card: dict) -> dict:
@@ -110,10 +151,10 @@ def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Any) ->
     Raises:
         BookError: it is another one.
     """
-    stored = weights.read_weights("vae", options.weights_dir)
+    stored = weights.read_weights("vae", where(options, "vae"))
     if hashes.hash_of_tensors(trained_with) != hashes.hash_of_tensors(stored):
         raise BookError(
-            f"this '{name}' was trained with another VAE than the one in {options.weights_dir}: "
+            f"this '{name}' was trained with another VAE than the one in {where(options, 'vae')}: "
             f"train it with that one (diffusion-book pretrain {name})"
         )
 
@@ -133,13 +174,13 @@ def stored_start(name: str, recipe: Recipe, options: Any) -> dict[str, torch.Ten
     Raises:
         BookError: they are of another network than the recipe's, or of another VAE than the stored one.
     """
-    card = weights.read_card(name, options.weights_dir)
+    card = weights.read_card(name, where(options, name))
     stored = recipe_from_dict(card["recipe"])
     if any(getattr(stored, part) != getattr(recipe, part) for part in ("network", "vae", "condition")):
         raise BookError(f"the stored weights of '{name}' are of another network than its recipe's: leave out --longer")
-    if recipe.is_latent and card["vae_sha256"] != weights.read_card("vae", options.weights_dir)["sha256"]:
+    if recipe.is_latent and card["vae_sha256"] != weights.read_card("vae", where(options, "vae"))["sha256"]:
         raise BookError(f"the stored weights of '{name}' know the latents of another VAE: leave out --longer")
-    return weights.read_weights(name, options.weights_dir)
+    return weights.read_weights(name, where(options, name))
 
 
 def recipe_for(name: str, options: RunOptions) -> Recipe:
@@ -186,7 +227,7 @@ def measure(name: str, before: dict, options: Any) -> None:
         before: the card that was there; what it tells of the very same weights is kept.
         options: where the weights are, and the device.
     """
-    folder = options.weights_dir
+    folder = folder_of(options)
     card = weights.read_card(name, folder)
     if name in CLASSIFIERS:
         test = data.load(card["data_set"], "test")
@@ -229,10 +270,10 @@ def measure_substitute(pipe: Pipeline) -> dict:
 
 def load_autoencoder(name: str, options: Any) -> Autoencoder:
     """A VAE with the weights in the folder of the options."""
-    card = weights.read_card(name, options.weights_dir)
+    card = weights.read_card(name, where(options, name))
     return build_autoencoder(
         recipe_from_dict(card["recipe"]),
-        weights.read_weights(name, options.weights_dir),
+        weights.read_weights(name, where(options, name)),
         card=card,
         device=options.run.device,
         precision=options.run.precision,
@@ -241,11 +282,11 @@ def load_autoencoder(name: str, options: Any) -> Autoencoder:
 
 def load_pipeline(name: str, options: Any) -> Pipeline:
     """A diffusion model with the weights in the folder of the options."""
-    card = weights.read_card(name, options.weights_dir)
+    card = weights.read_card(name, where(options, name))
     recipe = recipe_from_dict(card["recipe"])
     return pipelines.build(
         recipe,
-        weights.read_weights(name, options.weights_dir),
+        weights.read_weights(name, where(options, name)),
         card=card,
         autoencoder=load_autoencoder("vae", options) if recipe.is_latent else None,
         device=options.run.device,
@@ -260,9 +301,9 @@ def load_classifier(name: str, folder: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def make_reference(folder: Path) -> Path:
-    """Store what the two classifiers in `folder` see in real MNIST: all that the measures need of it."""
-    plain, check = (load_classifier(name, folder) for name in CLASSIFIERS)
+def make_reference(options: Any) -> Path:
+    """Store what the two classifiers see in real MNIST: all that the measures need of it."""
+    plain, check = (load_classifier(name, where(options, name)) for name in CLASSIFIERS)
     images = {split: data.load("mnist", split).images for split in ("train", "test")}
 
     @torch.no_grad()
@@ -280,8 +321,8 @@ def make_reference(folder: Path) -> Path:
         "about": "features that the classifier sees in MNIST, train (60000, 64) and test (10000, 64); "
         "confident: share of the test pictures that classifier-check is at least 90 % sure about",
         "data_set": "mnist",
-        "classifiers": {name: weights.read_card(name, folder)["sha256"] for name in CLASSIFIERS},
+        "classifiers": {name: weights.read_card(name, where(options, name))["sha256"] for name in CLASSIFIERS},
         "torch": torch.__version__,
         "command": f"diffusion-book pretrain {REFERENCE}",
     }
-    return weights.write_weights(REFERENCE, tensors, card, folder)
+    return weights.write_weights(REFERENCE, tensors, card, folder_of(options))

@@ -16,6 +16,7 @@ from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
 from diffusion_book.models.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
+from diffusion_book.training.experiment import check_place
 from diffusion_book.training.options import RunOptions
 from diffusion_book.training.run import Stopped, run_training
 from diffusion_book.viz.experiment import PICTURES
@@ -38,6 +39,9 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
         # Once more, with the checkpoint's recipe as the default: what differs now was asked for.
         options = read_train_as(model, arguments, stored)
         check_same(recipe_of(options, model), stored)
+    resumed = find_checkpoint(options.run.resume) if checkpoint else None
+    run = options.run
+    check_place(run.output_dir, run.name, resumed, checkpoint.get("step", 0), run.rewind)
     if options.run.detach:
         return detach(model, [model, *arguments], options.run)
     with processes.together(options.run.device) as device:

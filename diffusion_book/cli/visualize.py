@@ -18,13 +18,13 @@ from diffusion_book.data import crop
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.system.errors import BookError
-from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_whole
 from diffusion_book.viz import latents
 from diffusion_book.viz.experiment import draw_reconstructions
 from diffusion_book.viz.grids import save_grid
 
 FEWEST_PICTURES = 20  # UMAP needs as many
-PAIRS = ((0, 1), (2, 3), (4, 9), (5, 8), (6, 7))  # digits to walk between
+PAIRS = ((0, 1), (2, 3), (4, 9), (5, 8), (6, 7))  # digits to walk between, as far as they are there
 STOPS = 11  # pictures on such a walk
 
 
@@ -49,7 +49,7 @@ def draw_latent_space(options: LatentSpace) -> Path:
     test = data.load(options.dataset, "test")
     if not 0 <= options.picture < len(test):
         raise BookError(f"--picture is {options.picture}: {test.name} has test pictures 0 to {len(test) - 1}")
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, "latent-space")
     for name, draw in tqdm(drawings(autoencoder, test, options).items(), desc="drawing", disable=None):
         draw(folder / f"{name}.png")
@@ -98,11 +98,13 @@ def walks(autoencoder: Autoencoder, test: data.Dataset) -> Tensor:
     """Straight ways between digits: for each pair a row through the latent space, and below it one through pixels.
 
     Returns:
-        Pictures, row by row: (2 * len(PAIRS) * STOPS, 1, 28, 28) in [-1, 1].
+        Pictures, row by row: (2 * pairs * STOPS, 1, 28, 28) in [-1, 1].
     """
     first = {label: int((test.labels == label).nonzero()[0]) for label in test.labels.unique().tolist()}
     rows = []
-    for pair in PAIRS:
+    there = list(first)
+    pairs = [pair for pair in PAIRS if set(pair) <= set(there)] or [(there[0], there[-1])]
+    for pair in pairs:
         images, _ = test.batch(torch.tensor([first[label] for label in pair]))
         rows.append(latents.decoded(autoencoder, latents.between(*autoencoder.encode(images), count=STOPS)))
         rows.append(latents.between(*crop(images), count=STOPS))

@@ -25,7 +25,7 @@ from diffusion_book.models.request import Request
 from diffusion_book.models.sampling import predictions
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, ways_across
 
@@ -64,7 +64,7 @@ def draw_distribution(options: Distribution) -> Path:
     asked = {name: getattr(request, name) for name in ("sampler", "steps", "seed")}
     if request.guidance_scale is not None:
         asked["guidance_scale"] = request.guidance_scale[0].item()
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     real = real_digits(options.num_real, options.seed)
     with progress_bar(f"{options.model}, {asked['sampler']}, {asked['steps']} steps") as bar:
         images = pipe.draw(request, bar.advance)
@@ -174,6 +174,8 @@ def real_digits(count: int, seed: int) -> RealDigits:
     chosen = torch.randperm(len(shipped), generator=torch.Generator().manual_seed(seed))[:count]
     try:
         test = data.load("mnist", "test")
+        if len(test) != data.MNIST_SIZES["test"]:
+            raise BookError(f"pictures of your own, {len(test):,} for testing, lie in its place")
     except BookError as error:
         print(
             f"no MNIST here ({str(error).split(':')[0]}): no map of pixels; for the map of features the real digits' "

@@ -17,7 +17,7 @@ from diffusion_book.models.pipelines import Pipeline, list_models
 from diffusion_book.models.request import Request
 from diffusion_book.models.sampling import sweep_request
 from diffusion_book.system.errors import BookError
-from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.guidance import plot_against_scale
 from diffusion_book.viz.sweep import show_cells
@@ -37,7 +37,7 @@ def draw_guidance(options: Guidance) -> Path:
     requests = {model: request_of(pipe, options) for model, pipe in pipes.items()}
     if len({pipe.num_classes for pipe in pipes.values()}) > 1:
         raise BookError("the two models know different numbers of classes: draw them one by one")
-    make_folder(options.output_dir)
+    check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, "guidance")
     panels = {model: draw_cells(model, pipe, requests[model], options) for model, pipe in pipes.items()}
     rows = [str(label) for label in range(next(iter(pipes.values())).num_classes)]

@@ -31,7 +31,7 @@ class Dataset:
     Attributes:
         name: which one it is: "mnist", "fashion-mnist", "kmnist" or "digits" (never "auto").
         images: uint8, (N, 1, 28, 28), 0 = background, 255 = ink.
-        labels: int64, (N,), 0 to 9.
+        labels: int64, (N,), 0 to 9; in files of your own 0 to 255.
     """
 
     name: str
@@ -52,7 +52,9 @@ class Dataset:
     @property
     def label_names(self) -> list[str]:
         """What each class is called, for captions."""
-        return LABELS.get(self.name, [str(digit) for digit in range(10)])
+        return LABELS.get(
+            self.name, [str(label) for label in range(max(10, int(self.labels.max()) + 1 if len(self) else 0))]
+        )
 
 
 def normalise(images: Tensor) -> Tensor:

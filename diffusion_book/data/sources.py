@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion_book.data.dataset import CROP_SIZE, Dataset
+from diffusion_book.data.idx import FILES, find, read
 from diffusion_book.system.caches import cache_folder
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import WRITING, make_folder, remove_leftovers
@@ -42,25 +43,28 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
             or by download, and where neither can be had, "digits" with a notice on stderr, once a process.
             "digits" comes with scikit-learn: 1,797 pictures of 8 x 8 pixels, resized.
         split: "train" or "test".
-        root: a torchvision root, the folder that holds `MNIST/raw`. Default: `data_folder()`.
+        root: a torchvision root, the folder that holds `MNIST/raw`; MNIST's four files are found in `MNIST`, in `raw`
+            and beside each other too, and packed as .gz. Default: `data_folder()`.
 
     Returns:
         uint8 pictures (N, 1, 28, 28) and int64 labels (N,), on the CPU.
 
     Raises:
-        BookError: the name or split is unknown, or the files are missing, damaged or cannot be
-            downloaded; the one line says which, and what to do.
+        BookError: the name or split is unknown, or the files are missing, damaged, of another size or cannot be
+            downloaded; the one line says which, and what to do. Where files are, "auto" takes nothing else.
     """
     choose("data set", name, dict.fromkeys(NAMES))
     choose("split", split, dict.fromkeys(("train", "test")))
     if name == "digits":
         return _load_digits(split)
-    root = Path(root or data_folder())
+    root = Path(root or data_folder()).expanduser()
     if name != "auto":
-        return _load_torchvision(name, split, root)
+        return _load_files(name, split, root)
     try:
-        return _load_torchvision("mnist", split, root)
+        return _load_files("mnist", split, root)
     except BookError as error:
+        if _find("mnist", root):
+            raise  # who has files wants them, and no others
         reason = str(error).replace(f"{Path.home()}/", "~/")  # the notice ends up in notebooks that others read
         _say_once(f"notice: no MNIST ({reason}); using scikit-learn's 1,797 small digits instead")
         return _load_digits(split)
@@ -68,7 +72,7 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
 
 def data_folder() -> Path:
     """The torchvision root: `$DIFFUSION_BOOK_DATA`, else `data` in the cache folder."""
-    return Path(os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data")
+    return Path(os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data").expanduser()
 
 
 @functools.cache
@@ -76,7 +80,13 @@ def _say_once(notice: str) -> None:
     print(notice, file=sys.stderr)
 
 
-def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
+def _find(name: str, root: Path) -> dict[str, Path]:
+    kind = TORCHVISION_NAMES[name]
+    others = {other for other in TORCHVISION_NAMES.values() if other != kind}
+    return find(root, kind, name == "mnist" and not others & set(root.parts[-2:]))
+
+
+def _load_files(name: str, split: str, root: Path) -> Dataset:
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, TORCHVISION_NAMES[name])
@@ -84,26 +94,42 @@ def _load_torchvision(name: str, split: str, root: Path) -> Dataset:
     bring = (
         f"put its four files into {folder}, or point DIFFUSION_BOOK_DATA at a folder that has {folder.parent.name}/raw"
     )
-    remedy = f"delete {folder} and try again, {bring}"
-    if not all(os.path.isfile(folder / Path(file).stem) for file, _ in kind.resources):
-        _download(kind, name, root, bring, remedy)
+    if not _find(name, root):
+        _download(kind, name, root, bring, f"try again, {bring}")
+    found = _find(name, root)
+    lacking = [file for file in FILES[split] if file not in found]
+    if lacking:
+        here = next(iter(found.values())).parent
+        raise BookError(f"{here} has files of {name}, but not {' and '.join(lacking)}: put all four there")
+    paths = [found[file] for file in FILES[split]]
+    anew = f"bring it anew, or move {paths[0].parent} elsewhere and try again"
     try:
-        files = kind(root, train=split == "train")
-    except Exception as error:  # whatever torchvision stumbles over here, a damaged file is in its way
-        raise BookError(f"{name} in {folder} is damaged ({_one_line(error)}): {remedy}") from None
-    images, labels = files.data, files.targets
-    if images.shape[1:] != (CROP_SIZE, CROP_SIZE) or len(images) != len(labels):
-        raise BookError(f"{name} in {folder} is damaged (its shapes do not match): {remedy}")
+        (images, content), (labels, named) = (read(path) for path in paths)
+    except BookError as error:
+        raise BookError(f"{error}: {anew}") from None
+    if images.ndim < 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise BookError(
+            f"{paths[0]} is damaged, or {paths[1]} (pictures {tuple(images.shape)}, labels {tuple(labels.shape)}): {anew}"
+        )
+    if images.shape[1:] != (CROP_SIZE, CROP_SIZE):
+        size = " x ".join(map(str, images.shape[1:]))
+        raise BookError(
+            f"the pictures in {paths[0]} have {size} pixels: the book's are {CROP_SIZE} x {CROP_SIZE}, of one channel; "
+            "resize them, and store them so in another folder"
+        )
     if name == "mnist" and len(images) == MNIST_SIZES[split]:  # other numbers are pictures of your own
-        _check_hashes(folder, "train" if split == "train" else "t10k", remedy)
-    return Dataset(name, images.unsqueeze(1).contiguous(), labels.long())  # (N, 28, 28) -> (N, 1, 28, 28)
+        for path, file, bytes_ in zip(paths, FILES[split], (content, named), strict=True):
+            _check_hash(path, file, bytes_, anew)
+    return Dataset(name, images.unsqueeze(1), labels.long())  # (N, 28, 28) -> (N, 1, 28, 28)
 
 
-def _check_hashes(folder: Path, prefix: str, remedy: str) -> None:
-    for name in filter(lambda name: name.startswith(prefix), HASHES):
-        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        if found != HASHES[name]:
-            raise BookError(f"{folder / name} is damaged (hash {found[:12]}, not {HASHES[name][:12]}): {remedy}")
+def _check_hash(path: Path, file: str, content: bytes, anew: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != HASHES[file]:
+        raise BookError(
+            f"{path} is damaged (hash {found[:12]}, not {HASHES[file][:12]}): {anew}; if it holds pictures of your own, "
+            "as many as MNIST's, leave one out"
+        )
 
 
 def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> None:
@@ -119,9 +145,12 @@ def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> Non
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=WRITING) as temporary:
             kind(temporary, download=True)
-            folder = make_folder(root / kind.__name__ / "raw")
-            for file in (Path(temporary) / kind.__name__ / "raw").iterdir():
-                file.replace(folder / file.name)
+            try:  # all at once: who is killed leaves no part of it
+                (Path(temporary) / kind.__name__).rename(root / kind.__name__)
+            except OSError:
+                if not find(root, kind.__name__, False):  # another process was not quicker: a folder is in the way
+                    make_folder(root / kind.__name__ / "raw")
+                    (Path(temporary) / kind.__name__ / "raw").replace(root / kind.__name__ / "raw")
     except PermissionError:
         raise BookError(
             f"cannot write {name} to {root}: point DIFFUSION_BOOK_DATA at a folder that you may write"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_book.data import pad
-from diffusion_book.evaluation.diagnosis import broken_weights
-from diffusion_book.evaluation.findings import LATENT_MEAN, LATENT_STD, LEARNED, Finding, finding
+from diffusion_book.evaluation.diagnosis import broken_weights, share_told
+from diffusion_book.evaluation.findings import LATENT_MEAN, LATENT_STD, LEARNED, TOLD, Finding, collapse, finding
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.samplers import log_ratio
@@ -296,7 +296,11 @@ def _range(pipe: Pipeline, images: Tensor) -> list[Finding]:
 def _latents(pipe: Pipeline, images: Tensor) -> list[Finding]:
     if pipe.autoencoder is None:
         return []
-    latents = pipe.autoencoder.encode(images).double()
+    posterior = pipe.autoencoder.posterior(images)
+    told = share_told(posterior)
+    if min(told) < TOLD:
+        return [collapse(told)]
+    latents = posterior.mode.double()
     std, mean = latents.std(dim=(0, 2, 3)), latents.mean(dim=(0, 2, 3))
     low, high, off = LATENT_STD[0] / SLACK, LATENT_STD[1] * SLACK, LATENT_MEAN * SLACK
     healthy = bool(((std >= low) & (std <= high) & (mean.abs() <= off)).all())

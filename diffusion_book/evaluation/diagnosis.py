@@ -70,6 +70,17 @@ def latent_scale(pipe: Pipeline, batch: Batch) -> tuple[list[float], list[float]
     return mean.tolist(), std.tolist()
 
 
+def share_told(posterior: DiagonalGaussian) -> list[float]:
+    """The share of the latents' variance that lies between pictures, channel by channel, 0 to 1.
+
+    The rest is the posteriors' own. 0 is posterior collapse: every picture has the same posterior, the prior, so that its
+    latent says nothing of it (Bowman et al. 2015, section 3).
+    """
+    between = posterior.mean.double().var(dim=(0, 2, 3), correction=0)
+    within = posterior.std.double().square().mean(dim=(0, 2, 3))
+    return (between / (between + within)).tolist()
+
+
 # The loss, with the true label, with none, and with a wrong one
 
 

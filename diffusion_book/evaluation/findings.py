@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from diffusion_book.evaluation.diagnosis import Embeddings, Losses, Way
+from diffusion_book.models.recipes import ELBOConfig
 
 LATENT_STD = (0.8, 1.25)  # of the latents of the data; 1 is what the schedule expects
 LATENT_MEAN = 0.25  # largest distance of their mean from 0
+TOLD = 0.1  # smallest share of the latents' variance that lies between pictures
+RESTORED = 0.5  # largest squared error of reconstructions, as a share of the pictures' variance
 LEARNED = 0.9  # largest loss, as a share of that of a network which always says 0
 HEARD = 0.01  # smallest rise of the loss by a wrong label
 NULL = 0.75  # largest rise of the loss by no label, as a share of the rise by a wrong one
@@ -55,6 +58,8 @@ class Diagnosis:
         losses: see `diagnosis.losses`.
         gradients: layer -> root mean square of its gradient.
         latents: mean and standard deviation of the latents, channel by channel.
+        told: see `diagnosis.share_told`.
+        restored: squared error of an autoencoder's reconstructions, as a share of the pictures' variance.
         embeddings: of the classes.
         branches: times, and how far the two branches of guidance lie apart at each.
         entropy: layer -> of its cross-attention.
@@ -65,6 +70,8 @@ class Diagnosis:
     losses: Losses | None = None
     gradients: dict[str, float] = field(default_factory=dict)
     latents: tuple[list[float], list[float]] | None = None
+    told: list[float] = field(default_factory=list)
+    restored: float | None = None
     embeddings: Embeddings | None = None
     branches: tuple[list[float], list[float]] | None = None
     entropy: dict[str, float] = field(default_factory=dict)
@@ -96,7 +103,18 @@ def findings(measured: Diagnosis) -> list[Finding]:
     """What the measurements say, in the order in which one would look."""
     found = [*weights(measured)]
     if not measured.broken:
-        for look in (latents, learning, labels, null_class, gradients, classes, branches, attention, samples):
+        for look in (
+            latents,
+            restoring,
+            learning,
+            labels,
+            null_class,
+            gradients,
+            classes,
+            branches,
+            attention,
+            samples,
+        ):
             found += look(measured)
     return found
 
@@ -125,6 +143,9 @@ def latents(measured: Diagnosis) -> Iterator[Finding]:
     """Is what is diffused of the size that the schedule expects?"""
     if measured.latents is None:
         return
+    if measured.told and min(measured.told) < TOLD:
+        yield collapse(measured.told)
+        return
     mean, std = measured.latents
     low, high = LATENT_STD
     healthy = all(low <= value <= high for value in std) and all(abs(value) <= LATENT_MEAN for value in mean)
@@ -135,6 +156,31 @@ def latents(measured: Diagnosis) -> Iterator[Finding]:
         f"expects 1 and 0 (limits {low:g} to {high:g}, and {LATENT_MEAN:g} from 0).",
         "Name with --vae the VAE that the model was trained with, and with --dataset its data. If they are right, the "
         "VAE's latent_mean and latent_std are wrong: train it to its end, where they are measured, then this model anew.",
+    )
+
+
+def collapse(told: list[float]) -> Finding:
+    """The latents say nothing of the pictures."""
+    return Finding(
+        "posterior collapse",
+        False,
+        f"Of the latents' variance by channel, {_list(told)} lies between pictures (at least {TOLD:g}): the rest is the "
+        "encoder's own noise. The posterior has collapsed to the prior, and latents say little or nothing of a picture.",
+        f"Train the VAE anew with a smaller --kl_weight (the book's is {ELBOConfig().kl_weight:g}), then what is trained "
+        "on its latents.",
+    )
+
+
+def restoring(measured: Diagnosis) -> Iterator[Finding]:
+    """Does an autoencoder bring pictures back?"""
+    if measured.restored is None:
+        return
+    yield finding(
+        "reconstructions",
+        measured.restored <= RESTORED,
+        f"The squared error of reconstructions is {measured.restored:.1%} of the pictures' variance, what the mean picture "
+        f"would have (at most {RESTORED:.0%}).",
+        "Train longer, or with another --lr; if a posterior has collapsed, begin there.",
     )
 
 

@@ -44,6 +44,9 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> dict:
     try:
         if not zipfile.is_zipfile(path):
             raise BookError(damaged)
+        with zipfile.ZipFile(path) as archive:  # torch packs nothing: what is packed may be of any size
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise BookError(damaged)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BookError(

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from diffusion_book.networks.configs import UNetConfig, VAEConfig
 from diffusion_book.system.errors import BookError, choose
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
 
 NAMES = {
@@ -233,6 +232,11 @@ class Recipe:
     elbo: ELBOConfig | None = None
     is_latent: bool = False
 
+    def __post_init__(self) -> None:
+        for name, kind in SECTIONS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _of_plain_values(kind, getattr(self, name)))
+
     @property
     def kind(self) -> str:
         """What is trained: diffusion, latent diffusion, reflow (a flow that learns from another), autoencoder, classifier."""
@@ -291,6 +295,28 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _of_plain_values(kind: type, part):
+    """The same part of a recipe, with the numbers of NumPy and PyTorch as Python's: no others can be read again.
+
+    Raises:
+        BookError: a value is of another type than the default, and is no such number.
+    """
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(kind)}
+    plain = {name: _python_number(value) for name, value in values.items()}
+    try:
+        _typed(kind, plain)
+    except TypeError as error:
+        raise BookError(f"{error}: give a value as its default is, {kind()}") from None
+    return part if all(plain[name] is values[name] for name in plain) else dataclasses.replace(part, **plain)
+
+
+def _python_number(value):
+    if isinstance(value, list | tuple):
+        numbers = tuple(map(_python_number, value))
+        return value if all(map(operator.is_, numbers, value)) else numbers
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def _typed(kind: type, values: dict) -> dict:

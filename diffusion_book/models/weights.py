@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffusion_book.models.configs import WEIGHTS as FOLDER
 from diffusion_book.system.devices import out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_tensors, write_text
 from diffusion_book.system.hashes import hash_of
+
+FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def shipped() -> list[str]:
@@ -42,6 +43,9 @@ def read_card(name: str, folder: Path = FOLDER) -> dict:
         raise BookError(f"the card {path} is damaged ({error}): install the book again") from None
     if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
         raise BookError(f"the card {path} is damaged (it tells no hash): install the book again")
+    metrics = card.get("metrics", [])
+    if not isinstance(metrics, list) or not all(isinstance(entry, dict) for entry in metrics):
+        raise BookError(f"the card {path} is damaged (its metrics are no list of figures): install the book again")
     return card
 
 
@@ -95,6 +99,21 @@ def trained(
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     return place(network.eval().requires_grad_(False), where, dtype), where, dtype
+
+
+def strangers(folder: Path) -> list[str]:
+    """Names of weights that were made with other weights than those beside them: of a VAE, or of the classifiers.
+
+    Raises:
+        BookError: a card is damaged.
+    """
+    cards = {path.stem: read_card(path.stem, folder) for path in sorted(folder.glob("[!.]*.json"))}
+    return [
+        name
+        for name, card in cards.items()
+        for needed, its in {"vae": card.get("vae_sha256"), **card.get("classifiers", {})}.items()
+        if its is not None and needed in cards and its != cards[needed]["sha256"]
+    ]
 
 
 def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path = FOLDER) -> Path:

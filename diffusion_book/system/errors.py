@@ -12,7 +12,11 @@ class BookError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(" ".join(message.split()))  # what it quotes, a tensor or a path, may have several lines
+        line = " ".join(message.split())  # what it quotes, a tensor or a path, may have several lines
+        # ... or, from a file that somebody made, codes that a terminal obeys
+        super().__init__(
+            "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+        )
 
 
 class NotFinite(BookError):

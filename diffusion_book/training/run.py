@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +24,18 @@ from diffusion_book.models.recipes import Recipe
 from diffusion_book.system import processes
 from diffusion_book.system.devices import out_of_memory_names, prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
-from diffusion_book.system.files import remove_leftovers, timestamped_folder, write_text
+from diffusion_book.system.files import only_writer, remove_leftovers, timestamped_folder, write_text
 from diffusion_book.system.machine import environment, peak_memory
 from diffusion_book.training.datasets import TrainingData, identity, training_data
-from diffusion_book.training.experiment import Experiment, log_line, named_folder, read_records, summary_text
+from diffusion_book.training.experiment import (
+    Experiment,
+    check_place,
+    experiment_of,
+    log_line,
+    named_folder,
+    read_records,
+    summary_text,
+)
 from diffusion_book.training.models import KINDS, Kind, Trained
 from diffusion_book.training.monitor import Monitor, monitoring
 from diffusion_book.training.options import RunOptions
@@ -93,18 +104,38 @@ def run_training(
         BookError: the recipe or an option cannot be followed, or the loss is not finite any more.
         Stopped: by SIGINT or SIGTERM.
     """
-    kind = KINDS[recipe.kind]
     if options.tensorboard:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            importlib.import_module("torch.utils.tensorboard")
         except ImportError:
             raise BookError(
                 "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
             ) from None
     prepare_device(resolve_device(options.device))
     path = find_checkpoint(options.resume) if options.resume is not None else None
+    folder = experiment_of(path)
+    with contextlib.ExitStack() as alone:
+        if folder and processes.is_main():
+            alone.enter_context(only_writer(folder))
+        return _run_training(recipe, options, path, autoencoder, parent, callbacks, start, checkpoint, alone)
+
+
+def _run_training(
+    recipe: Recipe,
+    options: RunOptions,
+    path: Path | None,
+    autoencoder: Autoencoder | None,
+    parent: Pipeline | None,
+    callbacks: Callbacks,
+    start: dict[str, Tensor] | None,
+    checkpoint: dict | None,
+    alone: contextlib.ExitStack,
+) -> Path:
+    """`run_training` with the checkpoint file to continue; `alone` holds the lock of its folder, and gets a new one's."""
+    kind = KINDS[recipe.kind]
     if not checkpoint:
         checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
+    check_place(options.output_dir, options.name, path, checkpoint.get("step", 0), options.rewind)
     with processes.main_first():  # downloads, and what is kept in caches, are made once
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
@@ -124,34 +155,48 @@ def run_training(
         compile=options.compile,
         max_minutes=options.max_minutes if options.max_minutes is not None else checkpoint.get("max_minutes"),
     )
-    if path is not None and path.parent.name == "checkpoints":
-        folder = path.parent.parent
-    elif not processes.is_main():
-        folder = options.output_dir  # the main process makes the folder, and alone writes into it
-    elif options.name is not None:
-        folder = named_folder(options.output_dir, options.name)
-    else:
-        folder = timestamped_folder(options.output_dir, recipe.model)
+    folder = experiment_of(path) or new_folder(options, recipe.model)
+    if not experiment_of(path) and processes.is_main():
+        alone.enter_context(only_writer(folder))
     run = _Run(recipe, kind, trainer, Experiment(folder), test, autoencoder, parent, callbacks)
     if checkpoint:
         run.load_state_dict(checkpoint)
     if options.tensorboard and processes.is_main():
+        from torch.utils.tensorboard import SummaryWriter
+
         # What came after the checkpoint is about to happen again, here too.
         run.board = SummaryWriter(folder / "tensorboard", purge_step=trainer.step + 1)
+    if trainer.progress >= 1 and processes.is_main():
+        more = "--max-minutes" if trainer.step < trainer.total_steps else "--epochs"
+        print(f"nothing left to train in {folder}: raise {more}", file=sys.stderr)
     with stop_signals() as stopping, monitoring(trainer.device) as run.monitor:
         run.train(stopping)
         run.finish()
     return folder
 
 
+def new_folder(options: RunOptions, model: str) -> Path:
+    """The folder of a training that begins; the main process makes it, and alone writes into it."""
+    if not processes.is_main():
+        return options.output_dir
+    if options.name is not None:
+        return named_folder(options.output_dir, options.name)
+    return timestamped_folder(options.output_dir, model)
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """While inside, the first SIGINT or SIGTERM only appends its number to the list; a second one acts as usual."""
+    """While inside, the first SIGINT, SIGTERM or SIGHUP only appends its number to the list; a second one acts as usual.
+
+    SIGHUP, which a closed terminal sends, stays ignored where it is (`nohup`).
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread can handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
 
     def restore() -> None:
         for number, handler in before.items():
@@ -160,6 +205,8 @@ def stop_signals() -> Iterator[list[int]]:
     def note(number: int, frame) -> None:
         received.append(number)
         restore()
+        with contextlib.suppress(OSError):  # not by print: a handler may have cut one off in the middle
+            os.write(2, b"\nstopping when this step is done and saved; once more stops at once, without saving\n")
 
     for number in before:
         signal.signal(number, note)
@@ -207,7 +254,9 @@ class _Run:
         self.experiment.records = read_records(self.experiment.folder, checkpoint["step"])
         if processes.is_main():
             folder = self.experiment.folder
-            remove_leftovers(folder, *(inside for inside in folder.iterdir() if inside.is_dir()), age=0)
+            remove_leftovers(
+                folder, *(inside for inside in folder.iterdir() if inside.is_dir() and not inside.is_symlink()), age=0
+            )
 
     def save(self, *names: str) -> None:
         """Write the checkpoint under these names, unless a weight is not a number."""

@@ -17,7 +17,7 @@ from diffusion_book.viz.animation import animate
 from diffusion_book.viz.grids import TITLE, grid
 from diffusion_book.viz.html import Html
 from diffusion_book.viz.scrubber import scrubber
-from diffusion_book.viz.style import DPI, PAPER, new_figure
+from diffusion_book.viz.style import DPI, PAPER, new_figure, styled
 from diffusion_book.viz.tables import HEAD, show_table
 
 # One colour a token. The first two mix to grey, and so do the next two.
@@ -119,6 +119,7 @@ def scrub_tokens(watched: Watched, layer: str, start: int = 0, scale: float = 2.
     return scrubber(film(watched, layer), captions, "time", _alt(layer), scale, start)
 
 
+@styled
 def show_readers(
     pictures: Tensor,
     weights: Sequence[Sequence[Tensor]],
@@ -170,6 +171,7 @@ def show_readers(
     return figure
 
 
+@styled
 def show_matrices(
     panels: dict[str, Tensor],
     rows: Sequence[str] | None = None,

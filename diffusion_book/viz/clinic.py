@@ -10,12 +10,13 @@ from torch import Tensor
 
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import grid
-from diffusion_book.viz.style import COLOURS, DPI, new_figure
+from diffusion_book.viz.style import COLOURS, DPI, new_figure, styled
 
 HEALTHY, BROKEN = COLOURS["ddpm"], COLOURS["ddim"]
 CURVE = 2.6  # inches of width for the losses
 
 
+@styled
 def show_case(rows: dict[str, Tensor], losses: dict[str, Sequence[float]], smooth: int = 20) -> Figure:
     """Labelled rows of pictures on the left, and on the right the loss curves of the trainings that they come from.
 
@@ -52,6 +53,7 @@ def show_case(rows: dict[str, Tensor], losses: dict[str, Sequence[float]], smoot
     return figure
 
 
+@styled
 def show_curves(losses: dict[str, Sequence[float]], xlabel: str, ylabel: str, smooth: int = 20) -> Figure:
     """Smoothed losses of several trainings that are not to be told apart by name: each has its letter at its end.
 
@@ -76,6 +78,7 @@ def show_curves(losses: dict[str, Sequence[float]], xlabel: str, ylabel: str, sm
     return figure
 
 
+@styled
 def plot_suppositions(shares: dict[str, dict[str, float]], believed: float, columns: int = 2) -> Figure:
     """For each patient: how large the error would be under each supposition, as a share of that without any.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from diffusion_book.system.errors import BookError
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 
+@styled
 def plot_costs(bars: dict[str, dict[str, float]], xlabel: str) -> Figure:
     """Lying bars, the first one on top, each made of parts that are laid end to end.
 

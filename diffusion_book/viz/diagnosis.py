@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 
+@styled
 def plot_distances(distances: Tensor, names: Sequence[str], title: str | None = None) -> Figure:
     """A square of numbers, one for each pair.
 
@@ -38,6 +39,7 @@ def plot_distances(distances: Tensor, names: Sequence[str], title: str | None = 
     return figure
 
 
+@styled
 def plot_gradients(norms: dict[str, float], limit: float) -> Figure:
     """Size of the gradient layer by layer, the first at the top; layers without a gradient are marked.
 
@@ -65,6 +67,7 @@ def plot_gradients(norms: dict[str, float], limit: float) -> Figure:
     return figure
 
 
+@styled
 def plot_branches(times: Sequence[float], shares: Sequence[float], limit: float) -> Figure:
     """How far the class moves the predicted noise, over time.
 
@@ -84,6 +87,7 @@ def plot_branches(times: Sequence[float], shares: Sequence[float], limit: float)
     return figure
 
 
+@styled
 def plot_bars(values: dict[str, float], xlabel: str, limits: Sequence[float] = (), high: float | None = None) -> Figure:
     """One bar a name.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_book.data import CROP_SIZE, quantise
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.html import Html, data_uri, script
-from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, new_figure
+from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, colour_of_label, new_figure, styled
 
 MARKERS = "ox+^svD*P"  # the first, for what is real, is a dot that others can lie on
 QUALITY = 40  # of WebP
@@ -35,6 +35,7 @@ def pixels(images: Tensor) -> Tensor:
     return (images.float() / 127.5 - 1).flatten(1).cpu()
 
 
+@styled
 def plot_distributions(
     maps: dict[str, dict[str, Tensor]], labels: dict[str, Tensor], colours: dict[str, str] = COLOURS
 ) -> Figure:
@@ -59,7 +60,7 @@ def plot_distributions(
     for row, (space, places) in zip(axes, maps.items(), strict=True):
         for axis, by in zip(row, ("by set", "by digit"), strict=True):
             for number, name in enumerate(names):
-                by_digit = [DIGIT_COLOURS[label] for label in labels[name].tolist()]
+                by_digit = [colour_of_label(label) for label in labels[name].tolist()]
                 scatter(axis, places[name], paint[name] if by == "by set" else by_digit, number)
             axis.set(title=f"{space}, {by}", xticks=[], yticks=[])
     figure.legend(handles=set_handles(labels, paint), loc="outside right upper", handletextpad=0.3)
@@ -186,7 +187,7 @@ def ways_across(
         raise BookError("ways, stills, digits and captions do not fit together: see `ways_across` for their shapes")
     if count < 1 or frames < 2:
         raise BookError(f"{count} ways of {frames} points: there must be at least 1 way of 2 points")
-    painted = [DIGIT_COLOURS[digit] for digit in digits.tolist()]
+    painted = [colour_of_label(digit) for digit in digits.tolist()]
     names = [f"sample {number}, a {digit}" for number, digit in enumerate(digits.tolist())]
 
     def digit(number: int, place: str, side: int) -> str:
@@ -236,6 +237,7 @@ def ways_across(
     return Html(text, f"{count} samples on their way across a map ({frames} frames)")
 
 
+@styled
 def backdrop(
     sets: dict[str, Tensor], labels: dict[str, Tensor], ways: Tensor
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
@@ -247,7 +249,7 @@ def backdrop(
     width, height = ((1 + 2 * MARGIN) * span).tolist()
     figure, axis = new_figure(SIDE / 50, SIDE / 50, layout="none")  # two pixels a screen pixel
     for number, (name, places) in enumerate(sets.items()):
-        scatter(axis, places, [DIGIT_COLOURS[label] for label in labels[name].tolist()], number, size=24.0)
+        scatter(axis, places, [colour_of_label(label) for label in labels[name].tolist()], number, size=24.0)
     axis.set(xlim=(left, left + width), ylim=(bottom, bottom + height), position=(0, 0, 1, 1))
     axis.axis("off")
     canvas = FigureCanvasAgg(figure)

@@ -21,7 +21,7 @@ from diffusion_book.training.run import Callbacks
 from diffusion_book.viz.grids import save_grid
 from diffusion_book.viz.latents import plot_latent_positions, plot_principal_components
 from diffusion_book.viz.strips import denoising_strip, show_strip
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 GRID_ROWS = 8
 STRIP_FRAMES = 11
@@ -38,6 +38,7 @@ def draw_records(experiment: Experiment) -> None:
         draw_use(experiment)
 
 
+@styled
 def draw_curves(experiment: Experiment) -> None:
     """Draw the losses of training and test set over the epochs."""
     figure, axes = new_figure(7.0, 4.0)
@@ -55,6 +56,7 @@ def draw_curves(experiment: Experiment) -> None:
     write_whole(experiment.folder / "loss_curves.png", figure.savefig)
 
 
+@styled
 def draw_use(experiment: Experiment) -> None:
     """Draw how busy the machine was over the epochs, and how full its memory, where that could be read."""
     epochs = experiment.epochs

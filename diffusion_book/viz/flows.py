@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion_book.viz.plots import CYCLE
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 SIDES = (COLOURS["ddim"], COLOURS["ddpm"])  # of points that end left and right of zero, as in `paths.show_line_paths`
 MARKERS = ("o", "s", "^", "D", "v")
@@ -23,6 +23,7 @@ def colour_of(model: str) -> str | None:
     return COLOURS[max(known, key=len)] if known else None
 
 
+@styled
 def show_tracks(panels: dict[str, Tensor], limit: float = 3.2) -> Figure:
     """Many points in the plane as they move, one panel a way of moving them.
 
@@ -41,6 +42,7 @@ def show_tracks(panels: dict[str, Tensor], limit: float = 3.2) -> Figure:
     return figure
 
 
+@styled
 def show_clouds(panels: dict[str, Tensor], limit: float = 3.2) -> Figure:
     """Clouds of points in the plane, side by side.
 
@@ -70,6 +72,7 @@ def off_the_chord(times: Tensor, states: Tensor) -> Tensor:
     return (states - line).flatten(2).norm(dim=2) / length
 
 
+@styled
 def show_bends(paths: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     """How far paths bend away from their chords: a thin line for each, a thick one for their mean.
 
@@ -93,6 +96,7 @@ def show_bends(paths: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
+@styled
 def plot_orders(errors: dict[str, list[tuple[int, float]]], slopes: tuple[int, ...] = (1, 2)) -> Figure:
     """A solver's error against its work, both on a logarithmic axis, where an order is a slope.
 
@@ -114,6 +118,7 @@ def plot_orders(errors: dict[str, list[tuple[int, float]]], slopes: tuple[int, .
     return figure
 
 
+@styled
 def plot_solvers(points: dict[tuple[str, str], list[tuple[int, float]]], floor: float | None, ylabel: str) -> Figure:
     """Quality against work for several models, each with several solvers: a model has a colour, a solver a marker.
 

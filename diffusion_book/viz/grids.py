@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor
 from diffusion_book.data import quantise
 from diffusion_book.system.errors import BookError, positive, whole
 from diffusion_book.system.files import write_whole
-from diffusion_book.viz.style import DPI, new_figure
+from diffusion_book.viz.style import DPI, new_figure, styled
 
 TITLE = 0.35  # inches above the pictures for a title
 GUTTER = 0.05  # inches between labelled rows
 MOST_PADDING = 1000
+SCALE = 8  # a pixel of a digit becomes a block of so many pixels of a file, which a screen shows and JPEG keeps exact
+MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".pdf": 65_500, ".webp": 16_383, ".gif": 65_535}
+"""on a side; a PDF holds a JPEG"""
+MANY_PIXELS = 50_000_000  # of a file that is still quick to open
 GAP = 64  # the grey between pictures, 0 to 255: neither ink nor background
 
 
@@ -54,6 +59,7 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
     return make_grid(images, nrow=columns, padding=padding, pad_value=GAP)[0]  # (3, height, width) -> (height, width)
 
 
+@styled
 def show_grid(images: Tensor, columns: int = 8, title: str | None = None, scale: float = 2.0) -> Figure:
     """A figure of pictures in rows.
 
@@ -79,6 +85,7 @@ def place(axes, picture: Tensor, box: tuple[float, float, float, float]) -> None
     axes.set(xticks=[], yticks=[], frame_on=False, position=box)
 
 
+@styled
 def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 2.0) -> Figure:
     """A figure of labelled rows of pictures, for comparing.
 
@@ -109,18 +116,33 @@ def show_rows(rows: dict[str, Tensor], title: str | None = None, scale: float = 
     return figure
 
 
-def save_grid(images: Tensor, path: str | Path, columns: int = 8) -> Path:
+def save_grid(images: Tensor, path: str | Path, columns: int = 8, scale: int = SCALE) -> Path:
     """Write pictures in rows to one image file, whole or not at all.
 
     Args:
         images: (N, 1, H, W), floats in [-1, 1] or bytes.
         path: its ending names the format: .png, .webp, .pdf ...
         columns: pictures a row, at most.
+        scale: a pixel becomes a block of scale x scale, or a smaller one where the file would grow too large.
 
     Raises:
-        BookError: the file cannot be written, or its ending is unknown.
+        BookError: the file cannot be written, its ending is unknown, or so many pictures do not fit into its format.
     """
-    picture = Image.fromarray(grid(images, columns).numpy())
-    if Path(path).suffix.lower() not in Image.registered_extensions():
+    picture = grid(images, columns)
+    suffix = Path(path).suffix.lower()
+    if suffix not in Image.registered_extensions():
         raise BookError(f"cannot write a picture to {path}: let its name end in .png")
-    return write_whole(path, picture.save)
+    longest, most = max(picture.shape), MOST_PIXELS.get(suffix, 2**31 - 1)
+    if longest > most:
+        raise BookError(
+            f"a grid of {len(images):,} pictures, {picture.shape[1]:,} x {picture.shape[0]:,} pixels, does not fit into "
+            f"{path}: {suffix} ends at {most:,}; write .png, or choose another number of columns"
+        )
+    scale = max(1, min(scale, most // longest, math.isqrt(MANY_PIXELS // picture.numel())))
+    return write_whole(path, enlarged(picture, scale).save)
+
+
+def enlarged(picture: Tensor, scale: int) -> Image.Image:
+    """A picture (height, width) of bytes, each of its pixels a block of scale x scale."""
+    image = Image.fromarray(picture.numpy())
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.plots import CYCLE
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 from diffusion_book.viz.tables import show_table
 
 GREYS = ("#CFCFCC", "#8F8F8C")  # of the data: other classes, the class asked for
@@ -88,6 +88,7 @@ def level_around(density: Tensor, share: float) -> float:
     return falling[min(int((held < share).sum()), len(falling) - 1)].item()
 
 
+@styled
 def _plane(panels: dict[str, Tensor], background: Tensor, asked: Tensor, limit: float):
     """A row of square axes with the data in grey."""
     if not panels:
@@ -113,6 +114,7 @@ def show_sweep(
 # Measures
 
 
+@styled
 def plot_against_scale(
     scales: Sequence[float],
     panels: dict[str, dict[str, Sequence[float]]],

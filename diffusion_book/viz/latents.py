@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,10 +16,11 @@ from diffusion_book.evaluation.projection import principal_components, umap_plan
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, grid, place
-from diffusion_book.viz.style import DIGIT_COLOURS, DPI, new_figure
+from diffusion_book.viz.style import DPI, colour_of_label, new_figure, styled
 from diffusion_book.viz.tables import show_table
 
 DIGITS = tuple("0123456789")
+MOST_LABELS = 16  # in a column of a legend
 
 
 def decoded(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
@@ -49,6 +51,7 @@ def latent_tiles(latents: Tensor, limit: float = 3.0) -> Tensor:
 # Where the digits lie
 
 
+@styled
 def plot_points(
     points: Tensor, labels: Tensor, xlabel: str = "", ylabel: str = "", names: Sequence[str] = DIGITS
 ) -> Figure:
@@ -56,7 +59,7 @@ def plot_points(
 
     Args:
         points: (N, 2).
-        labels: (N,), 0 to 9.
+        labels: (N,), 0 or more.
         xlabel, ylabel: what the axes are.
         names: of the labels.
     """
@@ -67,12 +70,13 @@ def plot_points(
     return figure
 
 
+@styled
 def plot_latent_positions(latents: Tensor, labels: Tensor, names: Sequence[str] = DIGITS) -> Figure:
     """The first two channels of latents, one scatter plot for each position, coloured by digit.
 
     Args:
         latents: (N, C, H, W). Where C is 1, the second axis is the label.
-        labels: (N,), 0 to 9.
+        labels: (N,), 0 or more.
         names: of the labels.
     """
     _, channels, height, width = latents.shape
@@ -99,7 +103,7 @@ def plot_principal_components(latents: Tensor, labels: Tensor, names: Sequence[s
 
     Args:
         latents: (N, C, H, W), of at least two numbers.
-        labels: (N,), 0 to 9.
+        labels: (N,), 0 or more.
         names: of the labels.
     """
     flat = latents.flatten(1)  # (N, C, H, W) -> (N, D)
@@ -125,17 +129,18 @@ def plot_umap(latents: Tensor, labels: Tensor, names: Sequence[str] = DIGITS) ->
 def _scatter(axes, points: Tensor, labels: Tensor) -> None:
     """Dots in the order of the data set, so that no digit covers all others."""
     size = min(14.0, max(2.0, 12_000 / len(points) / len(axes.figure.axes) ** 0.5))  # the more of them, the smaller
-    colours = [DIGIT_COLOURS[label] for label in labels.tolist()]
+    colours = [colour_of_label(label) for label in labels.tolist()]
     axes.scatter(*points.T, c=colours, s=size, alpha=0.6, linewidths=0)
 
 
 def _add_legend(figure: Figure, names: Sequence[str]) -> None:
     """One large dot a label, to the right of the axes."""
     handles = [
-        Line2D([], [], color=colour, marker="o", linestyle="", markersize=7, label=name)
-        for colour, name in zip(DIGIT_COLOURS, names, strict=False)
+        Line2D([], [], color=colour_of_label(label), marker="o", linestyle="", markersize=7, label=name)
+        for label, name in enumerate(names)
     ]
-    figure.legend(handles=handles, loc="outside right center", handletextpad=0.2, borderpad=0.2)
+    columns = math.ceil(len(handles) / MOST_LABELS)
+    figure.legend(handles=handles, loc="outside right center", handletextpad=0.2, borderpad=0.2, ncols=columns)
 
 
 # What its points stand for
@@ -153,6 +158,7 @@ def plane_of_latents(limit: float = 3.0, count: int = 15) -> Tensor:
     return torch.stack([right, up], dim=-1).reshape(-1, 2, 1, 1)
 
 
+@styled
 def plot_map(
     autoencoder: Autoencoder,
     latents: Tensor,
@@ -166,7 +172,7 @@ def plot_map(
     Args:
         autoencoder: with latents of shape (2, 1, 1).
         latents: of pictures, (N, 2, 1, 1).
-        labels: (N,), 0 to 9.
+        labels: (N,), 0 or more.
         limit: of both axes, on both sides of zero.
         count: decoded pictures a row.
         names: of the labels.

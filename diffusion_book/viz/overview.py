@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_book.models.recipes import MODELS, RECIPES, Model
 from diffusion_book.viz.grids import grid
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 WIDTH, HEIGHT = 2.05, 1.6  # inches of a box
 ACROSS, DOWN = 0.35, 0.35  # inches between boxes
@@ -58,6 +58,7 @@ PLACES = _places()
 """every model and sampler that has a place on the map"""
 
 
+@styled
 def model_map(samples: dict[str, Tensor]) -> Figure:
     """A box for each model with what it drew, and arrows from the models it builds on.
 

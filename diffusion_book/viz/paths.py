@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion_book.viz.plots import CYCLE
-from diffusion_book.viz.style import COLOURS, PAPER, new_figure
+from diffusion_book.viz.style import COLOURS, PAPER, new_figure, styled
 
 
+@styled
 def show_line_paths(
     panels: dict[str, tuple[Tensor, Tensor]],
     xlabel: str = "time t",
@@ -38,6 +39,7 @@ def show_line_paths(
     return figure
 
 
+@styled
 def show_plane_paths(panels: dict[str, Tensor], background: Tensor, limit: float = 3.2) -> Figure:
     """Points in the plane as they move, one panel a way of moving them.
 
@@ -58,6 +60,7 @@ def show_plane_paths(panels: dict[str, Tensor], background: Tensor, limit: float
     return figure
 
 
+@styled
 def show_pairs(panels: dict[str, tuple[Tensor, Tensor]], xlabel: str, ylabel: str) -> Figure:
     """How two numbers hang together, with the histogram of each at the edge: one panel a way of drawing them.
 

@@ -11,11 +11,12 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from diffusion_book.schedules import Schedule, signal_to_noise
-from diffusion_book.viz.style import COLOURS, SEQUENCE, new_figure
+from diffusion_book.viz.style import COLOURS, SEQUENCE, new_figure, styled
 
 CYCLE = [COLOURS[name] for name in ("ddpm", "ddim", "ldm", "rf", "ldm-concat")]
 
 
+@styled
 def plot_schedule(schedules: dict[str, Schedule]) -> Figure:
     """How picture and noise share x_t, and the logarithm of their ratio, over time.
 
@@ -36,6 +37,7 @@ def plot_schedule(schedules: dict[str, Schedule]) -> Figure:
     return figure
 
 
+@styled
 def plot_loss(steps: Sequence[int], losses: Sequence[float] | dict[str, Sequence[float]], smooth: int = 20) -> Figure:
     """A training's loss, step by step and as a running mean.
 
@@ -61,6 +63,7 @@ def plot_loss(steps: Sequence[int], losses: Sequence[float] | dict[str, Sequence
     return figure
 
 
+@styled
 def plot_quality(
     points: dict[str, list[tuple[int, float]]], floor: float | None = None, ylabel: str = "cFID (lower is better)"
 ) -> Figure:
@@ -86,6 +89,7 @@ def plot_quality(
     return figure
 
 
+@styled
 def plot_bins(edges: Sequence[float], values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
     """Bars over bins of an axis, one colour a name, side by side.
 
@@ -107,6 +111,7 @@ def plot_bins(edges: Sequence[float], values: dict[str, Sequence[float]], xlabel
     return figure
 
 
+@styled
 def plot_curves(x: Sequence[float], curves: dict[str, Sequence[float]], xlabel: str, ylabel: str, **options) -> Figure:
     """Lines over one axis.
 
@@ -125,6 +130,7 @@ def plot_curves(x: Sequence[float], curves: dict[str, Sequence[float]], xlabel: 
     return figure
 
 
+@styled
 def plot_line_histograms(rows: dict[str, Tensor], limits: tuple[float, float] = (-3.5, 3.5), bins: int = 71) -> Figure:
     """Histograms of points on a line, one below the other, on one axis.
 

@@ -15,7 +15,7 @@ from diffusion_book.evaluation.scoreboard import Row, one_number
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.flows import colour_of
 from diffusion_book.viz.html import Html
-from diffusion_book.viz.style import COLOURS, new_figure
+from diffusion_book.viz.style import COLOURS, new_figure, styled
 
 GREY = "#999999"  # of a model without a colour, and of what belongs to no model
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -183,6 +183,7 @@ PANELS = (
 """key of the measure, label, factor"""
 
 
+@styled
 def plot_bars(rows: list[Row]) -> Figure:
     """What to take away of each row: R and the share of doubtful digits, as lying bars with their standard errors.
 
@@ -213,6 +214,7 @@ def plot_bars(rows: list[Row]) -> Figure:
     return figure
 
 
+@styled
 def plot_frontier(rows: list[Row]) -> Figure:
     """Quality against work: the lowest R of each model at each number of evaluations, and the envelope of all.
 
@@ -252,6 +254,7 @@ def plot_frontier(rows: list[Row]) -> Figure:
     return figure
 
 
+@styled
 def plot_sweep(rows: list[Row], measures: dict[str, str]) -> Figure:
     """Measures against the guidance scale, a panel each, with a line for each model.
 
@@ -282,6 +285,7 @@ def plot_sweep(rows: list[Row], measures: dict[str, str]) -> Figure:
     return figure
 
 
+@styled
 def plot_spreads(sets: dict[str, Tensor], xlabel: str) -> Figure:
     """How numbers spread, one box a set, the first one on top: its middle half, its median, and 5 % to 95 %.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_book.samplers import State
 from diffusion_book.system.errors import BookError, positive, whole
 from diffusion_book.viz.grids import TITLE, grid, place
-from diffusion_book.viz.style import DPI, new_figure
+from diffusion_book.viz.style import DPI, new_figure, styled
 
 
 def denoising_strip(states: Iterable[State], pipe, frames: int = 10, what: str = "x") -> tuple[list[float], Tensor]:
@@ -44,6 +44,7 @@ def denoising_strip(states: Iterable[State], pipe, frames: int = 10, what: str =
     return [pairs[index][0] for index in chosen], pictures
 
 
+@styled
 def show_strip(times: list[float], pictures: Tensor, title: str | None = None, scale: float = 2.0) -> Figure:
     """A figure with one row a sample and one column a time, as `denoising_strip` gives them.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
+import warnings
 
+import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
+from matplotlib.style.core import STYLE_BLACKLIST
 
 from diffusion_book.models.recipes import MODELS
 from diffusion_book.system.errors import BookError
@@ -65,6 +70,26 @@ def use_style() -> None:
     plt.rcParams.update(_STYLE)
 
 
+def styled(draw):
+    """Have a function draw in the look of the book, whatever the reader has set; what is set stays as it was."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments, **named):
+        defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in STYLE_BLACKLIST}
+        quiet = warnings.catch_warnings(action="ignore", category=matplotlib.MatplotlibDeprecationWarning)
+        with quiet, matplotlib.rc_context({**defaults, **_STYLE}):
+            return draw(*arguments, **named)
+
+    return drawn
+
+
+def colour_of_label(label: int) -> str:
+    """The colour of a class: a digit's own, and for others one that lies far from the last ones."""
+    if label < len(DIGIT_COLOURS):
+        return DIGIT_COLOURS[label]
+    return to_hex(hsv_to_rgb((label * 0.618 % 1, 0.75, 0.8 if label % 2 else 0.55)))  # the golden section
+
+
 class DescribedFigure(Figure):
     """A figure whose text form says what there is to see.
 
@@ -78,6 +103,16 @@ class DescribedFigure(Figure):
         kind = "Pictures" if any(axes.images for axes in self.axes) else "Chart"
         return textwrap.shorten(f"{kind}: {words}" if words else kind, 300, placeholder=" ...")
 
+    @styled
+    def draw(self, renderer) -> None:
+        """As matplotlib does."""
+        super().draw(renderer)
+
+    @styled
+    def savefig(self, *arguments, **named) -> None:
+        """As matplotlib does."""
+        super().savefig(*arguments, **named)
+
 
 def describe(axes) -> str:
     """The words of a panel: its title, its axes' names, its lines' names, and the names of a table's rows and columns."""
@@ -86,6 +121,7 @@ def describe(axes) -> str:
     return ", ".join(filter(None, [axes.get_title(), axes.get_ylabel(), axes.get_xlabel(), *lines, *named]))
 
 
+@styled
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, object]:
     """A figure in the book's style and its axes, which pyplot does not show by itself.
 
@@ -102,7 +138,6 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
     """
     if not (0 < width <= MOST_INCHES and 0 < height <= MOST_INCHES):
         raise BookError(f"a figure of {width:.3g} x {height:.3g} inches cannot be drawn: give another scale")
-    use_style()
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), FigureClass=DescribedFigure, **options)
     plt.close(figure)  # else a notebook shows it twice: as the cell's value and as an open figure
     return figure, axes

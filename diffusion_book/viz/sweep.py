@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, place, to_bytes
-from diffusion_book.viz.style import DPI, new_figure
+from diffusion_book.viz.style import DPI, new_figure, styled
 
 HEAD = 0.6  # inches above the pictures, for the model and its scales
 MARGIN = 0.35  # inches beside the pictures, for the rows' names
@@ -20,6 +20,7 @@ WHITE = 247  # between cells, 0 to 255: the paper
 ROOM = 6  # pixels between cells
 
 
+@styled
 def show_cells(panels: dict[str, Tensor], rows: Sequence[str], scales: Sequence[float], scale: float = 1.5) -> Figure:
     """Tables of pictures side by side, each cell a block of several.
 

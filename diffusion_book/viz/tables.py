@@ -9,11 +9,12 @@ from torch import Tensor
 
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import TITLE, grid, place
-from diffusion_book.viz.style import DPI, new_figure
+from diffusion_book.viz.style import DPI, new_figure, styled
 
 HEAD = 0.3  # inches above the pictures for the columns' names
 
 
+@styled
 def show_table(
     pictures: Tensor, rows: Sequence[str], columns: Sequence[str], title: str | None = None, scale: float = 2.0
 ) -> Figure:
