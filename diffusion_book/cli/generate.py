@@ -36,7 +36,7 @@ def main(model: str, options: Any) -> int:
     """Run the command."""
     if options.nrow < 1:
         raise BookError(f"--nrow is {options.nrow}: it must be at least 1")
-    check_columns(min(options.nrow, options.num_samples))
+    check_columns(min(options.nrow, max(1, options.num_samples)))
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
