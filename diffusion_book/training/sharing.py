@@ -1,23 +1,75 @@
-"""One batch for several processes: each sends its part through the network, and the gradient is that of the whole."""
+"""One training of several processes: each works on its part of every batch, and all go by one clock.
+
+They draw the same numbers, so that together they have the loss and the gradient of a single process, but for rounding.
+Alone, each function here gives back what it is given.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError
+from diffusion_book.training.losses import Loss
 
 
-def distribute(network: nn.Module) -> nn.Module:
-    """The same network; with several processes, one whose gradients are averaged over them as they are computed.
+def check_batch(batch_size: int) -> None:
+    """Refuse a batch that some process would have no part of.
+
+    Raises:
+        BookError: it is too small.
+    """
+    if batch_size < processes.number():
+        raise BookError(
+            f"a batch of {batch_size} for {processes.number()} processes: raise --batch_size, or start fewer"
+        )
+
+
+def distribute(network: nn.Module, compile: bool = False) -> nn.Module | PartOfBatch:
+    """The same network, compiled if asked; with several processes, one whose gradients are averaged over them.
 
     Source: Li et al. 2020, section 3.2 (PyTorch Distributed).
     """
-    return DistributedDataParallel(network) if processes.number() > 1 else network
+    several = processes.number() > 1
+    run = DistributedDataParallel(network) if several else network
+    run = torch.compile(run) if compile else run
+    return PartOfBatch(run, network) if several else run
+
+
+def share(loss: Loss) -> Loss:
+    """The same loss (B,); with several processes, that of this one's part of the batch, times their number, and else 0.
+
+    The average over the processes of its mean, or of that mean's gradient, is then that of the whole batch.
+    """
+    if processes.number() == 1:
+        return loss
+
+    def shared(network: nn.Module | PartOfBatch, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        torch.manual_seed(torch.initial_seed() + processes.rank())  # of dropout: other pictures, other numbers
+        asked = network if isinstance(network, PartOfBatch) else PartOfBatch(network, network)
+        losses = loss(asked, images, labels, generator)
+        part = processes.part(len(losses))
+        mine = losses[part.start : part.stop] * processes.number()
+        return _fill(mine, part.start, len(losses) - part.stop)
+
+    return shared
+
+
+def average(value: float) -> float:
+    """Over the processes."""
+    values = processes.gather(value)
+    return sum(values) / len(values)
+
+
+def agreed(seconds: float) -> float:
+    """The main process's time: the learning rate depends on it, so that all must go by one clock."""
+    return processes.gather(seconds)[0]
 
 
 class PartOfBatch:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from diffusion_book import data
 from diffusion_book.models.recipes import TrainingConfig
-from diffusion_book.system import processes
 from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.system.errors import BookError
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.losses import Loss
 from diffusion_book.training.optimizers import build_optimizer
-from diffusion_book.training.sharing import PartOfBatch, distribute
+from diffusion_book.training.sharing import agreed, average, check_batch, distribute, share
 
 
 class Report(NamedTuple):
@@ -65,9 +64,8 @@ class Trainer:
     """A network, its optimiser and its average, and where they are in the training.
 
     All that is random in a step is drawn from generators seeded with (seed, step), so a training
-    resumed from a checkpoint gives the numbers of one that was never interrupted. With several processes (see
-    `processes`) each draws the same and works on its part of every batch: together they are one training, with the
-    numbers of a single process but for rounding.
+    resumed from a checkpoint gives the numbers of one that was never interrupted. Several processes are one training:
+    see `sharing`.
 
     Args:
         network: is moved to the device and trained in place.
@@ -95,16 +93,13 @@ class Trainer:
             raise BookError(
                 f"a batch of {config.batch_size} is more than the data set's {len(dataset)}: lower --batch_size"
             )
-        if config.batch_size < processes.number():
-            raise BookError(
-                f"a batch of {config.batch_size} for {processes.number()} processes: raise --batch_size, or start fewer"
-            )
+        check_batch(config.batch_size)
         if max_minutes is not None and not max_minutes > 0:
             raise BookError(f"max_minutes is {max_minutes}: it must be above 0")
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.network = place(network, self.device, self.dtype)
-        self.loss = loss
+        self.loss = share(loss)
         with out_of_memory_names("the size of the data set"):
             self.dataset = dataset.to(self.device)
         self.config = config
@@ -112,8 +107,7 @@ class Trainer:
         with out_of_memory_names("--base_channels"):
             self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
         self.optimizer = build_optimizer(self.network, config)
-        distributed = distribute(self.network)
-        self.compiled = torch.compile(distributed) if compile else distributed
+        self.trained = distribute(self.network, compile)  # the same weights, as they are asked in a step
         self.step = 0
         self.seconds = 0.0
 
@@ -153,6 +147,9 @@ class Trainer:
                     return
                 yield self._train_step(index.to(self.device))
 
+    # ------------------------------------------------------------------------------------------------------------------
+    # One step
+
     def _train_step(self, index: Tensor) -> Report:
         started = time.perf_counter()
         lr = learning_rate(self.config, self.step, self.progress)
@@ -161,20 +158,30 @@ class Trainer:
         self.network.train()
         with out_of_memory_names("--batch_size"):
             try:
-                loss = self._loss(index, seed_of(self.config.seed, 1, self.step))
-                # Averaged over the processes, the gradient of each one's part times their number is that of the whole.
-                (loss * processes.number()).backward()
+                loss = self._loss(self.trained, self.dataset, index, seed_of(self.config.seed, 1, self.step))
+                loss.backward()
                 norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip, foreach=True)
-                if not (math.isfinite(loss_value := _total(loss)) and math.isfinite(norm_value := norm.item())):
+                if not (math.isfinite(loss_value := average(loss.item())) and math.isfinite(norm_value := norm.item())):
                     self._refuse(index, lr)
                 self.optimizer.step()
             finally:  # an interrupted step leaves no gradient for the next one
                 self.optimizer.zero_grad(set_to_none=True)
             self.ema.update(self.network)
         self.step += 1
-        # The rate depends on the time, so that all must go by one clock: the main process's.
-        self.seconds += processes.gather(time.perf_counter() - started)[0]
+        self.seconds += agreed(time.perf_counter() - started)
         return Report(self.step, (self.step - 1) // self.steps_per_epoch + 1, loss_value, lr, norm_value, self.seconds)
+
+    def _loss(self, network: nn.Module, dataset: data.Dataset, index: Tensor, seed: int) -> Tensor:
+        """Mean loss of a batch."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        images, labels = dataset.batch(index)
+        # Dropout draws from the global generator: seed that too, and give it back as it was.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            with autocast(self.device, self.dtype):
+                return self.loss(network, images, labels, generator).mean()  # (B,) -> ()
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _refuse(self, index: Tensor, lr: float) -> None:
         if not self.dataset.batch(index)[0].isfinite().all():
@@ -182,21 +189,6 @@ class Trainer:
         raise NonFiniteLoss(
             f"the loss is not finite at step {self.step + 1} with learning rate {lr:.2g}: try a lower --lr"
         )
-
-    def _loss(self, index: Tensor, seed: int, network: nn.Module | None = None, dataset=None) -> Tensor:
-        """This process's part of the mean loss of a batch: summed over the processes, it is that mean."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        images, labels = (dataset or self.dataset).batch(index)
-        # Dropout draws from the global generator: seed that too, and give it back as it was.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed + processes.rank())
-            asked = network or self.compiled
-            if processes.number() > 1:
-                asked = PartOfBatch(asked, network or self.network)
-            with autocast(self.device, self.dtype):
-                losses = self.loss(asked, images, labels, generator)  # (B,)
-        part = processes.part(len(index))
-        return losses[part.start : part.stop].sum() / len(index)
 
     @torch.no_grad()
     def evaluate(self, dataset: data.Dataset, batches: int = 8) -> float:
@@ -206,8 +198,8 @@ class Trainer:
         losses = []
         for number in range(min(batches, len(dataset) // size)):
             index = torch.arange(number * size, (number + 1) * size, device=self.device)
-            losses.append(self._loss(index, seed_of(self.config.seed, 2, number), self.ema.network, dataset))
-        return _total(torch.stack(losses).mean())
+            losses.append(self._loss(self.ema.network, dataset, index, seed_of(self.config.seed, 2, number)))
+        return average(torch.stack(losses).mean().item())
 
     def state_dict(self) -> dict:
         """All that a resumed training needs: tensors, numbers and lists only."""
@@ -227,11 +219,6 @@ class Trainer:
         self.ema.updates = state["ema_updates"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-
-
-def _total(part: Tensor) -> float:
-    """The sum over the processes of what each has a part of."""
-    return sum(processes.gather(part.item()))
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
