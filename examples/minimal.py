@@ -24,14 +24,14 @@ def load_mnist(root):
     """MNIST's training pictures: (N, 1, 28, 28), from -1 (background) to 1 (ink)."""
     file = Path(root, "MNIST", "raw", "train-images-idx3-ubyte")
     if not file.is_file():
-        __import__("torchvision").datasets.MNIST(root, download=True)
+        from torchvision.datasets import MNIST
+
+        MNIST(root, download=True)
     pixels = np.frombuffer(file.read_bytes(), np.uint8, offset=16)  # behind 16 bytes of sizes
     return torch.tensor(pixels).reshape(-1, 1, 28, 28) / 127.5 - 1
 
 
 # 1. The network: (x_t, t) -> velocity. A U-Net of two levels, 14 x 14 and 7 x 7.
-
-
 class Block(nn.Module):
     """Two convolutions beside a shortcut; the time scales and shifts what lies between them."""
 
@@ -61,9 +61,8 @@ class UNet(nn.Module):
     def forward(self, x, t):
         angles = t[:, None] * torch.exp(torch.linspace(0, math.log(1000), 32))  # (B, 32)
         time = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))  # (B, 64) -> (B, 128)
-        fine = self.down(
-            self.stem(F.pixel_unshuffle(x, 2)), time
-        )  # (B, 1, 28, 28) -> (B, 4, 14, 14) -> (B, width, 14, 14)
+        patches = F.pixel_unshuffle(x, 2)  # (B, 1, 28, 28) -> (B, 4, 14, 14)
+        fine = self.down(self.stem(patches), time)  # (B, width, 14, 14)
         h = self.shrink(fine)  # (B, 2 width, 7, 7)
         for block in self.middle:
             h = block(h, time)
@@ -72,8 +71,6 @@ class UNet(nn.Module):
 
 
 # 2. What it learns: the velocity of the straight line between a picture and noise.
-
-
 def flow_loss(network, x0, eps, t):
     """Mean squared error of the velocity, for pictures and noise (B, 1, 28, 28) and times (B,)."""
     s = t[:, None, None, None]  # (B, 1, 1, 1)
@@ -95,8 +92,6 @@ def train(network, images, steps, batch_size=64, lr=2e-3):
 
 
 # 3. How it draws: follow the velocity from noise to data, in steps of Euler's.
-
-
 @torch.no_grad()
 def sample(network, x, steps=50):
     """Noise (B, 1, 28, 28) at t = 1 -> pictures at t = 0."""

@@ -1,5 +1,6 @@
 """Diagrams and numbered figures: what they show is so, and it can be read, also on a phone and in the dark."""
 
+import functools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -39,6 +40,11 @@ ALL = {name: getattr(diagrams, name) for name in diagrams.__all__ if name != "Di
 every_diagram = pytest.mark.parametrize("name", ALL)
 
 
+@functools.cache
+def draw(name: str) -> kit.Diagram:
+    return ALL[name]()
+
+
 def parse(diagram: kit.Diagram) -> ElementTree.Element:
     return ElementTree.fromstring(re.sub(r'\sxmlns="[^"]+"', "", diagram.svg))
 
@@ -70,7 +76,7 @@ def test_there_are_as_many_as_the_book_needs():
 
 @every_diagram
 def test_words_stay_on_the_canvas_and_apart(name):
-    root = parse(ALL[name]())
+    root = parse(draw(name))
     _, _, width, height = map(float, root.get("viewBox").split())
     lines = texts(root)
     assert len(lines) > 3
@@ -86,14 +92,14 @@ def test_words_stay_on_the_canvas_and_apart(name):
 
 @every_diagram
 def test_letters_can_be_read_on_a_phone(name):
-    root = parse(ALL[name]())
+    root = parse(draw(name))
     scale = (PHONE - 2 * MARGIN) / float(root.get("viewBox").split()[2])
     assert min(float(part.get("font-size")) for part in root.iter("tspan")) * scale >= SMALLEST
 
 
 @every_diagram
 def test_a_diagram_brings_nothing_that_a_page_could_trip_over(name):
-    diagram = ALL[name]()
+    diagram = draw(name)
     root = parse(diagram)
     assert len(diagram.alt) > 80
     assert root.get("aria-label") == diagram.alt
@@ -160,7 +166,7 @@ def test_the_denoisers_of_the_drawings_are_exact(t):
 
     expected = mean(torch.tensor([-1.0, 1.0], dtype=torch.float64), torch.ones(2), *cosine(time))
     torch.testing.assert_close(chain.two_points(x, time).x0, expected)
-    data = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
+    data = torch.linspace(-4, 4, 8001, dtype=torch.float64)
     density = sum(torch.exp(-0.5 * ((data - mode) / flow.SPREAD) ** 2) for mode in (-1, 1))
     expected = mean(data, density, *rectified(time))
     torch.testing.assert_close(flow.two_modes(x, time).x0, expected, atol=1e-6, rtol=0)
@@ -256,7 +262,7 @@ def channels(colour: str) -> tuple[float, ...]:
 def test_diagrams_can_be_read_on_a_phone_in_both_themes(theme, open_page):
     foreground, background = THEMES[theme]
     page = open_page(PHONE)
-    figures = "".join(show(draw(), "1.1", "A caption.").text for draw in ALL.values())
+    figures = "".join(show(draw(name), "1.1", "A caption.").text for name in ALL)
     style = f"margin:0;padding:{MARGIN}px;color:{foreground};background:{background};font-family:sans-serif"
     page.set_content(f'<!doctype html><meta charset="utf-8"><body style="{style}">{figures}')
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE
