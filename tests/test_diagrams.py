@@ -5,13 +5,12 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.font_manager import findfont, get_font
+from test_ground import MODULES, imports
 
-import diffusion_book
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.schedules import cosine, rectified
 from diffusion_book.viz import diagrams
@@ -192,11 +191,17 @@ def test_attention_of_the_drawing_sums_to_one():
     assert sum(module.weights_at(0.3, 0.9, 4)) == pytest.approx(1)
 
 
-def test_the_map_of_the_library_has_every_room():
-    rooms = {room for _, floor, _ in book.FLOORS for room in floor}
-    package = Path(diffusion_book.__file__).parent
-    folders = {path.parent.name for path in package.glob("*/__init__.py")} - {"weights"}
-    assert folders <= rooms
+def test_the_map_of_the_library_has_every_room_and_imports_go_as_it_says():
+    rooms = [room for _, floor, _ in book.FLOORS for room in floor]  # as they are read, floor by floor
+    used = set()
+    for module in MODULES:
+        for other in imports(module):
+            room, wanted = (name.split(".")[1] if name.count(".") else None for name in (module, other + "."))
+            if room in (None, "__main__", wanted) or not other.startswith("diffusion_book."):
+                continue
+            assert rooms.index(room) < rooms.index(wanted), f"{module} imports {other}"
+            used |= {room, wanted}
+    assert used == set(rooms) - {"notebooks"}
 
 
 # Numbered figures
