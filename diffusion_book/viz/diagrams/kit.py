@@ -43,7 +43,7 @@ FLOW, REFLOW = COLOURS["rf"], COLOURS["rf-reflow"]
 
 HAT = "\u0302"  # a combining circumflex
 
-CARD = f"color:{PICTURE};background:{PAPER};"
+CARD = f"color:{PICTURE};background:{PAPER};font-family:sans-serif;"
 SAFE = " =:;,/()!*~-_.'"  # in a `data:` address
 _BECOME_PART = f"this.outerHTML=decodeURIComponent(this.src.slice(this.src.indexOf(',')+1)).replace('{CARD}','')"
 
