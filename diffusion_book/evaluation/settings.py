@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from diffusion_book.evaluation.features import DIGITS
-from diffusion_book.evaluation.measures import measure, natural_labels, subset_order
-from diffusion_book.evaluation.scoreboard import SETTING
+from diffusion_book.evaluation.measures import measure, random_labels, real_indices
+from diffusion_book.evaluation.scoreboard import SETTING, figures
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.request import BATCH_SIZE, Request
 from diffusion_book.system import processes
@@ -35,24 +35,24 @@ class Setting:
 
 @dataclass(frozen=True)
 class ClassSetting(Setting):
-    """How the samples of a model with classes are drawn: each digit as often as in MNIST."""
+    """How the samples of a model with classes are drawn: digits at random, in MNIST's proportions."""
 
     guidance_scale: float = 1.0
     """how strongly they are pushed towards their class; 1 = as trained"""
 
 
 def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> Request:
-    """What a setting asks a model for: each digit as often as in MNIST, where the model knows classes.
+    """What a setting asks a model for: digits in MNIST's proportions, where the model knows classes.
 
     Raises:
         BookError: it cannot be drawn or measured.
     """
-    subset_order(setting.num_samples)
+    real_indices(setting.num_samples)
     dataset = pipe.recipe.training.dataset
     if dataset not in DIGITS:
         raise BookError(f"this model draws {dataset}, and the measures know digits alone: give a model of digits")
-    # Asked for other shares of the digits than the data's, a perfect model would look bad.
-    labels = natural_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
+    # Asked for other shares of the digits than the data's, a perfect model would look bad; for exact ones, too good.
+    labels = random_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
     return pipe.ask(**asdict(setting), labels=labels, batch_size=batch_size)
 
 
@@ -80,5 +80,5 @@ def evaluate(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | None:
 
 def find_entry(card: dict, entry: dict) -> dict | None:
     """What a card says of the same setting as `entry`'s; None where it is silent."""
-    found = (each for each in card.get("metrics", []) if all(each.get(key) == entry.get(key) for key in SETTING))
+    found = (each for each in figures(card) if all(each.get(key) == entry.get(key) for key in SETTING))
     return next(found, None)
