@@ -18,7 +18,7 @@ from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
-from diffusion_book.evaluation.settings import ClassSetting, Setting, evaluate, find_entry, request_of
+from diffusion_book.evaluation.settings import ClassSetting, Setting, draw_and_measure, evaluate, find_entry, request_of
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.pipelines import Pipeline
@@ -217,7 +217,7 @@ def evaluate_rows(wanted: list[Row], options: EvaluateAll, results: list[dict]) 
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
             kind = ClassSetting if "guidance_scale" in row.setting else Setting
-            found = evaluate(pipe, request_of(pipe, kind(**row.setting)))
+            found = evaluate(pipe, kind(**row.setting))
             if found is None:
                 continue
             _, entry = found
@@ -245,7 +245,7 @@ def draw(pipe: Pipeline, options: Evaluate) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives some samples and the measures, on the main process."""
     request = request_of(pipe, options.setting, options.model.batch_size)
     make_folder(options.output_dir)
-    found = evaluate(pipe, request)
+    found = draw_and_measure(pipe, request)
     if found is None:
         return None
     images, entry = found

@@ -56,8 +56,13 @@ def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -
     return pipe.ask(**asdict(setting), labels=labels, batch_size=batch_size)
 
 
-def evaluate(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | None:
-    """Draw samples with a progress bar and measure them.
+def evaluate(pipe: Pipeline, setting: Setting) -> tuple[Tensor, dict] | None:
+    """Draw samples with a progress bar and measure them. Returns and errors as in `draw_and_measure` and `request_of`."""
+    return draw_and_measure(pipe, request_of(pipe, setting))
+
+
+def draw_and_measure(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | None:
+    """Draw the samples of a request with a progress bar and measure them.
 
     Returns:
         The samples (N, 1, 28, 28), and an entry for the list "metrics" of a card: the setting, the
