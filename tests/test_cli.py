@@ -244,7 +244,6 @@ def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_re
         images = pipe.sample(**{**dataclasses.asdict(setting), "num_samples": 2})
         return images, measured_entry(setting, images)
 
-    monkeypatch.setattr(pretrain, "request_of", lambda pipe, setting: setting)
     monkeypatch.setattr(pretrain, "evaluate", evaluate)
     monkeypatch.setitem(pretrain.SETTINGS, "ddpm", (Setting("ddim", 4), Setting("ddpm", 8)))
     options = ["--device", "cpu", "--precision", "fp32", "--weights-dir", str(tmp_path)]

@@ -435,7 +435,6 @@ def test_pretrain_measures_at_several_scales_and_once(tiny_recipes, tmp_path, mo
         assert labels.tolist() == [number % 10 for number in range(20)]
         return round(images.mean().abs().item(), 4)
 
-    monkeypatch.setattr(pretrain, "request_of", lambda pipe, setting: setting)
     monkeypatch.setattr(pretrain, "evaluate", evaluate)
     monkeypatch.setattr(pretrain, "SUBSTITUTE", ClassSetting("ddim", 2, num_samples=20))
     monkeypatch.setattr(pretrain, "classification_accuracy_score", score)

@@ -10,7 +10,7 @@ from tiny import random_autoencoder, random_class_pipeline
 
 from diffusion_book.cli import visualize_guidance
 from diffusion_book.cli.main import main, parse
-from diffusion_book.cli.visualize_guidance import Guidance, draw_cells
+from diffusion_book.cli.visualize_guidance import Guidance, draw_cells, request_of
 from diffusion_book.models.checkpoints import save_checkpoint
 
 FAST = ["--sampling_steps", "2", "--samples_per_cell", "2", "--device", "cpu", "--precision", "fp32"]
@@ -80,7 +80,7 @@ def test_cells_are_the_samples_of_their_digit_and_scale(pipes):
     """Rows, columns and samples are where they should be, and a row's noise is the same in all columns."""
     pipe = pipes["ldm-concat"]
     options = Guidance(guidance_scales=(0.0, 1.0, 4.0), samples_per_cell=2, sampling_steps=2, seed=5)
-    cells = draw_cells("ldm-concat", pipe, options)
+    cells = draw_cells("ldm-concat", pipe, request_of(pipe, options), options)
     assert cells.shape == (10, 3, 2, 1, 28, 28)
     noise = pipe.noise(20, seed=5)
     for digit, column, number in ((3, 2, 1), (9, 0, 0), (0, 1, 1)):

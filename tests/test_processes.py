@@ -197,7 +197,7 @@ def test_evaluation_draws_each_sample_once_and_only_the_main_process_measures(mo
     monkeypatch.setattr(processes, "collect", lambda part: parts.append(part))
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        assert settings.evaluate(pipe, settings.request_of(pipe, setting)) is None
+        assert settings.evaluate(pipe, setting) is None
     assert [len(part) for part in parts] == [3, 3, 5]
     torch.testing.assert_close(torch.cat(parts), pipe.sample(11, **asked), rtol=0, atol=1e-4)
 

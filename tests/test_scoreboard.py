@@ -108,7 +108,7 @@ def test_evaluate_all_draws_again_what_the_cards_say(tmp_path, monkeypatch, caps
     chosen = [row for row in scoreboard() if row.model == "ldm" and row.setting["steps"] == 10][:1]
     small = row_of("ldm", weights.read_card("ldm"), {**chosen[0].setting, **chosen[0].measures, "num_samples": 40})
     pipe = load("ldm", device="cpu")
-    _, entry = settings.evaluate(pipe, settings.request_of(pipe, settings.Setting(**small.setting)))
+    _, entry = settings.evaluate(pipe, settings.Setting(**small.setting))
     honest = row_of("ldm", weights.read_card("ldm"), entry)
     wrong = Row(**{**vars(honest), "measures": {**honest.measures, "cfid": 2 * honest.measures["cfid"]}})
     for row, agrees in ((honest, True), (wrong, False)):

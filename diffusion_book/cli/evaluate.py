@@ -17,7 +17,7 @@ from diffusion_book.cli.generate import load_model
 from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
-from diffusion_book.evaluation.settings import evaluate, find_entry, request_of
+from diffusion_book.evaluation.settings import draw_and_measure, evaluate, find_entry, request_of
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.configs import ClassSetting, Setting
@@ -110,7 +110,7 @@ def evaluate_rows(wanted: list[Row], options: Any, results: list[dict]) -> int:
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
             kind = ClassSetting if "guidance_scale" in row.setting else Setting
-            found = evaluate(pipe, request_of(pipe, kind(**row.setting)))
+            found = evaluate(pipe, kind(**row.setting))
             if found is None:
                 continue
             _, entry = found
@@ -138,7 +138,7 @@ def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives some samples and the measures, on the main process."""
     request = request_of(pipe, options.setting, options.model.batch_size)
     check_folder(options.output_dir)
-    found = evaluate(pipe, request)
+    found = draw_and_measure(pipe, request)
     if found is None:
         return None
     images, entry = found

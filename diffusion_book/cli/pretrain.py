@@ -18,7 +18,7 @@ from diffusion_book.cli.options import PRETRAINED, REFERENCE
 from diffusion_book.cli.train import report_stop
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
-from diffusion_book.evaluation.settings import evaluate, find_entry, request_of
+from diffusion_book.evaluation.settings import evaluate, find_entry
 from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.models import pipelines, weights
 from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
@@ -249,7 +249,7 @@ def measure(name: str, before: dict, options: Any) -> None:
     weights.write_card(name, card, folder)
     for setting in SETTINGS[name]:
         if find_entry(card, dataclasses.asdict(setting)) is None:
-            _, entry = evaluate(pipe, request_of(pipe, setting))
+            _, entry = evaluate(pipe, setting)
             card["metrics"].append(entry)
             weights.write_card(name, card, folder)
             print(f"{name}, {scoreboard_line(entry)}")

@@ -19,7 +19,7 @@ from diffusion_book.system.progress import progress_bar
 
 
 def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> Request:
-    """What a setting asks a model for; labels are drawn at random, where the model knows classes.
+    """What a setting asks a model for: digits in MNIST's proportions, where the model knows classes.
 
     Raises:
         BookError: it cannot be drawn or measured.
@@ -33,8 +33,13 @@ def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -
     return pipe.ask(**asdict(setting), labels=labels, batch_size=batch_size)
 
 
-def evaluate(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | None:
-    """Draw samples with a progress bar and measure them.
+def evaluate(pipe: Pipeline, setting: Setting) -> tuple[Tensor, dict] | None:
+    """Draw samples with a progress bar and measure them. Returns and errors as in `draw_and_measure` and `request_of`."""
+    return draw_and_measure(pipe, request_of(pipe, setting))
+
+
+def draw_and_measure(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | None:
+    """Draw the samples of a request with a progress bar and measure them.
 
     Returns:
         The samples (N, 1, 28, 28), and an entry for the list "metrics" of a card: the setting, the

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from diffusion_book.data import PADDING, pad
-from diffusion_book.models import weights
 from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAE
-from diffusion_book.system.devices import autocast, out_of_memory_names
+from diffusion_book.system.devices import autocast, out_of_memory_names, trained
 from diffusion_book.system.errors import BookError, NotFinite
 
 BATCH_SIZE = 250  # pictures at once
@@ -176,5 +175,5 @@ def build_autoencoder(
     """
     if recipe.vae is None:
         raise BookError(f"a '{recipe.model}' is no autoencoder: give the checkpoint of a VAE")
-    trained = weights.trained(lambda: VAE(recipe.vae), tensors, recipe.model, device, precision)
-    return Autoencoder(recipe, *trained, card or {})
+    placed = trained(lambda: VAE(recipe.vae), tensors, recipe.model, device, precision)
+    return Autoencoder(recipe, *placed, card or {})

@@ -25,7 +25,7 @@ from diffusion_book.networks.unet import UNet
 from diffusion_book.samplers import SAMPLERS, State, randn, sample, sample_generators
 from diffusion_book.schedules import SCHEDULES, Schedule
 from diffusion_book.system import hashes
-from diffusion_book.system.devices import autocast, out_of_memory_names
+from diffusion_book.system.devices import autocast, out_of_memory_names, trained
 from diffusion_book.system.errors import BookError, NotFinite, choose
 from diffusion_book.system.graphs import Graphed
 from diffusion_book.targets import TARGETS
@@ -365,5 +365,5 @@ def build(
         if autoencoder is None:
             raise BookError(f"'{recipe.model}' draws latents: give the VAE that turns them into pictures")
         check_fits(recipe.network, autoencoder)
-    trained = weights.trained(lambda: build_network(recipe), tensors, recipe.model, device, precision)
-    return Pipeline(recipe, *trained, card or {}, autoencoder)
+    placed = trained(lambda: build_network(recipe), tensors, recipe.model, device, precision)
+    return Pipeline(recipe, *placed, card or {}, autoencoder)

@@ -7,15 +7,13 @@ was measured with them, with the command that measures it again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion_book.system.devices import out_of_memory_names, place, resolve_device, resolve_precision
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_tensors, write_text
 from diffusion_book.system.hashes import hash_of
@@ -67,38 +65,6 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise BookError(f"the weights {path} cannot be read ({error}): install the book again") from None
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-
-
-def trained(
-    make: Callable[[], nn.Module],
-    tensors: dict[str, Tensor],
-    model: str,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """A network with these weights, in eval mode and without gradients, where it is to run.
-
-    Args:
-        make: gives the network with any weights.
-        tensors: by name.
-        model: its name, for messages.
-        device, precision: as in `load`.
-
-    Returns:
-        The network, its device, and the dtype for autocast.
-
-    Raises:
-        BookError: the weights are another network's; no such device or precision; out of memory.
-    """
-    with out_of_memory_names("the size of the network"):
-        network = make()
-    try:
-        network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError):
-        raise BookError(f"these weights do not fit the network of '{model}': use those that belong to it") from None
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    return place(network.eval().requires_grad_(False), where, dtype), where, dtype
 
 
 def strangers(folder: Path) -> list[str]:

@@ -6,10 +6,10 @@ import contextlib
 import ctypes
 import functools
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion_book.system.errors import BookError, choose
 
@@ -115,3 +115,35 @@ def out_of_memory_names(option: str) -> Iterator[None]:
         raise
     except MemoryError:
         raise BookError(f"out of memory: lower {option}") from None
+
+
+def trained(
+    make: Callable[[], nn.Module],
+    tensors: dict[str, Tensor],
+    model: str,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """A network with these weights, in eval mode and without gradients, where it is to run.
+
+    Args:
+        make: gives the network with any weights.
+        tensors: by name.
+        model: its name, for messages.
+        device, precision: as in `load`.
+
+    Returns:
+        The network, its device, and the dtype for autocast.
+
+    Raises:
+        BookError: the weights are another network's; no such device or precision; out of memory.
+    """
+    with out_of_memory_names("the size of the network"):
+        network = make()
+    try:
+        network.load_state_dict(tensors)
+    except (RuntimeError, TypeError, AttributeError):
+        raise BookError(f"these weights do not fit the network of '{model}': use those that belong to it") from None
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    return place(network.eval().requires_grad_(False), where, dtype), where, dtype
