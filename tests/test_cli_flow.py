@@ -217,7 +217,6 @@ def test_a_diffusion_model_is_no_parent(folders, tmp_path, capsys):
         ("train rf --vae somewhere.pt", "Unrecognized options: --vae"),
         ("generate rf --eta 0.5", "Unrecognized options: --eta, 0.5"),
         ("generate rf --class_label 3", "Unrecognized options: --class_label, 3"),
-        ("generate rf --vae somewhere.pt", "'rf' works without a VAE: leave it out"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(arguments, said, capsys, tmp_path, monkeypatch):
