@@ -25,6 +25,7 @@ from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
 from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import Recipe
 from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.samplers import sample_generators, time_grid
 from diffusion_book.system.errors import BookError, NotFinite, choose
@@ -100,7 +101,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
     for steps in (options.sampling_steps, ddpm_steps(pipe, options)):
         time_grid(steps, pipe.recipe.diffusion.timesteps)
     shown = class_shown(pipe, options.class_label)
-    dataset = data.load(options.dataset or pipe.recipe.training.dataset)
+    dataset = load_data(options, pipe.recipe)
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
     measured = Diagnosis(broken=diagnosis.broken_weights(pipe.network))
@@ -111,6 +112,20 @@ def diagnose(model: str, options: Diagnose) -> Path:
         measured = dataclasses.replace(measured, ways=ways)
         draw_pictures(folder, measured, grids)
     return write_report(folder, model, options, measured)
+
+
+def load_data(options: Diagnose, recipe: Recipe) -> data.Dataset:
+    """The data set that the options name, or the one that the model was trained on.
+
+    Raises:
+        BookError: it is not here.
+    """
+    try:
+        return data.load(options.dataset or recipe.training.dataset)
+    except BookError as error:
+        if options.dataset is not None:
+            raise
+        raise BookError(f"{error}; or give --dataset digits, which is always here") from None
 
 
 def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosis) -> Path:
@@ -127,7 +142,7 @@ def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosi
 def diagnose_autoencoder(model: str, options: Diagnose) -> Path:
     """Measure an autoencoder: its weights, its latents, and what it brings back."""
     autoencoder = load_model(model, ModelOptions(options.checkpoint, options.vae, options.device, options.precision))
-    dataset = data.load(options.dataset or autoencoder.recipe.training.dataset)
+    dataset = load_data(options, autoencoder.recipe)
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
     measured = Diagnosis(broken=diagnosis.broken_weights(autoencoder.network))

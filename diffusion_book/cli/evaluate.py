@@ -119,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
         return evaluate_all([argument for argument in arguments if argument != "--all"])
     model, kind, rest = choose_model(arguments, "evaluate", MODELS)
     if kind is None:
+        print("diffusion-book evaluate --all: every setting on the cards again (--all --help: its options)")
         return 0
     what = "Restore pictures with" if kind is EvaluateVAE else "Draw samples of"
     description = f"{what} '{model}', measure them, and compare with the card of the shipped weights."

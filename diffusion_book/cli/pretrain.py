@@ -118,7 +118,7 @@ class Pretrain:
     train: bool = True
     """with --no-train: keep the weights that are stored, and measure what their card does not tell yet"""
     measure: bool = True
-    """measure the new weights and put the figures on their card"""
+    """with --no-measure: leave the figures off the new weights' card"""
     weights_dir: Path | None = None
     """folder for the weights and cards; what it lacks is taken from the book's. Without one, the folder pretrained; with
     --replace or --no-train the book's own"""

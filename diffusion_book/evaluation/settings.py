@@ -15,6 +15,7 @@ from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.progress import progress_bar
+from diffusion_book.system.streams import say
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> 
     if images is None:
         return None
     seconds = time.perf_counter() - began
+    say(f"measuring {len(images):,} samples ...")
     measures = measure(images, labels).to_dict()
     return images, {**asdict(setting), **measures, "images_per_second": round(len(images) / seconds, 2)}
 
