@@ -31,3 +31,7 @@ def __getattr__(name: str):
 
         return getattr(pipelines, name)
     return _submodule(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

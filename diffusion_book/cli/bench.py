@@ -14,6 +14,7 @@ from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import check_file, write_text
 from diffusion_book.system.machine import environment
+from diffusion_book.system.streams import say
 
 MOST = {"batch_size": 100_000, "sampling_steps": 1_000_000, "threads": 1024}
 
@@ -27,6 +28,7 @@ def main(options: Any) -> int:
     prepare_device(resolve_device(options.device))
     found, here = {}, {}
     for name in names:
+        say(f"{name}: measuring for some seconds ({len(found) + 1} of {len(names)}) ...")
         model = pipelines.load(name, device=options.device, precision=options.precision)
         if not here:
             here = environment(model.device, model.dtype)

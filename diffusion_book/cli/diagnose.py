@@ -21,6 +21,7 @@ from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
 from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import Recipe
 from diffusion_book.models.request import Request
 from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.samplers import sample_generators
@@ -58,7 +59,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
     shown = class_shown(pipe, options.class_label)
     ways = diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options))
     requests = {name: request_of(pipe, way, options, shown) for name, way in ways.items()}
-    dataset = data.load(options.dataset or pipe.recipe.training.dataset)
+    dataset = load_data(options, pipe.recipe)
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
     measured = Diagnosis(broken=diagnosis.broken_weights(pipe.network))
@@ -69,6 +70,20 @@ def diagnose(model: str, options: Diagnose) -> Path:
         measured = dataclasses.replace(measured, ways=ways)
         draw_pictures(folder, measured, grids)
     return write_report(folder, model, options, measured)
+
+
+def load_data(options: Diagnose, recipe: Recipe) -> data.Dataset:
+    """The data set that the options name, or the one that the model was trained on.
+
+    Raises:
+        BookError: it is not here.
+    """
+    try:
+        return data.load(options.dataset or recipe.training.dataset)
+    except BookError as error:
+        if options.dataset is not None:
+            raise
+        raise BookError(f"{error}; or give --dataset digits, which is always here") from None
 
 
 def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosis) -> Path:
@@ -85,7 +100,7 @@ def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosi
 def diagnose_autoencoder(model: str, options: Diagnose) -> Path:
     """Measure an autoencoder: its weights, its latents, and what it brings back."""
     autoencoder = load_model(model, ModelOptions(options.checkpoint, options.vae, options.device, options.precision))
-    dataset = data.load(options.dataset or autoencoder.recipe.training.dataset)
+    dataset = load_data(options, autoencoder.recipe)
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")
     measured = Diagnosis(broken=diagnosis.broken_weights(autoencoder.network))

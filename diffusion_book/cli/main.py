@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import itertools
+import os
 import re
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Collection, Sequence
 from diffusion_book import __version__
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.streams import steady
+from diffusion_book.system.streams import say, steady
 
 COMMANDS = {
     "train": "train a model on your own",
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command, and turn a mistake into one line on stderr; gives the exit code."""
     name, *rest = arguments or ["--help"]
+    if "MPLBACKEND" in os.environ:
+        os.environ["MPLBACKEND"] = "agg"  # commands write files, and open no window
     try:
         if name in HELP:
             print(usage())
@@ -68,9 +71,13 @@ def run(arguments: list[str]) -> int:
         choose("command", name, COMMANDS)
         if name not in TOGETHER and processes.launched() > 1:
             raise BookError(f"{name} is the work of one process: leave out the launcher")
-        # Read before what does the work is imported, for that takes seconds.
+        # Read before what does the work is imported.
         asked = importlib.import_module("diffusion_book.cli.options").READ[name](rest)
-        return 0 if asked is None else importlib.import_module(f"diffusion_book.cli.{name}").main(*asked)
+        if asked is None:
+            return 0
+        if name != "doctor":
+            say("starting ...")  # importing torch takes seconds
+        return importlib.import_module(f"diffusion_book.cli.{name}").main(*asked)
     except BookError as error:
         if not processes.is_main():
             time.sleep(PRECEDENCE)
@@ -127,9 +134,9 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
     for option, value in itertools.pairwise(["", *arguments]):
         if value == "" or (value.startswith("--") and value.endswith("=")):
             raise BookError(f"{(value or option).rstrip('=') or 'the first argument'} is empty: give it a value")
-    said = io.StringIO()
+    said, shown = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 kind,
                 args=list(arguments),
@@ -140,13 +147,28 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
             )
     except SystemExit as stop:
         if not stop.code:
+            print(re.sub(r"\{None\}\|(\S+)", r"\1       ", shown.getvalue()), end="")  # as wide as before
             raise
         cause: BaseException | None = stop
         while cause is not None:  # what the options' own class said against a value
             if isinstance(cause, BookError):
                 raise BookError(str(cause)) from None
             cause = cause.__context__
-        raise BookError(f"{first_line(said.getvalue())} (diffusion-book {command} --help: its options)") from None
+        line = plain_words(first_line(said.getvalue()))
+        raise BookError(f"{line} (diffusion-book {command} --help: its options)") from None
+
+
+def plain_words(line: str) -> str:
+    """What tyro says of a value that is no number, without the names of Python's types."""
+    kinds = {
+        "invalid literal for int() with base 10": "a whole number",
+        "could not convert string to float": "a number",
+    }
+    for words, kind in kinds.items():
+        found = re.search(rf"(--[\w-]+).*{re.escape(words)}: '(.*?)'", line)
+        if found:
+            return f"{found[1]} is '{found[2]}': give {kind}"
+    return line.replace("Expected 1 values.", "Give one.").replace("{None}|", "")
 
 
 def first_line(box: str) -> str:

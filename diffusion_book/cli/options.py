@@ -258,6 +258,7 @@ def read_evaluate(arguments: Sequence[str]) -> tuple | None:
     measured = [name for name in RECIPES if name in AUTOENCODERS or MODELS[name].figures]
     model, rest = choose_model(arguments, "evaluate", measured)
     if not model:
+        print("diffusion-book evaluate --all: every setting on the cards again (--all --help: its options)")
         return None
     what = "Restore pictures with" if model in AUTOENCODERS else "Draw samples of"
     description = f"{what} '{model}', measure them, and compare with the card of the shipped weights."
@@ -447,7 +448,7 @@ PRETRAIN = options(
     train=option(
         bool, True, "with --no-train: keep the weights that are stored, and measure what their card does not tell yet"
     ),
-    measure=option(bool, True, "measure the new weights and put the figures on their card"),
+    measure=option(bool, True, "with --no-measure: leave the figures off the new weights' card"),
     weights_dir=option(
         Path | None,
         None,

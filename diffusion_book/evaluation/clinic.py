@@ -288,7 +288,9 @@ def _weights(pipe: Pipeline, images: Tensor) -> list[Finding]:
 def _range(pipe: Pipeline, images: Tensor) -> list[Finding]:
     low, high = images.min().item(), images.max().item()
     text = f"The pictures lie between {low:.3g} and {high:.3g} (it must be -1 and 1)."
-    healthy = -1.01 <= low < -0.5 and high <= 1.01
+    healthy = -1.01 <= low < -0.5 and low + 0.5 < high <= 1.01
+    if low == high:
+        return [finding("data range", False, text, "They show nothing: give clean pictures of the training data.")]
     advice = "Bring them to [-1, 1] first: data.normalise does it for bytes, 2 x - 1 for pictures in [0, 1]."
     return [finding("data range", healthy, text, advice)]
 

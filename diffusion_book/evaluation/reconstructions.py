@@ -12,6 +12,7 @@ from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
 from diffusion_book.evaluation.measures import DRAWS, floor, measure, real_features, real_indices
 from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.system.streams import say
 
 
 def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000) -> dict:
@@ -36,6 +37,7 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
     """
     test, train = data.load("mnist", "test"), data.load("mnist", "train")
     first = real_indices(num_samples)
+    say(f"restoring and measuring {num_samples:,} pictures ...")
     images, _ = test.batch(torch.arange(min(num_samples, len(test))))  # (N, 1, 32, 32)
     restored = autoencoder.reconstruct(images)
     before, after = (logits(crop(pictures)).argmax(dim=1) for pictures in (images, restored))

@@ -16,6 +16,7 @@ from diffusion_book.models.request import Request
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.progress import progress_bar
+from diffusion_book.system.streams import say
 
 
 def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> Request:
@@ -56,6 +57,7 @@ def draw_and_measure(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | 
     setting["num_samples"] = len(request)
     if request.labels is not None:
         setting["guidance_scale"] = request.guidance_scale[0].item()
+    say(f"measuring {len(images):,} samples ...")
     measures = measure(images, request.labels).to_dict()
     return images, {**setting, **measures, "images_per_second": round(len(images) / seconds, 2)}
 

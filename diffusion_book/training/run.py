@@ -26,6 +26,7 @@ from diffusion_book.system.devices import out_of_memory_names, prepare_device, r
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import only_writer, remove_leftovers, timestamped_folder, write_text
 from diffusion_book.system.machine import environment, peak_memory
+from diffusion_book.system.streams import say
 from diffusion_book.training.datasets import TrainingData, identity, training_data
 from diffusion_book.training.experiment import (
     Experiment,
@@ -136,6 +137,7 @@ def _run_training(
     if not checkpoint:
         checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
     check_place(options.output_dir, options.name, path, checkpoint.get("step", 0), options.rewind)
+    say("looking for the data, and preparing them ...")
     with processes.main_first():  # downloads, and what is kept in caches, are made once
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))
     torch.manual_seed(recipe.training.seed)
@@ -383,4 +385,5 @@ class _Run:
         self.save("last.pt", "final.pt")
         if self.experiment.epochs:  # none where a finished checkpoint from elsewhere was "continued"
             write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
+        say("drawing what the finished model makes ...")
         self.callbacks.finished(self.trained, self.test, folder)
