@@ -10,7 +10,7 @@ import pytest
 from commands import refused
 
 from diffusion_book.cli import options
-from diffusion_book.cli.options import DIFFUSION, TRAINED, generate_options, recipe_of, train_options
+from diffusion_book.cli.options import DIFFUSION, TRAINED, generate_options, recipe_asked, train_options
 from diffusion_book.models.recipes import MODELS, RECIPES
 
 CLI = Path(options.__file__).parent
@@ -72,7 +72,7 @@ def test_classes_of_options_are_few_and_in_one_file():
 
 @pytest.mark.parametrize("model", TRAINED)
 def test_without_options_a_training_follows_the_recipe(model):
-    assert recipe_of(train_options(model, RECIPES[model]), model) == RECIPES[model]
+    assert recipe_asked(train_options(model, RECIPES[model]), model) == RECIPES[model]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 from diffusion_book.cli.main import main
-from diffusion_book.cli.options import TRAINED, read_train, recipe_of
+from diffusion_book.cli.options import TRAINED, read_train, recipe_asked
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CHAPTERS = {"01_ddpm": "ddpm", "05_guidance_by_concatenation": "ldm-concat", "07_rectified_flow": "rf"}
@@ -19,7 +19,7 @@ RUN = "--dataset digits --epochs 1 --batch_size 512 --warmup_steps 1 --device cp
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "kmnist"])
 def test_every_training_takes_other_sets(model, dataset):
     _, _, options = read_train([model, "--dataset", dataset])
-    assert recipe_of(options, model).training.dataset == dataset
+    assert recipe_asked(options, model).training.dataset == dataset
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def train_options(model: str, recipe: Recipe) -> Any:
     return options("Train", **groups)
 
 
-def recipe_of(asked: Any, model: str) -> Recipe:
+def recipe_asked(asked: Any, model: str) -> Recipe:
     """The recipe that options ask for; but for the latents' shape, which follows from the VAE."""
     parts = {name: getattr(asked, name, None) for name in SECTIONS}
     parts = {name: SECTIONS[name](**vars(part)) for name, part in parts.items() if dataclasses.is_dataclass(part)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_book.cli.detach import detach
-from diffusion_book.cli.options import RENAMED, read_train_as, recipe_of
+from diffusion_book.cli.options import RENAMED, read_train_as, recipe_asked
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder, autoencoder_from_state
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
@@ -38,7 +38,7 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
         stored = recipe_from_dict(checkpoint["recipe"])
         # Once more, with the checkpoint's recipe as the default: what differs now was asked for.
         options = read_train_as(model, arguments, stored)
-        check_same(recipe_of(options, model), stored)
+        check_same(recipe_asked(options, model), stored)
     resumed = find_checkpoint(options.run.resume) if checkpoint else None
     run = options.run
     check_place(run.output_dir, run.name, resumed, checkpoint.get("step", 0), run.rewind)
@@ -46,14 +46,14 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
         return detach(model, [model, *arguments], options.run)
     with processes.together(options.run.device) as device:
         run = dataclasses.replace(options.run, device=device)
-        recipe, autoencoder, parent = recipe_of(options, model), None, None
+        recipe, autoencoder, parent = recipe_asked(options, model), None, None
         if recipe.reflow:
             parent = find_parent(options.reflow_from, model, run)
             autoencoder = parent.autoencoder
             if not checkpoint:
                 # Once more, with the parent's network as the default: one that differs now was asked for.
                 default = like_parent(RECIPES[model], parent.recipe)
-                recipe = recipe_of(read_train_as(model, arguments, default), model)
+                recipe = recipe_asked(read_train_as(model, arguments, default), model)
         elif recipe.is_latent:
             autoencoder = find_autoencoder(options.vae, checkpoint, run)
             recipe = for_latents(recipe, autoencoder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from diffusion_book.models.configs import SECTIONS as SECTIONS
 from diffusion_book.models.configs import (
-    SECTIONS,
     ClassSetting,
     ConditionConfig,
     DiffusionConfig,
@@ -15,28 +15,10 @@ from diffusion_book.models.configs import (
     ReflowConfig,
     Setting,
     TrainingConfig,
-    recipe_from_dict,
 )
+from diffusion_book.models.configs import recipe_from_dict as recipe_from_dict
 from diffusion_book.networks.configs import UNetConfig, VAEConfig
 from diffusion_book.system.errors import choose
-
-__all__ = [
-    "MODELS",
-    "PARENTS",
-    "RECIPES",
-    "SECTIONS",
-    "ClassSetting",
-    "ConditionConfig",
-    "DiffusionConfig",
-    "ELBOConfig",
-    "Model",
-    "Recipe",
-    "ReflowConfig",
-    "Setting",
-    "TrainingConfig",
-    "recipe_from_dict",
-    "recipe_of",
-]
 
 
 @dataclass(frozen=True)
