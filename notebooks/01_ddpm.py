@@ -179,8 +179,8 @@ print(f"counted {x[near].mean():.2f} ± {error:.2f}, tanh gives {exact:.2f}")
 
 # %% [markdown]
 # Now backwards. We start 2,000 points from pure noise and take 1,000 small steps. Each step evaluates the denoiser,
-# moves a little towards $\hat x_0$ and adds a little fresh noise. How much of each is the subject of this chapter; until
-# then the library's `ddpm` step is a black box.
+# moves a little towards $\hat x_0$ and adds a little fresh noise. How much of each is the subject of this chapter;
+# until then the library's `ddpm` step is a black box.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -197,13 +197,13 @@ print(f"{arrived:.0%} of the points end at -1 or +1, {right:.0%} at +1")
 show(
     paths.show_line_paths({"": (grid_of_times[::5], path[::5, :40])}),
     "1.5",
-    "Forty of the 2,000 samples, from noise at the left to data at the right. A path keeps changing its mind until "
-    "late, then settles at one of the two pictures.",
+    "Forty of the 2,000 samples, from noise at the left to data at the right. The paths wander while noise dominates, "
+    "part around the middle, and settle at one of the two pictures.",
 )
 
 # %% [markdown]
-# No point was told where to go; the posterior mean and some fresh noise were enough, and each mode received the right
-# fraction. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody knows a formula for
+# No point was told where to go; the posterior mean and some fresh noise were enough, and each mode received about half
+# of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody knows a formula for
 # $\hat x_0$. A network has to learn it.
 #
 # ## 3. Adding noise to digits
@@ -267,9 +267,9 @@ for step in (1, 500, 1000):
 # %% [markdown]
 # ## 5. All steps at once
 #
-# To train on step 700 we do not want to take 700 steps. We need not: a Gaussian of a Gaussian is a Gaussian. Each
-# step multiplies the mean by $\sqrt{1-\beta_k}$. A variance $V$ becomes $(1-\beta_k)V + \beta_k$, so what it lacks to 1,
-# $1 - V$, is multiplied by $1-\beta_k$ as well. Before the first step $V = 0$. Hence
+# To train on step 700 we do not want to take 700 steps. We need not: a Gaussian of a Gaussian is a Gaussian. Each step
+# multiplies the mean by $\sqrt{1-\beta_k}$. A variance $V$ becomes $(1-\beta_k)V + \beta_k$, so its
+# distance from 1, $1-V$, is multiplied by $1-\beta_k$ as well. Before the first step $V = 0$. Hence
 #
 # $$q(x_k \mid x_0) = \mathcal N\!\left(\sqrt{\bar\alpha_k}\; x_0,\ (1 - \bar\alpha_k) I\right). \tag{2}$$
 #
@@ -299,8 +299,8 @@ assert_close(add_noise(cosine, x0[:4], eps, k[400] / T), jump.float())
 print("equation (2) holds at all", T, "steps")
 
 # %% [markdown]
-# The paper itself used a *linear* schedule, betas in equal steps from 0.0001 to 0.02. What the schedules do to a picture
-# is best seen in the signal-to-noise ratio, $\mathrm{SNR} = \alpha_t^2 / \sigma_t^2$.
+# The paper itself used a *linear* schedule, betas in equal steps from 0.0001 to 0.02. What the schedules do to a
+# picture is best seen in the signal-to-noise ratio, $\mathrm{SNR} = \alpha_t^2 / \sigma_t^2$.
 
 # %%
 both = {"cosine": schedules.cosine, "linear": schedules.linear}
@@ -322,8 +322,8 @@ for name, schedule in both.items():
 #
 # ## 6. One step back
 #
-# Now the heart of the matter: which $x_{k-1}$ did $x_k$ come from? Suppose for a moment that the clean $x_0$ were known.
-# Then two witnesses speak about $x_{k-1}$ (figure 1.9), and Bayes' rule multiplies what they say:
+# Now the heart of the matter: which $x_{k-1}$ did $x_k$ come from? Suppose for a moment that the clean $x_0$ were
+# known. Then two witnesses speak about $x_{k-1}$ (figure 1.9), and Bayes' rule multiplies what they say:
 #
 # $$q(x_{k-1} \mid x_k, x_0) \propto q(x_k \mid x_{k-1})\; q(x_{k-1} \mid x_0).$$
 
@@ -368,9 +368,9 @@ for i in (1000, 500, 1):
 # %% [markdown]
 # At the last step back, from $k = 1$, the variance is 0 and $x_k$ no longer counts: the answer is $x_0$ itself.
 #
-# Nothing in the derivation needs the two times to be neighbours. `schedules.posterior` takes any $s < t$; that is how we
-# could sample with 100 steps above. We check a long stride, from $t = 0.6$ to $s = 0.3$, by experiment: go forward many
-# times, then fit $x_s$ by a straight line in $x_t$.
+# Nothing in the derivation needs the two times to be neighbours. `schedules.posterior` takes any $s < t$; that is how
+# we could sample with 100 steps above. We check a long stride, from $t = 0.6$ to $s = 0.3$, by experiment: go forward
+# many times, then fit $x_s$ by a straight line in $x_t$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -443,7 +443,7 @@ for step in (1, 500, 900, 990, 1000):
 # remainder. Predict the image, and they explode in $\epsilon$ where sampling ends. For $v$ we have $d = \alpha_t^2 +
 # \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
-# There is a second reason to remember $v$. Write $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows,
+# There is a second reason to like $v$. Write $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows,
 # $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc
 # by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow.
 #
@@ -453,14 +453,16 @@ for step in (1, 500, 900, 990, 1000):
 # density of the noisy pictures, and its score points to where they are denser. It sounds like something else to learn.
 # Yet differentiate $p_t(x_t) = \mathbb E_{x_0}[\mathcal N(x_t;\ \alpha_t x_0,\ \sigma_t^2 I)]$ under the expectation.
 # Each Gaussian contributes its own gradient, $(\alpha_t x_0 - x_t)/\sigma_t^2$, weighted by how probable its $x_0$ is
-# given $x_t$. So the score is $(\alpha_t\,\mathbb E[x_0 \mid x_t] - x_t)/\sigma_t^2$, or, solved for the posterior mean,
+# given $x_t$. So the score is $(\alpha_t\,\mathbb E[x_0 \mid x_t] - x_t)/\sigma_t^2$, or, solved for the posterior
+# mean,
 #
 # $$\hat x_0 = \mathbb E[x_0 \mid x_t] = \frac{x_t + \sigma_t^2\, \nabla_{x_t} \log p_t(x_t)}{\alpha_t},
 # \qquad \hat\epsilon = -\sigma_t\, \nabla_{x_t} \log p_t(x_t). \tag{5}$$
 #
 # This is *Tweedie's formula*. Whoever denoises knows the score, and the other way round; learning it by denoising is
-# *denoising score matching* (Vincent 2011). On the toy, $p_t$ is a mixture of two Gaussians, and autograd finds its
-# score without any denoiser.
+# *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a stochastic
+# differential equation driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). On the toy, $p_t$
+# is a mixture of two Gaussians, and autograd finds its score without any denoiser.
 
 
 # %%
@@ -481,8 +483,8 @@ for t in torch.tensor([0.3, 0.4, 0.6, 0.8], dtype=torch.float64):
 show(
     plots.plot_curves(line, curves, "$x_t$", "score"),
     "1.10",
-    "The score of the toy. Where it is positive, points are denser to the right. With little noise it changes its sign "
-    "three times, for each of the two modes attracts; with much noise only one bell curve is left.",
+    "The score of the toy. Where it is positive, points are denser to the right. With little noise ($t = 0.3$) it "
+    "changes its sign three times, for each of the two modes attracts; with much noise only one bell curve is left.",
 )
 
 # %% [markdown]
@@ -500,8 +502,8 @@ show(
     diagrams.unet(config),
     "1.11",
     "Our U-Net, sizes as channels × height × width. The way down trades positions for channels, until one "
-    "convolution sees the whole picture. The way up restores the size, and the skip connections (dashed) bring back the "
-    "exact edges. The time reaches every block.",
+    "convolution sees nearly the whole picture. The way up restores the size, and the skip connections (dashed) bring "
+    "back the exact edges. The time reaches every block.",
 )
 
 # %%
@@ -521,9 +523,9 @@ show(
 )
 
 # %% [markdown]
-# Here is all of it, with PyTorch's own layers and nothing else. `net` only holds the layers and their weights. The
-# time arrives as sines and cosines of many frequencies, because one small number would change too little from $t = 0.50$
-# to $0.51$ for a linear layer to notice.
+# Here is all of it, with PyTorch's own layers and nothing else. `net` only holds the layers and their weights. The time
+# arrives as sines and cosines of many frequencies, because one small number would change too little from $t = 0.50$ to
+# $0.51$ for a linear layer to notice.
 
 
 # %%
@@ -582,8 +584,8 @@ with torch.no_grad():
 print("forty lines equal the library's network")
 
 # %% [markdown]
-# Many large models put a transformer over patches in the place of the U-Net (DiT, Peebles & Xie 2023). Input, output and
-# the scale and shift by time are the same, and nothing else in this chapter would change.
+# Many large models put a transformer over patches in the place of the U-Net (DiT, Peebles & Xie 2023). Input, output
+# and the scale and shift by time are the same, and nothing else in this chapter would change.
 #
 # ## 10. The loss
 #
@@ -599,8 +601,8 @@ print("forty lines equal the library's network")
 # <details><summary>Derivation, line by line</summary>
 #
 # The likelihood is an integral over all paths, $p_\theta(x_0) = \int p_\theta(x_{0:T})\, dx_{1:T}$. Multiply and divide
-# by $q(x_{1:T}|x_0)$, and it is an expectation over the forward process. The logarithm of a mean is at least the mean of
-# the logarithm (Jensen), so
+# by $q(x_{1:T}|x_0)$, and it is an expectation over the forward process. The logarithm of a mean is at least the mean
+# of the logarithm (Jensen), so
 #
 # $$-\log p_\theta(x_0) = -\log \mathbb E_q\!\left[\frac{p_\theta(x_{0:T})}{q(x_{1:T}|x_0)}\right]
 # \le \mathbb E_q\!\left[-\log \frac{p_\theta(x_{0:T})}{q(x_{1:T}|x_0)}\right].$$
@@ -626,8 +628,8 @@ print("forty lines equal the library's network")
 #
 # </details>
 #
-# The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of (3).
-# So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. Both have the same
+# The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
+# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. Both have the same
 # variance, and their divergence is the squared distance of their means over twice that variance:
 #
 # $$D_k = \frac{\|\tilde\mu_k(x_k, x_0) - \tilde\mu_k(x_k, \hat x_0)\|^2}{2\tilde\beta_k}
@@ -644,12 +646,13 @@ snr = alpha_bar / (1 - alpha_bar)  # snr[0] is infinite
 of_bound = from_x_0**2 / (2 * beta_tilde)  # by (3); at k = 1 infinite: that step is the decoder
 assert_close(of_bound[2:], (snr[1:-1] - snr[2:]) / 2, rtol=1e-6, atol=1e-12)
 
-curves = {"bound (7)": of_bound, "noise": snr, "v": snr + 1, "min-SNR, 5": snr.clamp(max=5)}
+curves = {"T times the bound": T * of_bound, "v": snr + 1, "min-SNR, 5": snr.clamp(max=5), "noise": snr}
+curves = {name: weight[2:] for name, weight in curves.items()}
 show(
-    plots.plot_curves(k[2:] / T, {name: y[2:] for name, y in curves.items()}, "time t", "weight", yscale="log"),
+    plots.plot_curves(k[2:] / T, curves, "time t", "weight", yscale="log", ylim=(1e-3, 1e8)),
     "1.14",
-    "How much an error of $x_0$ counts in each loss, on a logarithmic axis. (The bound has a weight for each of 1,000 "
-    "steps; only the shape of the curves compares.)",
+    "How much an error of $x_0$ counts in each loss, on a logarithmic axis. (The losses are means over the $T$ steps, "
+    "the bound is a sum, hence the factor.)",
 )
 
 # %% [markdown]
@@ -657,11 +660,11 @@ show(
 # DDPM's decisive finding is to **ignore its weights**: let the network predict the noise, and count
 # $\|\epsilon - \hat\epsilon\|^2$ the same at all steps.
 #
-# Why is that allowed? Whatever its weight, each term is smallest when the prediction is the posterior mean. Weights only
-# say where a network of limited size should be most careful, so they are a choice of taste and experiment. Noise
+# Why is that allowed? Whatever its weight, each term is smallest when the prediction is the posterior mean. Weights
+# only say where a network of limited size should be most careful, so the best weights are a matter of experiment. Noise
 # prediction hardly cares for the picture at large $t$; $v$ always counts an error of $x_0$ at least once. *Min-SNR*
-# weighting (Hang et al. 2023) cuts the curve off at small $t$. Sampling more *times* from the middle is a weight as well:
-# the *logit-normal* times of Esser et al. (2024), which chapter 7 uses.
+# weighting (Hang et al. 2023) cuts the curve off at small $t$. Sampling more *times* from the middle is a weight as
+# well: the *logit-normal* times of Esser et al. (2024), which chapter 7 uses.
 #
 # The loss is short: choose a time, add noise, predict, compare.
 
@@ -691,10 +694,10 @@ for name, net in {"untrained": UNet(config), "shipped": network}.items():
 #
 # The bound is not only a way to a loss. It is a length: by (6), the model can store a picture without loss in so many
 # bits. Let us measure it on test pictures. Ho et al.'s *discretised decoder* turns $p_\theta(x_0|x_1)$ into
-# probabilities of the 256 grey levels: a Gaussian around $\hat x_0$, integrated over each level's interval. Its standard
-# deviation is a free parameter, which we fit on training pictures. Of the sum over $k$ we take a random sample, one step
-# a picture. Small steps matter more, so we choose them more often (evenly in $\log \sigma_k$) and divide by their
-# probability.
+# probabilities of the 256 grey levels: a Gaussian around $\hat x_0$, integrated over each level's interval. Its
+# standard deviation is a free parameter, which we fit on training pictures. Of the sum over $k$ we take a random
+# sample, one step a picture. Small steps matter more, so we choose them more often (evenly in $\log \sigma_k$) and
+# divide by their probability.
 
 
 # %%
@@ -726,7 +729,7 @@ def one_step(denoise, x0, generator):
     return (snr[step - 1] - snr[step]) / 2 * error / probability[step], step
 
 
-x_test, _ = test.batch(torch.arange(1000).clamp(max=len(test) - 1))
+x_test, _ = test.batch(torch.arange(min(1000, len(test))))
 stds = [0.002, 0.003, 0.004, 0.005, 0.006]
 std = min(stds, key=lambda std: decoder(x0, torch.Generator().manual_seed(0), std).mean())
 variance = 1 - alpha_bar[T]
@@ -750,7 +753,7 @@ for low, high in itertools.pairwise(edges):
 grey = 127.5 * sigma[30]
 print(f"{sum(shown[:4]) / sum(shown):.0%} of the bits where the noise is weaker than {grey:.0f} grey levels of 255")
 figure = plots.plot_bins([0.3, *edges], {"bits": shown}, "step k (leftmost: the decoder)", "bits per dimension")
-figure.axes[0].set(xscale="log", xticks=edges, xticklabels=map(str, edges))
+figure.axes[0].set(xscale="log", xticks=edges, xticklabels=["1", "3", "10", "30", "100", "300", "1,000"])
 figure.axes[0].minorticks_off()
 show(
     figure,
@@ -760,15 +763,16 @@ show(
 )
 
 # %% [markdown]
-# (The black border is part of what is encoded, so dividing by $28 \cdot 28$ keeps this an upper bound.) Most
-# bits pay for shades of grey that hardly an eye can tell apart (figure 1.15), as Ho et al. found for photographs. So a
-# high likelihood and good samples are different goals, and the loss without weights draws better digits: it spends the
-# network on the steps that decide what is drawn.
+# (The black border is part of what is encoded, so dividing by $28 \cdot 28$ keeps this an upper bound.) Most bits pay
+# for shades of grey that hardly an eye can tell apart (figure 1.15), as Ho et al. found for photographs. (Learning the
+# variances of the steps shortens the code: that is the main improvement of Nichol & Dhariwal.) So a high likelihood and
+# good samples are different goals, and the loss without weights draws better digits: it spends the network on the steps
+# that decide what is drawn.
 #
 # ## 12. Sampling
 #
-# Start from noise. At each step evaluate the network, put its $\hat x_0$ into (3), and sample. The paper writes the same
-# with $\hat\epsilon$. Replace $x_0$ in (3) by $(x_k - \sqrt{1-\bar\alpha_k}\,\hat\epsilon)/\sqrt{\bar\alpha_k}$,
+# Start from noise. At each step evaluate the network, put its $\hat x_0$ into (3), and sample. The paper writes the
+# same with $\hat\epsilon$. Replace $x_0$ in (3) by $(x_k - \sqrt{1-\bar\alpha_k}\,\hat\epsilon)/\sqrt{\bar\alpha_k}$,
 # collect terms, and there is its algorithm 2:
 #
 # $$x_{k-1} = \frac{1}{\sqrt{1-\beta_k}}\left(x_k - \frac{\beta_k}{\sqrt{1-\bar\alpha_k}}\,\hat\epsilon\right)
@@ -835,8 +839,8 @@ show(
 )
 
 # %% [markdown]
-# Few of these are digits yet. Which strokes belong together takes the many passes over the data that the shipped weights
-# have made.
+# Few of these are digits yet. Which strokes belong together takes the many passes over the data that the shipped
+# weights have made.
 #
 # ## 14. The shipped weights
 #
@@ -934,14 +938,15 @@ show(
 # background clamping is also lopsided: what falls below $-1$ is lost, what rises above stays, and the mean rises. The
 # network sees ink where there is none. What may be clamped is $\hat x_0$, and `pipe.denoiser` does so.
 #
-# Why does the last row repeat one picture? The first step back keeps almost nothing of the start, as the last line of the
-# output says. Soon all ten states agree on the same mean digit, and nothing is left to tell them apart. In DDPM it is
-# the fresh noise that makes one sample differ from the next. Chapter 2 does without it, but not by leaving it out.
+# Why does the last row repeat one picture? The first step back keeps almost nothing of the start, as the last line of
+# the output says. Soon all ten states agree on the same mean digit, and nothing is left to tell them apart. In DDPM it
+# is the fresh noise that makes one sample differ from the next. Chapter 2 does without it, but not by leaving it out.
 #
 # ## 16. New, or memorised?
 #
-# There is a paradox in what we train. The training set is a finite set of pictures $x^{(i)}$, so the denoiser of smallest
-# training loss can be written down, as in section 2: a mean of all training pictures, weighted by how probable each is,
+# There is a paradox in what we train. The training set is a finite set of pictures $x^{(i)}$, so the denoiser of
+# smallest training loss can be written down, as in section 2: a mean of all training pictures, weighted by how probable
+# each is,
 #
 # $$\hat x_0(x_t, t) = \sum_i w_i\, x^{(i)}, \qquad
 # w_i \propto \exp\!\left(-\frac{\|x_t - \alpha_t x^{(i)}\|^2}{2\sigma_t^2}\right).$$
@@ -996,9 +1001,9 @@ show(
 # The optimum *memorises*: with little noise one weight is nearly 1, and every path ends at a training picture. The
 # network's samples are about as far from the training set as digits that it has never seen. It *generalises*, and only
 # because it does not reach the optimum. It has far fewer parameters than the training set has pixels, and convolutions,
-# which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With few pictures, or very many
-# passes over them, large models do memorise, and training pictures can be extracted from them (Carlini et al. 2023). The
-# check is always the one above: compare with held-out data.
+# which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With few pictures, or very
+# many passes over them, large models do memorise, and training pictures can be extracted from them (Carlini et al.
+# 2023). The check is always the one above: compare with held-out data.
 #
 # ## The scoreboard
 #
@@ -1077,9 +1082,9 @@ check(noisy)
 # </details>
 #
 # **2. One step back, clipped.** Section 12 wrote the step with $\hat\epsilon$. Write it with $\hat x_0$, by (3), and
-# clip what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$ in all steps, and run the toy
-# with 1,000 steps and with 20 (their betas are `schedules.betas(cosine, 20)`). How far from $\pm 1$ do the points end,
-# and which step is to blame?
+# clip what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$ in all steps, and run the
+# toy with 1,000 steps and with 20 (their betas are `schedules.betas(cosine, 20)`). How far from $\pm 1$ do the points
+# end, and which step is to blame?
 
 
 # %%
@@ -1103,11 +1108,11 @@ check(step_back)
 #     return from_x_k * x_k + from_x_0 * x0.clamp(-1, 1) + variance.sqrt() * z
 # ```
 #
-# The points end at $\pm 1$ plus noise of standard deviation $\sqrt{\beta_1}$: less than 0.01 with 1,000 steps, nearly 0.1
-# with 20, where the first $\beta$ is larger. Only the last step is to blame. Its mean is $\hat x_0$, which is right,
-# and no step follows that could take its noise away; leave $z$ out there, and all points arrive. In the other steps the
-# larger variance does no such harm. The exact variance of the reverse step lies between the two: $\beta_k$ is right for
-# data that are themselves standard normal, $\tilde\beta_k$ for data that are a single point.
+# The points end at $\pm 1$ plus noise of standard deviation $\sqrt{\beta_1}$: less than 0.01 with 1,000 steps, nearly
+# 0.1 with 20, where the first $\beta$ is larger. Only the last step is to blame. Its mean is $\hat x_0$, which is
+# right, and no step follows that could take its noise away; leave $z$ out there, and all points arrive. In the other
+# steps the larger variance does no such harm. The exact variance of the reverse step lies between the two: $\beta_k$ is
+# right for data that are themselves standard normal, $\tilde\beta_k$ for data that are a single point.
 #
 # </details>
 #
@@ -1140,15 +1145,15 @@ check(ideal_x0)
 #
 # </details>
 #
-# **4. Train on noise.** Set `diffusion = DiffusionConfig(target="noise")` in section 13 and train again. Why are the two
-# losses not comparable? Which samples look better after as many steps?
+# **4. Train on noise.** Set `diffusion = DiffusionConfig(target="noise")` in section 13 and train again. Why are the
+# two losses not comparable? Which samples look better after as many steps?
 #
 # <details><summary>Solution</summary>
 #
 # By section 10 the losses weigh the same error by $\mathrm{SNR}$ and by $\mathrm{SNR}+1$, and each has a minimum of its
 # own. To compare, turn both into an error of $x_0$ by `targets.prediction` and bin it by time, as in figure 1.19. At
-# large $t$ the noise target is the worse one: nearly all of $x_t$ is noise, so repeating the input already gives a small
-# loss.
+# large $t$ the noise target is the worse one: nearly all of $x_t$ is noise, so repeating the input already gives a
+# small loss.
 #
 # </details>
 #
@@ -1171,4 +1176,6 @@ check(ideal_x0)
 # - Kingma, Salimans, Poole & Ho (2021), *Variational Diffusion Models*. NeurIPS. arXiv:2107.00630.
 # - Salimans & Ho (2022), *Progressive Distillation for Fast Sampling of Diffusion Models*. ICLR. arXiv:2202.00512.
 # - Vincent (2011), *A Connection Between Score Matching and Denoising Autoencoders*. Neural Computation.
+# - Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021), *Score-Based Generative Modeling through Stochastic
+#   Differential Equations*. ICLR. arXiv:2011.13456.
 # - Peebles & Xie (2023), *Scalable Diffusion Models with Transformers*. ICCV. arXiv:2212.09748.
