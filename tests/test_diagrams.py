@@ -20,7 +20,7 @@ from diffusion_book.viz.figures import show
 from diffusion_book.viz.scrubber import scrubber
 from diffusion_book.viz.style import new_figure
 
-PHONE, MARGIN = 390, 16  # pixels: of a page, and beside its text
+PHONE, MARGIN = 390, 24  # pixels: of a page, and beside its text
 SMALLEST = 11  # pixels of letters on it
 
 LATENT_UNET = UNetConfig(

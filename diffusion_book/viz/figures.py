@@ -13,6 +13,8 @@ from diffusion_book.viz.diagrams.kit import Diagram, to_html
 from diffusion_book.viz.html import Html, data_uri
 
 WIDE = 700  # pixels of a picture, from which on a phone scrolls it: see book.css
+# Outside of JupyterLab's and the site's own rules, so that it looks the same in both.
+CAPTION = "margin:0.6em 0 0;max-width:42rem;font:inherit;font-size:0.9em;color:inherit;text-align:left"
 
 
 def show(picture: Diagram | Html | Figure, number: str, caption: str, alt: str | None = None) -> Html:
@@ -25,7 +27,7 @@ def show(picture: Diagram | Html | Figure, number: str, caption: str, alt: str |
         alt: for those who do not see it; None takes the picture's own words.
     """
     words = f"<b>Figure {html.escape(number)}.</b> {to_html(caption)}"
-    caption_html = f'<figcaption style="margin-top:0.6em;font-size:0.9em;max-width:42rem">{words}</figcaption>'
+    caption_html = f'<figcaption style="{CAPTION}">{words}</figcaption>'
     anchor = f'id="figure-{number.replace(".", "-")}"'
     if isinstance(picture, Html) and picture.text.startswith("<figure"):  # a control is a figure already
         text = picture.text.replace("<figure", f"<figure {anchor}", 1).rstrip().removesuffix("</figure>")

@@ -115,7 +115,7 @@ def posterior_product(
         points = [(place(x), floor - high * y / peak) for x, y in zip(across.tolist(), density.tolist(), strict=True)]
         canvas.line(points, colour, 2.5 if name == "posterior" else 1.8, fill=fill)
     canvas.arrow([(4, floor), (356, floor)])
-    canvas.text(344, floor + 14, "$x_{k-1}$")
+    canvas.text(356, floor + 14, "$x_{k-1}$", anchor="end")
     words = {
         "likelihood": "the noisy $x_k$\nsays\n$q(x_k | x_{k-1})$",
         "prior": "the clean $x_0$\nsays\n$q(x_{k-1} | x_0)$",

@@ -26,7 +26,7 @@ from diffusion_book.viz.style import COLOURS
 WIDTH = 360  # units: on a phone, about as many pixels
 LARGEST = 1.35  # pixels a unit where there is room
 TEXT, SMALL, FORMULA = 13.0, 12.0, 15.0  # heights of letters, units
-SUBSCRIPT = 11.2  # no letter is smaller
+SUBSCRIPT = 11.6  # no letter is smaller
 SERIF = "'STIX Two Text','Times New Roman',Times,serif"
 
 # The same things in the same colours, those of the book's charts.

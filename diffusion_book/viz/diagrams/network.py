@@ -106,7 +106,8 @@ def unet(config: UNetConfig | None = None) -> Diagram:
             canvas.arrow([(x, y + down), (x, y + high)])
             canvas.text(x - 8, y + high + 15, "double", anchor="end", size=SMALL)
     last, bottom = levels - 1, top + (levels - 1) * down + high
-    words = f"block, self-attention, block\n{_size(sizes.levels[-1])}"
+    attention = "2 attentions" if config.context_dim else "self-attention"
+    words = f"block, {attention}, block\n{_size(sizes.levels[-1])}"
     canvas.box(82, middle_top, 196, 42, words, NETWORK, size=SMALL)
     x = max(92, left(last) + 0.36 * wide)
     canvas.arrow([(x, bottom), (x, middle_top)])
