@@ -951,7 +951,7 @@ show(
 # $$\hat x_0(x_t, t) = \sum_i w_i\, x^{(i)}, \qquad
 # w_i \propto \exp\!\left(-\frac{\|x_t - \alpha_t x^{(i)}\|^2}{2\sigma_t^2}\right).$$
 #
-# What does it draw? For MNIST we can try it.
+# What does it draw? The weights are a softmax over the training set, so we can try it.
 
 
 # %%
@@ -960,7 +960,7 @@ squares = known.square().sum(dim=1)  # (N,)
 
 
 def memory(x_t, t):
-    """The denoiser of smallest loss on the training set. Factors that all weights have in common are left out."""
+    """The denoiser of smallest loss on the training set. What all logits share is left out: softmax ignores it."""
     alpha, sigma = (value.float() for value in cosine(t))
     logits = (alpha * x_t @ known.T - alpha**2 * squares / 2) / sigma**2  # (B, 784) @ (784, N) -> (B, N)
     x0 = logits.softmax(dim=1) @ known  # (B, 784)
@@ -975,26 +975,26 @@ def nearest(pictures):
 
 start = torch.randn(10, 784, generator=generator)
 *_, last = samplers.sample(memory, start, grid_of_50, samplers.ddpm, schedule=cosine, generator=generator)
-drawn = {"least loss": last.x.reshape(-1, 1, 28, 28), "network": samples[:10], "test set": data.crop(x_test[:24])}
+drawn = {"optimum": last.x.reshape(-1, 1, 28, 28), "network": samples, "test set": data.crop(x_test[:200])}
 rows = {}
 for name, pictures in drawn.items():
     neighbours, distance = nearest(pictures)
-    print(f"{name:>10}: mean distance to the nearest training picture {distance.mean():.3f}")
+    print(f"{name:>8}: mean distance to the nearest training picture {distance.mean():.3f}")
     if name != "test set":
-        rows |= {name: pictures, f"nearest\nto {name}": neighbours}
+        rows |= {name: pictures[:10], f"nearest\nto {name}": neighbours[:10]}
 show(
     grids.show_rows(rows),
     "1.21",
-    "Above, the denoiser of least loss returns training pictures, pixel by pixel. Below, the network's samples resemble "
-    "their nearest training pictures and differ in slant, thickness and the ends of the strokes.",
+    "Above, the optimum of the training returns training pictures, pixel by pixel. Below, the network's samples "
+    "resemble their nearest training pictures, and differ in slant, thickness and the ends of the strokes.",
 )
 
 # %%
 show(
     diagrams.memorisation(),
     "1.22",
-    "The perfect solution of the training draws training pictures only. A network that cannot reach it fills in "
-    "the curve between them.",
+    "The optimum of the training draws training pictures only. A network that does not reach it also draws what lies "
+    "between them.",
 )
 
 # %% [markdown]
