@@ -73,7 +73,8 @@ show(
 )
 
 # %% [markdown]
-# No one has written these digits. By the end of the chapter you will know every line of what just happened.
+# No one has written the digits of figure 1.1 (those of figure 1.2 are real). By the end of the chapter you will know
+# every line of what just happened.
 #
 # ## 1. The data
 
@@ -115,7 +116,7 @@ print(tuple(x0.shape), f"from {x0.min():.0f} to {x0.max():.0f}")
 #
 # $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal N(0, 1).$$
 #
-# Time $t$ runs from 0, where $\alpha = 1$ and $\sigma = 0$, to 1, where it is the other way round. A function
+# Time $t$ runs from 0, where $\alpha = 1$ and $\sigma = 0$, to 1, where it is (nearly) the other way round. A function
 # $t \mapsto (\alpha_t, \sigma_t)$ is called a *noise schedule*. For now, let `cosine` be some such function.
 
 # %%
@@ -160,10 +161,10 @@ show(
 )
 
 # %% [markdown]
-# With little noise the denoiser is certain. With much noise it answers with something near 0, the mean of all pictures,
-# and is right to: a mean minimises the error, and the mean of many pictures is a blur. So a *denoiser* cannot draw a
-# digit in one step. (Chapter 7 trains a different function, which sends each noise to one picture of its own; nothing
-# is left to average, and one step is enough.)
+# With little noise the denoiser is certain (figure 1.4). With much noise it answers with something near 0, the mean of
+# all pictures, and is right to: a mean minimises the error, and the mean of many pictures is a blur. So a *denoiser*
+# cannot draw a digit in one step. (Chapter 7 trains a different function, which sends each noise to one picture of its
+# own; nothing is left to average, and one step is enough.)
 #
 # Is the formula true? Sample a million pairs, keep those with $x_t$ near 0.3, and average their $x_0$.
 
@@ -202,9 +203,9 @@ show(
 )
 
 # %% [markdown]
-# No point was told where to go; the posterior mean and some fresh noise were enough, and each mode received about half
-# of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody knows a formula for
-# $\hat x_0$. A network has to learn it.
+# No point of figure 1.5 was told where to go; the posterior mean and some fresh noise were enough, and each mode
+# received about half of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody
+# knows a formula for $\hat x_0$. A network has to learn it.
 #
 # ## 3. Adding noise to digits
 
@@ -220,8 +221,8 @@ show(
 )
 
 # %% [markdown]
-# Find the last column in which you can still read the digit. To its left the network has to clean a picture up; to its
-# right it has to invent one.
+# Find the last column of figure 1.6 in which you can still read the digit. To its left the network has to clean a
+# picture up; to its right it has to invent one.
 #
 # ## 4. One step of noise
 
@@ -317,8 +318,8 @@ for name, schedule in both.items():
     print(f"{name:>6}: SNR above 1 in {(snr > 1).sum()} steps, below 0.01 in {(snr < 0.01).sum()}")
 
 # %% [markdown]
-# The linear schedule spends a third of its steps where the SNR is below a hundredth. For small pictures, those steps
-# have little to teach.
+# The linear schedule (figure 1.8) spends a third of its steps where the SNR is below a hundredth. For small pictures,
+# those steps have little to teach.
 #
 # ## 6. One step back
 #
@@ -462,7 +463,7 @@ for step in (1, 500, 900, 990, 1000):
 # This is *Tweedie's formula*. Whoever denoises knows the score, and the other way round; learning it by denoising is
 # *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a stochastic
 # differential equation driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). On the toy, $p_t$
-# is a mixture of two Gaussians, and autograd finds its score without any denoiser.
+# is a mixture of two Gaussians, and autograd finds its score (figure 1.10) without any denoiser.
 
 
 # %%
@@ -492,7 +493,8 @@ show(
 #
 # The network maps a noisy picture and a time to $v$, which has the shape of the picture. Every pixel of the answer
 # depends on the whole picture (is this stroke part of a 3 or of an 8?) and on exactly where the edges are. A *U-Net*
-# (Ronneberger, Fischer & Brox 2015) serves both needs.
+# (Ronneberger, Fischer & Brox 2015) serves both needs. Figure 1.11 shows ours, figures 1.12 and 1.13 what its blocks
+# are made of.
 
 # %%
 config = pipe.recipe.network
@@ -589,8 +591,9 @@ print("forty lines equal the library's network")
 #
 # ## 10. The loss
 #
-# What should make the network good? A generative model should give the data a high likelihood. That of a chain of 1,000
-# random steps cannot be computed, but it has a bound, the *evidence lower bound* (ELBO), which becomes one term a step:
+# What should the network be trained for? A generative model should give the data a high likelihood. That of a chain of
+# 1,000 random steps cannot be computed, but it has a lower bound, the *evidence lower bound* (ELBO). With its sign
+# changed, it is a sum of one term a step:
 #
 # $$\begin{aligned}
 # -\log p_\theta(x_0) \le\ & \underbrace{D_\mathrm{KL}(q(x_T|x_0)\,\|\,p(x_T))}_{\text{prior}}
@@ -765,9 +768,9 @@ show(
 # %% [markdown]
 # (The black border is part of what is encoded, so dividing by $28 \cdot 28$ keeps this an upper bound.) Most bits pay
 # for shades of grey that hardly an eye can tell apart (figure 1.15), as Ho et al. found for photographs. (Learning the
-# variances of the steps shortens the code: that is the main improvement of Nichol & Dhariwal.) So a high likelihood and
-# good samples are different goals, and the loss without weights draws better digits: it spends the network on the steps
-# that decide what is drawn.
+# variances of the steps shortens the code: so Nichol & Dhariwal improved the likelihood.) A high likelihood and good
+# samples are different goals. The loss without weights serves the second: it spends the network on the steps that
+# decide what is drawn.
 #
 # ## 12. Sampling
 #
@@ -839,13 +842,13 @@ show(
 )
 
 # %% [markdown]
-# Few of these are digits yet. Which strokes belong together takes the many passes over the data that the shipped
-# weights have made.
+# Few of the samples in figure 1.16 are digits yet. Which strokes belong together takes the many passes over the data
+# that the shipped weights have made.
 #
 # ## 14. The shipped weights
 #
 # A *card* lies beside the weights and says how they were made. With them we sample four digits in all 1,000 steps.
-# `states` yields every state on the way.
+# `states` yields every state on the way (figure 1.17).
 
 # %%
 card = weights.read_card("ddpm")
@@ -864,7 +867,8 @@ show(
 )
 
 # %% [markdown]
-# The large decisions fall early, in noise in which *you* see nothing. Move through the same walk yourself:
+# The large decisions fall early, in noise in which *you* see nothing. Move through the same walk yourself (figure
+# 1.18).
 
 # %%
 times, seen = strips.denoising_strip(states[1:], pipe, frames=30)
@@ -881,7 +885,7 @@ show(control, "1.18", "The walk of figure 1.17 under your hand: states above, pr
 
 # %% [markdown]
 # Where is the task hard? One average loss hides it, so we measure the error of $\hat x_0$ at eight times, on test
-# pictures.
+# pictures (figure 1.19).
 
 # %%
 centres = (torch.arange(8) + 0.5) / 8
@@ -893,15 +897,15 @@ edges = torch.linspace(0, 1, 9)
 show(
     plots.plot_bins(edges, {"shipped": errors}, "time t", "mean squared error of $x_0$"),
     "1.19",
-    "The error grows with the noise, and must. At the right even the ideal denoiser knows only the mean digit, and its "
-    "error is the variance of the data.",
+    "The error grows with the noise, and must. Towards $t = 1$ even the ideal denoiser knows little more than the mean "
+    "digit, and its error approaches the variance of the data.",
 )
 
 # %% [markdown]
 # ## 15. Breaking it on purpose
 #
 # Pictures live in $[-1, 1]$. So it seems tidy to clamp the state to $[-1, 1]$ after each step. It is a common mistake.
-# A second one is to leave out the fresh noise $z$.
+# A second one is to leave out the fresh noise $z$. Figure 1.20 shows what both do.
 
 
 # %%
@@ -998,11 +1002,12 @@ show(
 )
 
 # %% [markdown]
-# The optimum *memorises*: with little noise one weight is nearly 1, and every path ends at a training picture. The
-# network's samples are about as far from the training set as digits that it has never seen. It *generalises*, and only
-# because it does not reach the optimum. It has far fewer parameters than the training set has pixels, and convolutions,
-# which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With few pictures, or very
-# many passes over them, large models do memorise, and training pictures can be extracted from them (Carlini et al.
+# The optimum *memorises* (figures 1.21 and 1.22): with little noise one weight is nearly 1, and every path ends at a
+# training picture. The network's samples are about as far from the training set as digits that it has never seen. It
+# *generalises*, and only because it does not reach the optimum. It has far fewer parameters than the training set has
+# pixels, and convolutions, which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With
+# few pictures, or very many passes over them, large models do memorise, and training pictures can be extracted from
+# them (Carlini et al.
 # 2023). The check is always the one above: compare with held-out data.
 #
 # ## The scoreboard
@@ -1160,12 +1165,12 @@ check(ideal_x0)
 # ## Summary
 #
 # - Noise is added by (1), at any time at once by (2), and taken away by (3), which needs $x_0$.
-# - A network stands in for $x_0$. It may predict $x_0$, $\epsilon$ or $v$: by (4), and the score by (5), they are one, up
-#   to how errors are weighted.
+# - A network stands in for $x_0$. It may predict $x_0$, $\epsilon$ or $v$: by (4), and the
+#   score by (5), they are one, up to how errors are weighted.
 # - The bound on the likelihood (6) is a weighted squared error (7). Training drops its weights.
 # - Sampling is (8), repeated. Clip $\hat x_0$, never $x_t$.
-# - The network learns a posterior mean. The randomness of the walk turns means into samples, and the network's limits turn
-#   training pictures into new ones.
+# - The network learns a posterior mean. The randomness of the walk turns means into samples, and the network's
+#   limits turn training pictures into new ones.
 #
 # ## References
 #
