@@ -586,8 +586,8 @@ with torch.no_grad():
 print("forty lines equal the library's network")
 
 # %% [markdown]
-# Many large models put a transformer over patches in the place of the U-Net (DiT, Peebles & Xie 2023). Input, output
-# and the scale and shift by time are the same, and nothing else in this chapter would change.
+# Many large models put a transformer over patches in the place of the U-Net: the DiT of Peebles & Xie (2023). Input,
+# output and the scale and shift by time are the same, and nothing else in this chapter would change.
 #
 # ## 10. The loss
 #
