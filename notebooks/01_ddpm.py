@@ -50,6 +50,8 @@ from torch.testing import assert_close
 
 import diffusion_book
 from diffusion_book import data, objective, samplers, schedules, targets
+from diffusion_book.evaluation.measures import sentence
+from diffusion_book.evaluation.scoreboard import figures
 from diffusion_book.models import pipelines, weights
 from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet
@@ -586,7 +588,7 @@ with torch.no_grad():
 print("forty lines equal the library's network")
 
 # %% [markdown]
-# Many large models put a transformer over patches in the place of the U-Net: the DiT of Peebles & Xie (2023). Input,
+# Many large models put a transformer over patches in the place of the U-Net: the DiT of Peebles & Xie (2022). Input,
 # output and the scale and shift by time are the same, and nothing else in this chapter would change.
 #
 # ## 10. The loss
@@ -1013,14 +1015,14 @@ show(
 # ## The scoreboard
 #
 # The eye is easily pleased. The card holds measurements of samples. *cFID* is a Fréchet distance between features of
-# generated and of real digits; the *floor* is the distance that as many real digits reach, so the nearer to it, the
-# better. Chapter 8 compares all models.
+# generated and of real digits; its *floor* is what as many real digits reach, and the output says how many times the
+# floor it is. *Doubtful* is a digit of which a second classifier, trained apart from the models, is less than 90 %
+# sure. Chapter 8 compares all models.
 
 # %%
-for row in card["metrics"]:
+for row in figures(card):
     if row["sampler"] == "ddpm":
-        print(f"DDPM | {row['steps']:4} evaluations | {row['num_samples']:,} samples", end=" | ")
-        print(f"cFID {row['cfid']:.3f}, floor {row['floor']:.3f}")
+        print(f"DDPM | {row['steps']:4} evaluations | {sentence(row)}")
 
 # %% [markdown]
 # <details><summary>What differs from the paper</summary>
@@ -1183,4 +1185,4 @@ check(ideal_x0)
 # - Vincent (2011), *A Connection Between Score Matching and Denoising Autoencoders*. Neural Computation.
 # - Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021), *Score-Based Generative Modeling through Stochastic
 #   Differential Equations*. ICLR. arXiv:2011.13456.
-# - Peebles & Xie (2023), *Scalable Diffusion Models with Transformers*. ICCV. arXiv:2212.09748.
+# - Peebles & Xie (2022), *Scalable Diffusion Models with Transformers*. ICCV 2023. arXiv:2212.09748.
