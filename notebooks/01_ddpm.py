@@ -1015,9 +1015,8 @@ show(
 # ## The scoreboard
 #
 # The eye is easily pleased. The card holds measurements of samples. *cFID* is a Fréchet distance between features of
-# generated and of real digits; its *floor* is what as many real digits reach, and the output says how many times the
-# floor it is. *Doubtful* is a digit of which a second classifier, trained apart from the models, is less than 90 %
-# sure. Chapter 8 compares all models.
+# generated and of real digits; the cell prints it as a multiple of the distance that as many real digits have.
+# *Doubtful* is a digit of which a classifier of real digits is less than 90 % sure. Chapter 8 compares all models.
 
 # %%
 for row in figures(card):
