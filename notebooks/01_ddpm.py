@@ -656,8 +656,9 @@ curves = {name: weight[2:] for name, weight in curves.items()}
 show(
     plots.plot_curves(k[2:] / T, curves, "time t", "weight", yscale="log", ylim=(1e-3, 1e8)),
     "1.14",
-    "How much an error of $x_0$ counts in each loss, on a logarithmic axis. (The losses are means over the $T$ steps, "
-    "the bound is a sum, hence the factor.)",
+    "How much an error of $x_0$ counts in each loss, on a logarithmic axis. The curve of the noise covers that of $v$ at "
+    "the left and that of min-SNR at the right. (The losses are means over the $T$ steps, the bound is a sum, hence "
+    "the factor.)",
 )
 
 # %% [markdown]
