@@ -5,13 +5,13 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
-from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
 from matplotlib.font_manager import findfont, get_font
+from test_ground import MODULES, imports
 
-import diffusion_book
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.schedules import cosine, rectified
 from diffusion_book.viz import diagrams
@@ -192,11 +192,17 @@ def test_attention_of_the_drawing_sums_to_one():
     assert sum(module.weights_at(0.3, 0.9, 4)) == pytest.approx(1)
 
 
-def test_the_map_of_the_library_has_every_room():
-    rooms = {room for _, floor, _ in book.FLOORS for room in floor}
-    package = Path(diffusion_book.__file__).parent
-    folders = {path.parent.name for path in package.glob("*/__init__.py")} - {"weights"}
-    assert folders <= rooms
+def test_the_map_of_the_library_has_every_room_and_imports_go_as_it_says():
+    rooms = [room for _, floor, _ in book.FLOORS for room in floor]  # as they are read, floor by floor
+    used = set()
+    for module in MODULES:
+        for other in imports(module):
+            room, wanted = (name.split(".")[1] if name.count(".") else None for name in (module, other + "."))
+            if room in (None, "__main__", wanted) or not other.startswith("diffusion_book."):
+                continue
+            assert rooms.index(room) < rooms.index(wanted), f"{module} imports {other}"
+            used |= {room, wanted}
+    assert used == set(rooms) - {"notebooks"}
 
 
 # Numbered figures
@@ -204,12 +210,18 @@ def test_the_map_of_the_library_has_every_room():
 
 def test_a_diagram_gets_a_number_and_a_caption():
     diagram = diagrams.markov_chain()
-    text = show(diagram, "1.3", "From $x_0$ to noise & back.")._repr_html_()
-    assert diagram.svg in text
-    root = ElementTree.fromstring(re.sub(r'\sxmlns="[^"]+"', "", text))
+    root = ElementTree.fromstring(show(diagram, "1.3", "From $x_0$ to noise & back.")._repr_html_())
     assert (root.tag, root.get("id")) == ("figure", "figure-1-3")
     assert "".join(root.find("figcaption").itertext()) == "Figure 1.3. From x0 to noise & back."
-    assert 'aria-label="Other words"' in show(diagram, "1.3", "", alt="Other words").text
+    image = root.find("img")
+    assert image.get("alt") == diagram.alt
+    kind, _, picture = image.get("src").partition(",")
+    assert kind == "data:image/svg+xml"
+    assert unquote(picture).replace(kit.CARD, "") == diagram.svg
+    assert "background:#F7F7F5" in unquote(picture), "as a picture it brings its own paper"
+    other = show(diagram, "1.3", "", alt="Other words").text
+    assert 'alt="Other words"' in other
+    assert 'aria-label="Other words"' in unquote(other)
     assert repr(show(diagram, "1.3", "From $x_{k}$.")) == "Figure 1.3. From x_k."
 
 
@@ -265,6 +277,7 @@ def test_diagrams_can_be_read_on_a_phone_in_both_themes(theme, open_page):
     figures = "".join(show(draw(name), "1.1", "A caption.").text for name in ALL)
     style = f"margin:0;padding:{MARGIN}px;color:{foreground};background:{background};font-family:sans-serif"
     page.set_content(f'<!doctype html><meta charset="utf-8"><body style="{style}">{figures}')
+    page.wait_for_function("document.images.length === 0")  # each has become part of the page
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE
     measured = page.evaluate(MEASURE)
     assert len(measured) == len(ALL)

@@ -40,7 +40,9 @@ def show(picture: Diagram | Html | Figure, number: str, caption: str, alt: str |
 def _inner(picture: Diagram | Html | Figure, alt: str | None) -> str:
     """The HTML of a picture without its caption."""
     if isinstance(picture, Diagram):
-        return picture.svg.replace(html.escape(picture.alt), html.escape(alt)) if alt else picture.svg
+        if alt:
+            picture = Diagram(picture.svg.replace(html.escape(picture.alt), html.escape(alt)), alt)
+        return picture._repr_html_()
     if isinstance(picture, Html):
         return picture.text
     buffer = io.BytesIO()

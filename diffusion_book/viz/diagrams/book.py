@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from diffusion_book.viz.diagrams.kit import CLASS, DDPM, FLOW, LATENT, NOISE, SMALL, Canvas, Diagram
 
-# From the top down. Imports point down only.
+# From the top down, and on a floor from the left: a room imports only what stands lower, or to its right.
 FLOORS: list[tuple[str, dict[str, str], str]] = [
     ("the book", {"notebooks": "the chapters"}, NOISE),
     ("doors", {"cli": "commands", "exercises": "that answer back"}, CLASS),
-    ("work", {"training": "loops, EMA", "evaluation": "measures", "viz": "pictures"}, LATENT),
+    ("work", {"viz": "pictures", "evaluation": "measures", "training": "loops, EMA"}, LATENT),
     ("models", {"models": "recipes, weights, the pipeline"}, FLOW),
     (
         "mathematics",
         {
-            "schedules": "$α_t$, $σ_t$",
-            "targets": "$ε$, $x_0$, $v$, $u$",
-            "denoiser": "$x_t$ to $x_0$, $ε$",
-            "objective": "the loss",
-            "samplers": "steps",
             "guidance": "$ε_u$, $ε_c$, $w$",
-            "elbo": "the VAE's bound",
+            "samplers": "steps",
+            "objective": "the loss",
             "interpolation": "between noises",
+            "elbo": "the VAE's bound",
+            "denoiser": "$x_t$ to $x_0$, $ε$",
+            "targets": "$ε$, $x_0$, $v$, $u$",
+            "schedules": "$α_t$, $σ_t$",
             "data": "digits in memory",
         },
         DDPM,
@@ -33,7 +33,7 @@ COLUMNS = 3
 
 
 def library_map() -> Diagram:
-    """The rooms of the package, floor by floor: what stands higher may import what stands lower."""
+    """The rooms of the package, floor by floor: imports point down, or to the right."""
     high, gap, left, right = 44.0, 6.0, 20.0, 358.0
     rows = sum(-(-len(rooms) // COLUMNS) for _, rooms, _ in FLOORS)
     canvas = Canvas(rows * (high + gap) + (len(FLOORS) - 1) * 8 + 28)
@@ -51,9 +51,9 @@ def library_map() -> Diagram:
             y += high + gap
         y += 8
     canvas.arrow([(8, 8), (8, y - 16)], NOISE)
-    canvas.text(left, y + 4, "imports point down only", NOISE, "start", SMALL)
+    canvas.text(left, y + 4, "imports point down, or to the right", NOISE, "start", SMALL)
     return canvas.finish(
         "The rooms of the library, one floor upon the other, from the top: "
         + "; ".join(f"{name}: {', '.join(rooms)}" for name, rooms, _ in FLOORS)
-        + ". Imports point down only."
+        + ". Imports point down, or to the right."
     )

@@ -16,12 +16,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from PIL import Image
 from torch import Tensor
 
 from diffusion_book.viz.grids import to_bytes
-from diffusion_book.viz.style import COLOURS
+from diffusion_book.viz.style import COLOURS, PAPER
 
 WIDTH = 360  # units: on a phone, about as many pixels
 LARGEST = 1.35  # pixels a unit where there is room
@@ -42,6 +43,10 @@ FLOW, REFLOW = COLOURS["rf"], COLOURS["rf-reflow"]
 
 HAT = "\u0302"  # a combining circumflex
 
+CARD = f"color:{PICTURE};background:{PAPER};font-family:sans-serif;"
+SAFE = " =:;,/()!*~-_.'"  # in a `data:` address
+_BECOME_PART = f"this.outerHTML=decodeURIComponent(this.src.slice(this.src.indexOf(',')+1)).replace('{CARD}','')"
+
 Point = tuple[float, float]
 
 
@@ -58,7 +63,14 @@ class Diagram:
     alt: str
 
     def _repr_html_(self) -> str:
-        return self.svg
+        """The drawing as a picture on the book's paper, which turns itself into a part of the page.
+
+        It stays a picture where a page runs no scripts: in a notebook that was executed elsewhere, until the reader runs it.
+        """
+        still = self.svg.replace('style="', f'style="{CARD}', 1)
+        source = f"data:image/svg+xml,{quote(still, safe=SAFE)}"
+        alt, width = html.escape(self.alt), round(LARGEST * WIDTH)
+        return f'<img alt="{alt}" width="{width}" src="{source}" onload="{html.escape(_BECOME_PART)}"/>'
 
     def __repr__(self) -> str:
         return f"Diagram: {self.alt}"

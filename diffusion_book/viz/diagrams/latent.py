@@ -47,8 +47,8 @@ def vae(config: VAEConfig | None = None) -> Diagram:
     canvas.text(299, y + 122, "$x\u0302$")
     canvas.text(2, y + 56, f"1 × {side} × {side}", anchor="start", size=SMALL)
     canvas.text(2, y + 106, f"$μ$, $σ$, $ε$, $z$:\n{_size(config)} each", anchor="start", size=SMALL)
-    words = "the loss: the error of $x\u0302$, and the KL divergence\nof $N(μ, σ^2)$ from $N(0, I)$"
-    canvas.text(180, y + 160, words, size=SMALL)
+    canvas.text(180, y + 150, "the loss: the error of $x\u0302$, and the KL", size=SMALL)
+    canvas.text(180, y + 171, "divergence of $N(μ, σ^2)$ from $N(0, I)$", size=SMALL)
     return canvas.finish(
         "A variational autoencoder. The encoder makes a mean and a standard deviation of a picture. Noise times the "
         "standard deviation, plus the mean, is the latent z. The decoder makes a picture of it."
