@@ -13,6 +13,7 @@ import torch
 from commands import refused
 from tiny import measured_entry
 
+import diffusion_book
 from diffusion_book import data
 from diffusion_book.cli import doctor, pretrain
 from diffusion_book.cli.main import COMMANDS, first_line, main
@@ -57,6 +58,28 @@ def test_help_tells_every_option_with_its_default(command, capsys):
     assert len(options) > 5
     assert "--device" in options
     assert said.count("(default:") >= len(options)
+    assert "{None}" not in said
+
+
+@pytest.mark.parametrize("word", ["--version", "version"])
+def test_it_tells_its_version(word, capsys):
+    main([word])
+    assert capsys.readouterr().out == f"diffusion-book {diffusion_book.__version__}\n"
+
+
+def test_what_a_reader_calls_first_is_listed_and_there():
+    assert {"load", "list_models", "Pipeline", "BookError"} <= set(dir(diffusion_book))
+    code = "import diffusion_book; diffusion_book.evaluation.clinic.examine"  # as the README says it
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_line_bridges_a_silence_on_a_terminal_alone(capsys, monkeypatch):
+    monkeypatch.setattr("diffusion_book.cli.bench.main", lambda arguments: 0)
+    main(["bench"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["bench"])
+    assert capsys.readouterr().err == "starting ...\n"
 
 
 def test_boxes_of_the_parser_become_one_line():
@@ -96,10 +119,11 @@ def test_models_are_listed(capsys):
         ("walk", "unknown command 'walk': choose one of train, generate"),
         ("train gan", "unknown model 'gan': choose one of ddpm"),
         ("train --epochs 3", "needs a model before the options"),
-        (
-            "train ddpm --epochs three",
-            "--epochs: invalid literal for int() with base 10: 'three' (diffusion-book train",
-        ),
+        ("train ddpm --epochs three", "--epochs is 'three': give a whole number (diffusion-book train"),
+        ("train ddpm --max-minutes soon", "--max-minutes is 'soon': give a number (diffusion-book train"),
+        ("bench --threads three", "--threads is 'three': give a whole number (diffusion-book bench"),
+        ("train ddpm --output-dir=", "--output-dir is empty: give it a value"),
+        ("train ddpm --rewind", "--rewind goes with --resume"),
         ("train ddpm --epochs", "Missing value for argument '--epochs'"),
         ("train ddpm --epcohs 3", "Unrecognized options: --epcohs, 3 Perhaps you meant: --epochs"),
         ("train ddpm --image_size 28", "Unrecognized options: --image_size, 28"),
@@ -134,13 +158,13 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("a file, not a folder")
     for arguments in (["train", "ddpm", "--dataset", "digits"],):
         line = refused(capsys, *arguments, "--output-dir", tmp_path / "file" / "inside")
-        assert "cannot make the folder" in line
+        assert "cannot write to the folder" in line
         assert "choose another folder" in line
 
 
 def test_defaults_are_the_recipe(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given) or tmp_path)
+    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
     main(["train", "ddpm"])
     main(
         [
@@ -288,7 +312,7 @@ def test_weights_that_are_there_stay_until_the_new_ones_are_measured(tiny_recipe
     with pytest.raises(SystemExit, match="130"):
         main(again)
     assert {path.name: path.read_bytes() for path in (tmp_path / "pretrained").iterdir() if path.is_file()} == before
-    measured = pretrain.with_floor({**dataclasses.asdict(Setting("ddim", 4)), "cfid": 2.0})
+    measured = measured_entry(Setting("ddim", 4), torch.zeros(2, 1, 28, 28))
     monkeypatch.setattr(pretrain, "evaluate", lambda pipe, setting: (None, measured))
     main(again)
     assert {path.name for path in (tmp_path / "pretrained").iterdir()} == set(before)

@@ -19,6 +19,7 @@ from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
 from diffusion_book.models.recipes import RECIPES
 from diffusion_book.system.hashes import hash_of_tensors
 from diffusion_book.training import run
+from diffusion_book.viz.style import colour_of_label
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 FP32 = {"device": "cpu", "precision": "fp32"}  # the same for `load`
@@ -184,7 +185,7 @@ def test_latents_of_any_shape_are_trained_and_drawn(tmp_path, model, options, sh
 
 def test_defaults_are_the_recipe_and_options_change_it(monkeypatch, tmp_path, vae):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given) or tmp_path)
+    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
     main(["train", "vae"])
     main(["train", "vae-2d"])
     options = "--kl_weight 0.5 --latent-channels 4 --base_channels 16 --epochs 7"
@@ -391,3 +392,22 @@ def test_figures_are_finite(vae, ldm):
     for folder in (vae, ldm):
         for record in records_of(folder):
             assert all(math.isfinite(value) for value in record.values() if isinstance(value, float))
+
+
+# --- Pictures of one's own ------------------------------------------------------------------------
+
+
+def test_letters_are_trained_on_and_drawn_in_their_own_colours(tmp_path, monkeypatch):
+    """Labels from 1 to 26, as EMNIST has them: more than the ten of MNIST."""
+    digits = {split: data.load("digits", split) for split in ("train", "test")}
+    letters = {
+        split: data.Dataset("mnist", found.images, 1 + torch.arange(len(found)) % 26) for split, found in digits.items()
+    }
+    monkeypatch.setattr(data, "load", lambda name, split="train", **_: letters[split])
+    folder = train("vae", tmp_path / "runs", "--epochs", 1)
+    assert {path.name for path in (folder / "latent_space").iterdir()} == {"positions.png", "principal_components.png"}
+    assert (folder / "checkpoints" / "final.pt").is_file()
+    options = ["--checkpoint", str(folder), "--num_pictures", "60", "--no_umap", *CPU, "--output_dir", str(tmp_path)]
+    main(["visualize", "latent-space", *options])
+    colours = [colour_of_label(label) for label in range(27)]
+    assert len(set(colours)) == 27

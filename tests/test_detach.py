@@ -52,7 +52,7 @@ def test_it_trains_in_a_session_of_its_name_and_keeps_a_log(screens, tmp_path, c
     (folder,) = (tmp_path / "runs with space").iterdir()
     assert said[-1] == str(folder)
     assert folder.name.endswith("-ddpm")
-    assert any(line.endswith(f"tail -f {folder / LOG}") for line in said)
+    assert any(line.endswith(f"tail -f '{folder / LOG}'") for line in said)
     assert any(f"screen -r {folder.name} " in line for line in said)
     wait_until(lambda: (folder / "checkpoints" / "final.pt").is_file() and folder.name not in sessions())
     assert [record["epoch"] for record in read_records(folder, 10**9) if record["event"] == "epoch"] == [1, 2]

@@ -396,3 +396,14 @@ def test_the_model_is_the_checkpoint_s(tmp_path):
     path = save_checkpoint(tmp_path / "l.pt", {**content, "autoencoder": pipe.autoencoder.state_dict()})
     assert visualize_distribution.load_pipe(Distribution(checkpoint=path, device="cpu")).recipe.model == "ldm"
     assert visualize_distribution.load_pipe(Distribution(device="cpu")).recipe.model == "ddpm"
+
+
+@pytest.mark.parametrize("number", [100, 12_000])
+def test_pictures_of_ones_own_are_not_given_mnist_s_features(number, monkeypatch, capsys):
+    """The features that the book ships are those of MNIST's ten thousand, in their order."""
+    own = data.Dataset("mnist", torch.zeros(number, 1, 28, 28, dtype=torch.uint8), torch.full((number,), 3))
+    monkeypatch.setattr(data, "load", lambda *_: own)
+    found = real_digits(200, seed=5)
+    assert found.images is None
+    assert len(found.labels.unique()) == 10
+    assert f"pictures of your own, {number:,} for testing, lie in its place" in capsys.readouterr().out

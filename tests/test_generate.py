@@ -67,6 +67,11 @@ def test_generated_folder_is_complete(tmp_path, checkpoint, capsys):
         assert content.rstrip().endswith(b"%%EOF")
 
 
+def test_the_grid_alone(tmp_path, checkpoint):
+    folder = generate(tmp_path, checkpoint, "--num_samples", "5", "--ddim_steps", "2", "--grid_only")
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "grid.pdf"}
+
+
 def test_pictures_are_those_of_the_pipeline(tmp_path, checkpoint):
     """Also with a batch size that splits them, and with random sampling."""
     pipe = load_model("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))

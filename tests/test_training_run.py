@@ -224,6 +224,14 @@ def test_damaged_records_are_named(finished, capsys, damaged):
     assert "delete it to go on without what it tells" in line
 
 
+def test_compile_without_a_compiler_is_refused_in_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "training_data", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    line = fails(capsys, "--compile", "--output-dir", str(tmp_path / "runs"))
+    assert "--compile needs a compiler, and g++ is not here: install it" in line
+
+
 def test_a_name_that_is_taken_is_refused_before_any_work(finished, capsys, monkeypatch):
     monkeypatch.setattr(run, "training_data", lambda *_: pytest.fail("it began to work"))
     line = fails(capsys, "--name", finished.name, "--output-dir", str(finished.parent))

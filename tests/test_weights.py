@@ -1,12 +1,14 @@
 """Shipped weights: whole, hashed, and refused when a single bit is off."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffusion_book.models import weights
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
 from diffusion_book.system import hashes
 from diffusion_book.system.errors import BookError
 
@@ -109,3 +111,28 @@ def test_all_that_is_shipped_is_what_its_card_says():
         read = weights.read_weights(name)
         assert all(value.isfinite().all() for value in read.values())
         assert (weights.FOLDER / f"{name}.safetensors").stat().st_size < 50e6
+
+
+@pytest.mark.parametrize("metrics", ["x", [1, 2], {"cfid": 1}])
+def test_a_card_whose_figures_are_none_is_named(tmp_path, metrics):
+    weights.write_weights("model", tensors(), {"metrics": metrics}, tmp_path)
+    with pytest.raises(BookError, match=r"the card .* is damaged \(its metrics are no list of figures\)"):
+        weights.read_card("model", tmp_path)
+
+
+def test_a_checkpoint_that_is_packed_is_not_unpacked(tmp_path):
+    """torch packs nothing; a megabyte of a packed file may be gigabytes of memory."""
+    path, packed = save_checkpoint(tmp_path / "plain.pt", {"recipe": {"model": "vae"}}), tmp_path / "packed.pt"
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in plain.infolist():
+            archive.writestr(entry.filename, plain.read(entry))
+    assert load_checkpoint(path)["recipe"] == {"model": "vae"}
+    with pytest.raises(BookError, match="is damaged or is no checkpoint"):
+        load_checkpoint(packed)
+
+
+def test_no_line_carries_what_a_terminal_would_obey(tmp_path):
+    path = save_checkpoint(tmp_path / "hostile.pt", {"recipe": {"model": "\x1b[2J\x1b]0;mine\x07"}})
+    with pytest.raises(BookError, match="holds a") as info:
+        load_checkpoint(path, "vae")
+    assert str(info.value).isprintable()

@@ -10,7 +10,7 @@ import torch
 
 from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.models import pipelines
-from diffusion_book.system.devices import prepare_device, resolve_device
+from diffusion_book.system.devices import check_compiler, prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import check_file, write_text
 from diffusion_book.system.machine import environment
@@ -66,6 +66,8 @@ def check(options: Any) -> None:
             raise BookError(f"--{name} is {value}: it must be at least 1, and at most {most:,}")
     if not 0 < options.seconds < float("inf"):
         raise BookError(f"--seconds is {options.seconds}: it must be above 0")
+    if options.compile:
+        check_compiler(resolve_device(options.device))
     if options.json is not None:
         check_file(options.json)
 

@@ -45,7 +45,7 @@ def main(model: str, options: Any) -> int:
         return 0
     folder = timestamped_folder(options.output_dir, model)
     try:
-        write_samples(folder, *found, options.nrow)
+        write_samples(folder, *found, options.nrow, options.grid_only)
     except KeyboardInterrupt:
         print(f"{folder} holds a part of the pictures", file=sys.stderr)
         raise
@@ -119,10 +119,12 @@ def draw(pipe: Pipeline, request: Request) -> tuple[list[float], Tensor]:
     return times, torch.cat(parts)
 
 
-def write_samples(folder: Path, times: list[float], stills: Tensor, nrow: int) -> None:
+def write_samples(folder: Path, times: list[float], stills: Tensor, nrow: int, grid_only: bool = False) -> None:
     """The grid, and a folder for each sample with its picture, its strip and its single stills."""
     save_grid(stills[:, -1], folder / "grid.png", columns=nrow)
     save_pdf(stills[:, -1], folder / "grid.pdf", columns=nrow)
+    if grid_only:
+        return
     for number, row in enumerate(tqdm(stills, desc="writing", unit="sample", disable=None, dynamic_ncols=True)):
         sample = folder / f"sample_{number:03d}"
         save_pdf(row[-1:], sample / "final.pdf")

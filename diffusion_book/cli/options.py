@@ -179,6 +179,9 @@ def generate_options(model: str) -> Any:
         "nrow": option(int, nrow, "pictures a row of the grid"),
         "seed": option(int, 0, "of the noise; the same seed draws the same pictures"),
         "output_dir": output_dir("generated_samples", "pictures"),
+        "grid_only": option(
+            bool, False, "write the grid alone, and no folder for each picture with its way from the noise"
+        ),
         "model": ModelOptions(),
     }
     if recipe.condition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import http.client
@@ -174,7 +175,8 @@ def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> Non
             raise BookError(f"{name} came down damaged ({reason}): {remedy}") from None
         raise BookError(f"{name} cannot be downloaded ({reason}): connect to a network, {bring}") from None
     except OSError as error:
-        raise BookError(f"{name} cannot be stored in {root} ({_one_line(error)}): free some space, {bring}") from None
+        remedy = "free some space" if error.errno == errno.ENOSPC else "choose another folder"
+        raise BookError(f"{name} cannot be stored in {root} ({_one_line(error)}): {remedy}, {bring}") from None
     finally:
         socket.setdefaulttimeout(timeout)
 

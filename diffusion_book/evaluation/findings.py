@@ -17,7 +17,7 @@ from diffusion_book.models.recipes import ELBOConfig
 LATENT_STD = (0.8, 1.25)  # of the latents of the data; 1 is what the schedule expects
 LATENT_MEAN = 0.25  # largest distance of their mean from 0
 TOLD = 0.1  # smallest share of the latents' variance that lies between pictures
-RESTORED = 0.5  # largest squared error of reconstructions, as a share of the pictures' variance
+RESTORED = 0.8  # largest squared error of reconstructions, as a share of the pictures' variance
 LEARNED = 0.9  # largest loss, as a share of that of a network which always says 0
 HEARD = 0.01  # smallest rise of the loss by a wrong label
 NULL = 0.75  # largest rise of the loss by no label, as a share of the rise by a wrong one

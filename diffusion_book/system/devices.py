@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 
 import torch
@@ -50,6 +52,20 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if dtype is not None:
         return dtype
     return torch.bfloat16 if multiplies_bf16(device) else torch.float32
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile a network where no compiler is: torch.compile writes C++ for a CPU, and for a GPU some C.
+
+    Raises:
+        BookError: there is none.
+    """
+    programs = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++")
+    programs = (os.environ.get(programs[0], programs[1]), *programs[1:])
+    if not any(map(shutil.which, programs)):
+        raise BookError(
+            f"--compile needs a compiler, and {programs[1]} is not here: install it (apt-get install g++), or leave out --compile"
+        )
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint, 
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
 from diffusion_book.system import processes
-from diffusion_book.system.devices import out_of_memory_names, prepare_device, resolve_device
+from diffusion_book.system.devices import check_compiler, out_of_memory_names, prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import only_writer, remove_leftovers, timestamped_folder, write_text
 from diffusion_book.system.machine import environment, peak_memory
@@ -137,6 +137,8 @@ def _run_training(
     if not checkpoint:
         checkpoint = load_checkpoint(path, recipe.model) if path is not None else {}
     check_place(options.output_dir, options.name, path, checkpoint.get("step", 0), options.rewind)
+    if options.compile:
+        check_compiler(resolve_device(options.device))
     say("looking for the data, and preparing them ...")
     with processes.main_first():  # downloads, and what is kept in caches, are made once
         recipe, dataset, test = training_data(recipe, autoencoder, parent, checkpoint.get("parent"))

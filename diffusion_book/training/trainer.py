@@ -52,7 +52,7 @@ def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
     """
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     cooldown = min(1.0, (1.0 - progress) / config.cooldown) if config.cooldown else 1.0
-    return config.lr * warmup * cooldown
+    return float(config.lr * warmup * cooldown)  # NumPy's number would stay one, in the checkpoint too
 
 
 def seed_of(*numbers: int) -> int:

@@ -247,7 +247,7 @@ def show_traversals(
         pictures,
         rows,
         [f"{value:.3g}".replace("-", "\N{MINUS SIGN}") for value in values],
-        scale=1.5 if len(rows) < 12 else 1.0,
+        scale=1.5,  # in smaller columns the values above them overlap
     )
 
 
