@@ -26,6 +26,7 @@ from diffusion_book.evaluation.scoreboard import (
 )
 from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.models import weights
+from diffusion_book.models.configs import ClassSetting
 from diffusion_book.models.pipelines import list_models, load
 from diffusion_book.system.errors import BookError
 
@@ -206,5 +207,5 @@ def test_not_one_label_each():
 
 def test_every_column_of_a_setting_reaches_the_sampler():
     """Else a row of the board would not be drawn as it was on the card."""
-    known = set(settings.ClassSetting.__dataclass_fields__)
+    known = set(ClassSetting.__dataclass_fields__)
     assert set(board.SETTING) == known

@@ -19,7 +19,7 @@ from survival import assert_same_training, epochs_of
 
 from diffusion_book.cli.main import main
 from diffusion_book.models.checkpoints import load_checkpoint
-from diffusion_book.models.recipes import Recipe, TrainingConfig
+from diffusion_book.models.recipes import RECIPES, Recipe, TrainingConfig
 from diffusion_book.system.files import only_writer
 from diffusion_book.training import run
 from diffusion_book.training.run import RunOptions, run_training
@@ -242,7 +242,7 @@ def test_only_the_number_of_epochs_may_change(tmp_path, capsys):
     folder = train(tmp_path, "--epochs", "1")
     for option, value, before in (
         ("base_channels", "16", "8"),
-        ("lr", "0.5", "0.001"),
+        ("lr", "0.5", f"{RECIPES['ddpm'].training.lr:g}"),
         ("schedule", "linear", "cosine"),
     ):
         line = fails(capsys, "--resume", str(folder), f"--{option}", value)
@@ -259,7 +259,7 @@ def test_time_limit_cools_down_and_leaves_every_file(tmp_path, undisturbed):
     assert names == {path.name for path in undisturbed.iterdir()}
     last = epochs_of(folder)[-1]
     assert last["step"] < 1000 * STEPS_PER_EPOCH
-    assert last["lr"] < 0.5e-3
+    assert last["lr"] < RECIPES["ddpm"].training.lr / 2
     assert (folder / "checkpoints" / "final.pt").is_file()
 
 
@@ -283,7 +283,7 @@ def test_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, monkey
     line = fails(capsys, "--output-dir", str(tmp_path / "late"), "--epochs", "3")
     (folder,) = (tmp_path / "late").iterdir()
     last = folder / "checkpoints" / "last.pt"
-    assert f"not finite at step {STEPS_PER_EPOCH + 3} with learning rate 0.001" in line
+    assert f"not finite at step {STEPS_PER_EPOCH + 3} with learning rate {RECIPES['ddpm'].training.lr:.2g}" in line
     assert f"the last good checkpoint is {last}" in line
     checkpoint = load_checkpoint(last)
     assert checkpoint["step"] == STEPS_PER_EPOCH
@@ -314,7 +314,8 @@ def test_batch_that_does_not_fit_names_the_option(tmp_path, monkeypatch, capsys)
 
 
 def test_classifier_run_tells_its_accuracy_and_draws_nothing(tmp_path):
-    recipe = Recipe("classifier", TrainingConfig(dataset="digits", epochs=2, lr=2e-3, warmup_steps=5, ema_decay=0.9))
+    fast = {"optimizer": "adamw", "lr": 2e-3, "warmup_steps": 5, "ema_decay": 0.9}
+    recipe = Recipe("classifier", TrainingConfig(dataset="digits", epochs=2, **fast))
     folder = run_training(recipe, RunOptions(output_dir=tmp_path, device="cpu", precision="fp32"), callbacks=PICTURES)
     assert not (folder / "epoch_samples").exists()
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
