@@ -172,7 +172,7 @@ def _run_training(
         run.board = SummaryWriter(folder / "tensorboard", purge_step=trainer.step + 1)
     if trainer.progress >= 1 and processes.is_main():
         more = "--max-minutes" if trainer.step < trainer.total_steps else "--epochs"
-        print(f"nothing left to train in {folder}: raise {more}", file=sys.stderr)
+        print(f"notice: nothing left to train in {folder}: raise {more}", file=sys.stderr)
     with stop_signals() as stopping, monitoring(trainer.device) as run.monitor:
         run.train(stopping)
         run.finish()
