@@ -1,0 +1,112 @@
+"""The models inside the page: the scripts and weights that a live figure needs. A Sphinx extension, loaded by conf.py.
+
+The JavaScript of this folder is the book's second implementation of its models, in this order:
+
+    kernels.wat    the loops that take the time, for WebAssembly; plain.js says the same in JavaScript
+    layers.js      memory, weights, and the parts that networks are made of
+    networks.js    U-Net, encoder and decoder
+    noise.js       PyTorch's random numbers
+    diffusion.js   schedules, targets, guidance, samplers
+    model.js       noise in, pictures out
+    worker.js      all of these run in a worker, and talk to
+    page.js        which reads the controls and paints
+
+A page opened from a folder may load classic scripts and nothing else. So the worker's code travels as a script, and so
+do the weights of each model, which are loaded when the reader asks for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import torch
+import wasmtime
+from torch import Tensor
+
+from diffusion_book import weights
+from diffusion_book.files import write_text
+from diffusion_book.training.recipes import Recipe, recipe_from_dict
+
+FOLDER = Path(__file__).parent
+ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "model.js")
+
+
+def engine() -> str:
+    """The second implementation, all of it but the worker's own few lines."""
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ENGINE)
+
+
+def kernels() -> list[str]:
+    """kernels.wat assembled, base64: with the instruction that multiplies and adds in one go, and without it.
+
+    Not every browser knows `f32x4.relaxed_madd`, which rounds once or twice, as the processor likes.
+    """
+    text = (FOLDER / "kernels.wat").read_text(encoding="utf-8")
+    local = r"(\(local\.get \$\w+\))"
+    twice = re.sub(rf"\(f32x4\.relaxed_madd {local} {local} {local}\)", r"(f32x4.add (f32x4.mul \1 \2) \3)", text)
+    return [base64.b64encode(wasmtime.wat2wasm(each)).decode() for each in (text, twice)]
+
+
+def engine_script() -> str:
+    """A classic script that hands the page what it makes the worker of."""
+    source = "\n".join(['"use strict";', engine(), (FOLDER / "worker.js").read_text(encoding="utf-8")])
+    return f"liveEngine({json.dumps({'source': source, 'kernels': kernels()})});\n"
+
+
+def weights_script(name: str, recipe: Recipe, tensors: dict[str, Tensor], vae: str | None = None) -> str:
+    """A classic script that hands the page a model: its recipe, and its tensors in half precision.
+
+    Args:
+        name: of the model in the page.
+        recipe: how it is built.
+        tensors: of its network.
+        vae: of a latent model: the name of the autoencoder, which is loaded before.
+
+    Raises:
+        ValueError: half precision would lose more than digits, or the engine cannot run the network.
+    """
+    check_runs(name, recipe, tensors)
+    places, parts, begin = {}, [], 0
+    for key, value in tensors.items():
+        half = value.to(torch.float16)
+        # Beside the rounding of its 11 digits, half precision ends at 65,504, and below 6e-5 digits go missing.
+        if not torch.allclose(half.float(), value.float(), rtol=2**-11, atol=2**-24):
+            raise ValueError(f"half precision cannot hold {key} of '{name}'")
+        places[key] = [begin, list(value.shape)]
+        parts.append(half.contiguous().numpy().tobytes())
+        begin += value.numel()
+    model = {"name": name, "recipe": recipe.to_dict(), "vae": vae, "tensors": places}
+    model["data"] = base64.b64encode(b"".join(parts)).decode()
+    return f"liveWeights({json.dumps(model, separators=(',', ':'))});\n"
+
+
+def check_runs(name: str, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
+    """Refuse a network that the engine cannot run: it takes eight channels at a time.
+
+    Raises:
+        ValueError: a level's channels are no multiple of 8, or there are more of them than the engine expects.
+    """
+    config = recipe.network or recipe.vae
+    for multiplier in config.channel_multipliers:
+        channels = multiplier * config.base_channels
+        if channels % 8 or channels > 4096:
+            raise ValueError(f"a level of '{name}' has {channels} channels: in a page it takes a multiple of 8 to 4,096")
+
+
+def shipped_script(name: str) -> str:
+    """The script of a model that comes with the book."""
+    recipe = recipe_from_dict(weights.read_card(name)["recipe"])
+    return weights_script(name, recipe, weights.read_weights(name), "vae" if recipe.is_latent else None)
+
+
+def write_scripts(folder: Path, models: list[str]) -> None:
+    """Write the scripts of the engine, and of these models with all that they need, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("page.js", "live.css"):
+        write_text(folder / name, (FOLDER / name).read_text(encoding="utf-8"))
+    write_text(folder / "engine.js", engine_script())
+    for name in models:
+        write_text(folder / f"{name}.js", shipped_script(name))
