@@ -22,16 +22,59 @@ import json
 import re
 from pathlib import Path
 
-import torch
+import numpy as np
 import wasmtime
+from docutils import nodes
+from docutils.parsers.rst import Directive
 from torch import Tensor
 
 from diffusion_book import weights
+from diffusion_book.errors import BookError
 from diffusion_book.files import write_text
 from diffusion_book.training.recipes import Recipe, recipe_from_dict
+from diffusion_book.viz.in_page import live_figure
 
 FOLDER = Path(__file__).parent
 ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "model.js")
+STILLS = FOLDER / "stills"  # what the figures begin with: `make pictures` draws them
+FIGURE = re.compile(r'<figure class="live" data-model="([^"]+)"')
+
+
+def setup(app):
+    app.add_directive("live", LiveFigure)
+    app.connect("html-page-context", load_page_script)
+    app.connect("build-finished", write_models)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+class LiveFigure(Directive):
+    """A live figure of the model that is named: `diffusion_book.viz.in_page.live_figure`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        (model,) = self.arguments
+        still = STILLS / f"{model}.webp"
+        try:
+            figure = live_figure(model, f"data:image/webp;base64,{base64.b64encode(still.read_bytes()).decode()}")
+        except (BookError, OSError) as error:
+            raise self.error(f"no live figure of '{model}': {error} (`make pictures` draws what it begins with)") from None
+        return [nodes.raw("", figure.text, format="html")]
+
+
+def load_page_script(app, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """Have a page with a live figure load the script and the style that it needs; no other page does."""
+    if FIGURE.search(context.get("body", "")):
+        app.add_js_file("live/page.js", loading_method="defer")
+        app.add_css_file("live/live.css")
+
+
+def write_models(app, exception: Exception | None) -> None:
+    """Write the scripts of the engine and of every model that a page shows."""
+    if exception is None:
+        pages = Path(app.outdir).rglob("*.html")
+        named = {model for page in pages for model in FIGURE.findall(page.read_text(encoding="utf-8"))}
+        write_scripts(Path(app.outdir, "_static", "live"), sorted(named))
 
 
 def engine() -> str:
@@ -71,13 +114,15 @@ def weights_script(name: str, recipe: Recipe, tensors: dict[str, Tensor], vae: s
     check_runs(name, recipe, tensors)
     places, parts, begin = {}, [], 0
     for key, value in tensors.items():
-        half = value.to(torch.float16)
-        # Beside the rounding of its 11 digits, half precision ends at 65,504, and below 6e-5 digits go missing.
-        if not torch.allclose(half.float(), value.float(), rtol=2**-11, atol=2**-24):
+        whole = value.numpy()
+        with np.errstate(over="ignore"):
+            half = whole.astype(np.float16)
+        # Rounded to 11 binary digits, and near 0 to steps of 2^-24; beyond 65,504 there is nothing.
+        if not np.allclose(half.astype(np.float32), whole, rtol=2**-11, atol=2**-25):
             raise ValueError(f"half precision cannot hold {key} of '{name}'")
-        places[key] = [begin, list(value.shape)]
-        parts.append(half.contiguous().numpy().tobytes())
-        begin += value.numel()
+        places[key] = [begin, list(whole.shape)]
+        parts.append(half.tobytes())
+        begin += half.size
     model = {"name": name, "recipe": recipe.to_dict(), "vae": vae, "tensors": places}
     model["data"] = base64.b64encode(b"".join(parts)).decode()
     return f"liveWeights({json.dumps(model, separators=(',', ':'))});\n"
@@ -103,10 +148,10 @@ def shipped_script(name: str) -> str:
 
 
 def write_scripts(folder: Path, models: list[str]) -> None:
-    """Write the scripts of the engine, and of these models with all that they need, into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what live figures of these models load into a folder."""
     for name in ("page.js", "live.css"):
         write_text(folder / name, (FOLDER / name).read_text(encoding="utf-8"))
     write_text(folder / "engine.js", engine_script())
-    for name in models:
+    latent = [name for name in models if recipe_from_dict(weights.read_card(name)["recipe"]).is_latent]
+    for name in sorted({*models, *(["vae"] if latent else [])}):
         write_text(folder / f"{name}.js", shipped_script(name))

@@ -2,7 +2,7 @@
 //   {kernels}                      once, first: see `begin` in layers.js
 //   {name, recipe, tensors, data, vae}   a model; vae: the name of the one that its latents belong to
 //   {figure, id, model, ...}       draw, for this figure; an older wish of the same figure is dropped
-// and answers {loaded}, {figure, id, pictures, step} on the way, and {figure, id, pictures, ms} at the end.
+// and answers {loaded}, {figure, id, pictures, t} on the way, and {figure, id, pictures, ms} at the end.
 
 const models = {}, newest = {}; // newest: figure -> id of its last wish
 const PREVIEW = 120; // milliseconds between pictures on the way
@@ -25,6 +25,7 @@ async function draw(wish) {
     await doorOpen();
     if (newest[wish.figure] !== wish.id) throw new Stale();
   };
+  await pause();
   for await (const state of states(model, wish, pause)) {
     x = state.x;
     const now = performance.now();

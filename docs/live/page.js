@@ -1,0 +1,150 @@
+// The live figures of a page: reads their controls, asks the worker, paints its answers.
+//
+// A figure is written by diffusion_book.viz.in_page. Nothing is loaded before its button is pressed; what has been
+// loaded serves all figures of the page. The page itself never computes, so that it never stalls.
+
+"use strict";
+(() => {
+  const folder = document.currentScript.src.replace(/[^/]*$/, ""); // where this script and its neighbours lie
+  const SIDE = 28; // pixels of a picture
+  const figures = [...document.querySelectorAll("figure.live")];
+  const loads = {}; // name of a script -> a promise of what it brought
+  const waiting = {}; // name of a model -> who is told when the worker has it
+  let worker, wishes = 0, brought;
+
+  // The scripts call one of these two. (A page that was opened from a folder may read no file in another way.)
+  window.liveEngine = window.liveWeights = what => { brought = what; };
+
+  /** Add a script to the page, once; what it brought. */
+  function load(name) {
+    loads[name] ||= new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `${folder}${name}.js`;
+      script.onload = () => { resolve(brought); brought = undefined; script.remove(); };
+      script.onerror = () => { delete loads[name]; script.remove(); reject(new Error(`${name}.js is not there`)); };
+      document.head.append(script);
+    });
+    return loads[name];
+  }
+
+  async function wakeWorker() {
+    const { source, kernels } = await load("engine");
+    if (worker) return;
+    worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    worker.onerror = event => figures.forEach(figure => figure.said?.(`The engine stopped: ${event.message}`));
+    worker.onmessage = ({ data }) => {
+      if (data.loaded) waiting[data.loaded]();
+      else figures[data.figure].show(data);
+    };
+    worker.postMessage({ kernels });
+  }
+
+  /** Have the worker know a model, and first the autoencoder that it needs. */
+  async function loadModel(name) {
+    const model = await load(name);
+    if (model.vae) await loadModel(model.vae);
+    model.ready ||= new Promise(resolve => {
+      waiting[name] = resolve;
+      worker.postMessage({ ...model });
+      delete model.data; // the worker has a copy
+    });
+    return model.ready;
+  }
+
+  function setUp(figure, number) {
+    const canvas = figure.querySelector("canvas"), button = figure.querySelector(".live-start");
+    const still = figure.querySelector(".live-still"), status = figure.querySelector(".live-said");
+    const inputs = [...figure.querySelectorAll("input[name], select[name]")];
+    const { model, classes } = figure.dataset, count = canvas.width / SIDE;
+    const context = canvas.getContext("2d", { willReadFrequently: true }); // so small that no GPU is worth it
+    let last = 0; // id of the last wish
+
+    /** What the controls stand at, and what the figure has no control for. */
+    const read = () => {
+      const asked = { model, count, ...JSON.parse(figure.dataset.fixed) };
+      for (const { name, type, value } of inputs) {
+        if (type === "range") asked[name] = Number(value);
+        else asked[name] = name === "label" ? (value === "" ? null : Number(value)) : value;
+      }
+      return asked;
+    };
+
+    const ask = () => {
+      const asked = read(), every = Array.from({ length: count }, (_, i) => i % classes);
+      const labels = classes ? every.map(label => asked.label ?? label) : null;
+      figure.asked = asked;
+      figure.setAttribute("aria-busy", "true");
+      delete figure.dataset.drawn; // until it is finished
+      delete figure.dataset.ms;
+      worker.postMessage({ ...asked, labels, figure: number, id: last = ++wishes });
+    };
+
+    const paint = pictures => {
+      const image = new ImageData(SIDE * count, SIDE);
+      for (let k = 0, i = 0; k < count; k++) for (let r = 0; r < SIDE; r++) for (let q = 0; q < SIDE; q++, i++) {
+        const at = 4 * ((r * count + k) * SIDE + q);
+        image.data[at] = image.data[at + 1] = image.data[at + 2] = Math.round((pictures[i] + 1) * 127.5);
+        image.data[at + 3] = 255;
+      }
+      context.putImageData(image, 0, 0);
+      if (still) still.hidden = true;
+      canvas.hidden = false;
+    };
+
+    figure.said = words => { status.textContent = words; };
+
+    figure.show = answer => {
+      if (answer.id !== last) return; // of a wish that is past
+      if (answer.pictures) paint(answer.pictures);
+      if (answer.error) figure.said(`That went wrong: ${answer.error}`);
+      if (answer.ms === undefined && !answer.error) return;
+      figure.removeAttribute("aria-busy");
+      if (answer.error) return;
+      const words = describe(figure.asked);
+      canvas.setAttribute("aria-label", words);
+      figure.said(`${words}: ${(answer.ms / 1000).toFixed(2)} s`);
+      figure.dataset.ms = Math.round(answer.ms);
+      figure.dataset.drawn = JSON.stringify(figure.asked);
+    };
+
+    const tell = input => {
+      const output = input.parentElement.querySelector("output");
+      if (output) output.value = Number(input.step) < 1 ? Number(input.value).toFixed(1) : input.value;
+    };
+
+    button.hidden = false;
+    button.onclick = async () => {
+      const focused = document.activeElement === button;
+      button.disabled = true;
+      figure.said("Loading the model …");
+      try {
+        await wakeWorker();
+        await loadModel(model);
+      } catch (error) {
+        figure.said(`This browser cannot run the model here (${error.message}): the picture was drawn beforehand.`);
+        button.disabled = false;
+        return;
+      }
+      button.hidden = true;
+      for (const input of inputs) {
+        input.disabled = false;
+        input.oninput = () => { tell(input); ask(); };
+        tell(input);
+      }
+      figure.classList.add("awake");
+      if (focused) inputs[0]?.focus(); // else the keyboard's reader would start again at the top
+      ask();
+    };
+  }
+
+  /** What a picture shows, in words. */
+  function describe({ count, label, scale, steps, sampler, eta, seed }) {
+    const what = label === undefined || label === null ? `${count} digits` : `${count} times the digit ${label}`;
+    const how = [`${steps} ${steps === 1 ? "step" : "steps"} of ${sampler}`];
+    if (scale !== undefined) how.unshift(`guidance scale ${scale.toFixed(1)}`);
+    if (eta) how.push(`eta ${eta.toFixed(1)}`);
+    return `${what}, ${how.join(", ")}, seed ${seed}`;
+  }
+
+  figures.forEach(setUp);
+})();
