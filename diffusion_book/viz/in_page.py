@@ -80,14 +80,14 @@ def live_figure(model: str, still: str = "", **start) -> Html:
         model=model,
         classes=recipe.condition.num_classes if recipe.condition else "",
         fixed=html.escape(json.dumps({"eta": 0})),
-        still=f'<img class="live-still" src="{still}" alt="Ten digits" width="{COUNT * SIDE}" height="{SIDE}">'
+        still=f'<img class="live-still" src="{still}" alt="Ten digits of {model}" width="{COUNT * SIDE}" height="{SIDE}">'
         if still
         else "",
         width=COUNT * SIDE,
         side=SIDE,
         alt=f"Ten digits of {model}",
         hidden=" hidden" if still else "",
-        button=f"Draw here ({megabytes(model)} MB)",
+        button=f"Draw live (loads {megabytes(model)} MB)",
         controls="\n".join(controls),
         said=html.escape(f"Drawn beforehand: load({model!r}).sample({call})"),
     )
