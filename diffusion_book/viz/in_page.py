@@ -28,7 +28,7 @@ _TEMPLATE = """\
 <canvas width="{width}" height="{side}" role="img" aria-label="{alt}"{hidden}></canvas></div>
 <div class="live-controls"><button type="button" class="live-start" hidden>{button}</button>
 {controls}</div>
-<figcaption><span class="live-said" role="status">{said}</span></figcaption>
+<figcaption><span class="live-said" role="status">Drawn beforehand</span>: <code class="live-call">{call}</code></figcaption>
 </figure>"""
 
 _RANGE = (
@@ -80,7 +80,7 @@ def live_figure(model: str, still: str = "", **start) -> Html:
         model=model,
         classes=recipe.condition.num_classes if recipe.condition else "",
         fixed=html.escape(json.dumps({"eta": 0})),
-        still=f'<img class="live-still" src="{still}" alt="Ten digits of {model}" width="{COUNT * SIDE}" height="{SIDE}">'
+        still=f'<img class="live-still dark-light" src="{still}" alt="Ten digits of {model}" width="{COUNT * SIDE}" height="{SIDE}">'
         if still
         else "",
         width=COUNT * SIDE,
@@ -89,7 +89,7 @@ def live_figure(model: str, still: str = "", **start) -> Html:
         hidden=" hidden" if still else "",
         button=f"Draw live (loads {megabytes(model)} MB)",
         controls="\n".join(controls),
-        said=html.escape(f"Drawn beforehand: load({model!r}).sample({call})"),
+        call=html.escape(f"load({model!r}).sample({call})"),
     )
     return Html(text, f"Ten digits of '{model}', drawn by the reader's browser")
 

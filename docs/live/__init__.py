@@ -54,12 +54,18 @@ class LiveFigure(Directive):
 
     def run(self) -> list[nodes.Node]:
         (model,) = self.arguments
-        still = STILLS / f"{model}.webp"
         try:
-            figure = live_figure(model, f"data:image/webp;base64,{base64.b64encode(still.read_bytes()).decode()}")
+            figure = live_figure(model, still(model))
         except (BookError, OSError) as error:
-            raise self.error(f"no live figure of '{model}': {error} (`make pictures` draws what it begins with)") from None
+            raise self.error(
+                f"no live figure of '{model}': {error} (`make pictures` draws what it begins with)"
+            ) from None
         return [nodes.raw("", figure.text, format="html")]
+
+
+def still(model: str) -> str:
+    """The address of the picture that a figure begins with, which needs no file beside the page."""
+    return "data:image/webp;base64," + base64.b64encode((STILLS / f"{model}.webp").read_bytes()).decode()
 
 
 def load_page_script(app, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
@@ -138,7 +144,9 @@ def check_runs(name: str, recipe: Recipe, tensors: dict[str, Tensor]) -> None:
     for multiplier in config.channel_multipliers:
         channels = multiplier * config.base_channels
         if channels % 8 or channels > 4096:
-            raise ValueError(f"a level of '{name}' has {channels} channels: in a page it takes a multiple of 8 to 4,096")
+            raise ValueError(
+                f"a level of '{name}' has {channels} channels: in a page it takes a multiple of 8 to 4,096"
+            )
 
 
 def shipped_script(name: str) -> str:

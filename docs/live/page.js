@@ -100,9 +100,9 @@
       if (answer.ms === undefined && !answer.error) return;
       figure.removeAttribute("aria-busy");
       if (answer.error) return;
-      const words = describe(figure.asked);
-      canvas.setAttribute("aria-label", words);
-      figure.said(`${words}: ${(answer.ms / 1000).toFixed(2)} s`);
+      canvas.setAttribute("aria-label", describe(figure.asked));
+      figure.said(`Drawn here in ${(answer.ms / 1000).toFixed(2)} s`);
+      figure.querySelector(".live-call").textContent = call(figure.asked);
       figure.dataset.ms = Math.round(answer.ms);
       figure.dataset.drawn = JSON.stringify(figure.asked);
     };
@@ -121,7 +121,7 @@
         await wakeWorker();
         await loadModel(model);
       } catch (error) {
-        figure.said(`This browser cannot run the model here (${error.message}): the picture was drawn beforehand.`);
+        figure.said(`This browser cannot run the model here (${error.message}): what stands above was drawn beforehand.`);
         button.disabled = false;
         return;
       }
@@ -135,6 +135,16 @@
       if (focused) inputs[0]?.focus(); // else the keyboard's reader would start again at the top
       ask();
     };
+  }
+
+  /** What draws the same in Python. */
+  function call({ model, count, label, scale, steps, sampler, eta, seed }) {
+    const given = [`${count}`];
+    if (label !== undefined && label !== null) given.push(`labels=${label}`);
+    given.push(`sampler='${sampler}'`, `steps=${steps}`);
+    if (eta) given.push(`eta=${eta}`);
+    if (scale !== undefined) given.push(`guidance_scale=${scale.toFixed(1)}`);
+    return `load('${model}').sample(${[...given, `seed=${seed}`].join(", ")})`;
   }
 
   /** What a picture shows, in words. */
