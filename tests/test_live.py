@@ -377,6 +377,25 @@ class Figure:
         return (images.permute(1, 0, 2).reshape(28, 280).clamp(-1, 1) + 1).mul(127.5).round()
 
 
+WISHES = {
+    "ldm-concat": [
+        {"scale": 3, "steps": 10, "seed": 0, "sampler": "ddim"},
+        {"scale": 0, "steps": 4, "seed": 41, "sampler": "heun"},
+        {"scale": 6.5, "steps": 25, "seed": 9, "sampler": "ddpm", "label": "7"},
+    ],
+    "ldm-cross-attention": [
+        {"scale": 3, "steps": 10, "seed": 0, "sampler": "ddim"},
+        {"scale": 1, "steps": 15, "seed": 2, "sampler": "dpm++", "label": "2"},
+        {"scale": 2, "steps": 5, "seed": 3, "sampler": "midpoint"},
+    ],
+    "rf-one-step": [
+        {"steps": 1, "seed": 0, "sampler": "euler"},
+        {"steps": 1, "seed": 9999, "sampler": "ddim"},
+        {"steps": 2, "seed": 5, "sampler": "heun"},
+    ],
+}
+
+
 def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder, open_page):
     page = open_page()
     page.goto((folder / "page.html").as_uri())
@@ -385,16 +404,7 @@ def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder,
     assert size < (folder / "page.html").stat().st_size + 50_000
     assert [urlsplit(address).path.rpartition("/")[2] for address in page.asked] == ["page.html", "live.css", "page.js"]
 
-    settings = {
-        "ldm-concat": [dict(scale=3, steps=10, seed=0, sampler="ddim"), dict(scale=0, steps=4, seed=41, sampler="heun"),
-                       dict(scale=6.5, steps=25, seed=9, sampler="ddpm", label="7")],
-        "ldm-cross-attention": [dict(scale=3, steps=10, seed=0, sampler="ddim"),
-                                dict(scale=1, steps=15, seed=2, sampler="dpm++", label="2"),
-                                dict(scale=2, steps=5, seed=3, sampler="midpoint")],
-        "rf-one-step": [dict(steps=1, seed=0, sampler="euler"), dict(steps=1, seed=9999, sampler="ddim"),
-                        dict(steps=2, seed=5, sampler="heun")],
-    }  # fmt: skip
-    for model, wishes in settings.items():
+    for model, wishes in WISHES.items():
         figure, pipe = Figure(page, model), load(model)
         assert f"loads {megabytes(model)} MB" in figure.part.locator("button.live-start").inner_text()
         first = figure.press()
@@ -512,7 +522,7 @@ def test_figure_fits_a_phone(folder, open_page):
     page = open_page(width=PHONE, height=844)
     page.goto((folder / "page.html").as_uri())
     figure = Figure(page, "rf-one-step")
-    figure.part.locator("button.live-start").tap() if page.context.browser is None else figure.press()
+    figure.press()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE
     for part in figure.part.locator("canvas, label:visible").all():
         box = part.bounding_box()
