@@ -8,6 +8,10 @@ PORT ?= 8888
 JOBS ?= 2
 THREADS = $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(JOBS) ? cores / $(JOBS) : 1)))
 
+# Threads wait without spinning, so that a busy neighbour does not slow them down manyfold: see docs/threads.md. The
+# package sets it too, but a chapter may load torch before the package.
+export GOMP_SPINCOUNT ?= 1000
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -18,7 +22,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHAPTERS := $(patsubst notebooks/%.py,%,$(sort $(wildcard notebooks/[0-9][0-9]_*.py)))
 EXECUTED := $(CHAPTERS:%=$(BUILD)/chapters/%.ipynb)
-LIBRARY := $(shell find diffusion_book -name '*.py' -o -name '*.safetensors' -o -name '*.json')
+LIBRARY := $(shell find diffusion_book -name '*.py' -o -name '*.js' -o -name '*.safetensors' -o -name '*.json')
 PAGES := $(wildcard docs/*.md docs/*.png docs/*.svg docs/*.webp docs/_static/*)
 
 .PHONY: help

@@ -22,13 +22,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_book import data
-from diffusion_book.devices import resolve_precision
 from diffusion_book.evaluation.measures import measure
-from diffusion_book.files import write_text
+from diffusion_book.models.pipelines import build
+from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig, recipe_of
 from diffusion_book.networks.unet import UNet, UNetConfig
-from diffusion_book.pipelines import build
+from diffusion_book.system.devices import resolve_precision
+from diffusion_book.system.files import write_text
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig, recipe_of
 from diffusion_book.training.trainer import Trainer
 
 DOCS = Path(__file__).parents[1] / "docs"

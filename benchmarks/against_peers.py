@@ -41,17 +41,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_book import data
-from diffusion_book.devices import autocast, resolve_precision
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, reference_features
 from diffusion_book.evaluation.measures import floor
 from diffusion_book.evaluation.speed import matrix_rate
-from diffusion_book.files import write_text
+from diffusion_book.models.pipelines import build
+from diffusion_book.models.recipes import Recipe, recipe_of
 from diffusion_book.networks.unet import UNet
-from diffusion_book.pipelines import build
+from diffusion_book.system.devices import autocast, resolve_precision
+from diffusion_book.system.files import write_text
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import Recipe, recipe_of
 from diffusion_book.training.trainer import Trainer, learning_rate
 
 DOCS = Path(__file__).parents[1] / "docs"

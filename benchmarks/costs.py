@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from diffusion_book import pipelines
 from diffusion_book.evaluation.speed import (
     flops_of,
     matrix_rate,
@@ -31,11 +30,12 @@ from diffusion_book.evaluation.speed import (
     seconds_of,
     training_flops,
 )
-from diffusion_book.files import write_text, write_whole
-from diffusion_book.pipelines import Pipeline, build, build_network
-from diffusion_book.training.experiment import environment
+from diffusion_book.models import pipelines
+from diffusion_book.models.pipelines import Pipeline, build, build_network
+from diffusion_book.models.recipes import recipe_of
+from diffusion_book.system.files import write_text, write_whole
+from diffusion_book.system.machine import environment
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import recipe_of
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz.style import COLOURS, new_figure
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.networks.gaussian import DiagonalGaussian
 
 
 def reconstruction_error(x: Tensor, reconstruction: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
-from diffusion_book.errors import BookError
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.schedules import expand
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import Prediction
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError
 from diffusion_book.schedules import expand
+from diffusion_book.system.errors import BookError
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:

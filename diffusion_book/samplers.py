@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
-from diffusion_book.errors import BookError, whole
 from diffusion_book.schedules import MOST_TIMESTEPS, TIMESTEPS, Schedule, expand, posterior
+from diffusion_book.system.errors import BookError, whole
 from diffusion_book.targets import Prediction
 
 Step = Callable[..., Tensor]

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import diffusion_book
 from diffusion_book.evaluation.features import logits
-from diffusion_book.training.recipes import RECIPES
+from diffusion_book.models.recipes import RECIPES
 from diffusion_book.viz.animation import save_animation
 from diffusion_book.viz.grids import grid
 from diffusion_book.viz.in_page import COUNT, start_of

@@ -29,7 +29,9 @@ import time
 import torch
 
 import diffusion_book
-from diffusion_book import data, devices, schedules, weights
+from diffusion_book import data, schedules
+from diffusion_book.models import weights
+from diffusion_book.system import devices
 from diffusion_book.viz import grids, overview, plots, scrubber
 
 pipe = diffusion_book.load("ldm-concat")

@@ -45,12 +45,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, objective, pipelines, samplers, schedules, targets, weights
+from diffusion_book import data, objective, samplers, schedules, targets
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet
 from diffusion_book.schedules import add_noise, cosine
 from diffusion_book.targets import Prediction
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import animation, grids, paths, plots, scrubber, strips, style
 

@@ -44,11 +44,12 @@ import time
 import torch
 
 import diffusion_book
-from diffusion_book import data, samplers, weights
+from diffusion_book import data, samplers
 from diffusion_book.denoiser import Denoiser
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
 from diffusion_book.interpolation import slerp
+from diffusion_book.models import weights
 from diffusion_book.schedules import cosine, expand
 from diffusion_book.targets import TARGETS, Prediction
 from diffusion_book.viz import animation, grids, paths, plots, scrubber, style

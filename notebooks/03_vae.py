@@ -49,14 +49,14 @@ from torch.testing import assert_close
 
 import diffusion_book
 from diffusion_book import data, elbo
-from diffusion_book.autoencoder import build_autoencoder
 from diffusion_book.evaluation import measures
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.models.autoencoder import build_autoencoder
+from diffusion_book.models.recipes import ELBOConfig, Recipe, TrainingConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.vae import VAE, VAEConfig
 from diffusion_book.training.losses import loss_of_vae
-from diffusion_book.training.recipes import ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import animation, grids, latents, paths, plots, style
 

@@ -49,18 +49,19 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffusion_book
-from diffusion_book import data, objective, pipelines, samplers, schedules, targets, weights
+from diffusion_book import data, objective, samplers, schedules, targets
 from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.elbo import latent_statistics
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
-from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.interpolation import slerp
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.recipes import TrainingConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNet
 from diffusion_book.schedules import add_noise, cosine
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.losses import loss_of_diffusion, loss_of_latent_diffusion
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import animation, costs, grids, plots, strips, style
 

@@ -47,16 +47,17 @@ import torch
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, pipelines, samplers, weights
+from diffusion_book import data, samplers
 from diffusion_book.evaluation.distances import frechet_distance, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.guidance import drop_labels, guided
+from diffusion_book.models import pipelines, sampling, weights
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.schedules import add_noise, cosine, expand
 from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import grids, latents, plots, strips, style
 from diffusion_book.viz import guidance as pictures_of
@@ -497,7 +498,7 @@ print("w = 1 is the conditional model, w = 0 the unconditional, w = 5 is equatio
 # Now the dial. Each row starts from one noise and asks for one digit; only $w$ changes from column to column.
 
 # %%
-swept = pictures_of.sweep(pipe, range(10), SCALES, steps=20, seed=0)
+swept = sampling.sweep(pipe, range(10), SCALES, steps=20, seed=0)
 pictures_of.show_sweep(swept, range(10), SCALES, "One noise a row")
 
 # %% [markdown]
@@ -708,7 +709,7 @@ check(away_from)
 #
 # ```python
 # pictures_of.show_clouds({"w = -2": walk(guided(toy, -2.0), start)}, points, asked, limit=8)
-# pictures_of.show_sweep(pictures_of.sweep(pipe, range(10), (-4, -2, 0, 1)), range(10), (-4, -2, 0, 1))
+# pictures_of.show_sweep(sampling.sweep(pipe, range(10), (-4, -2, 0, 1)), range(10), (-4, -2, 0, 1))
 # ```
 #
 # In the toy most points flee far to the right. A few stay in class 0: where everything is of class 0 anyway, (2) is

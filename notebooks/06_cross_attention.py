@@ -55,22 +55,23 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffusion_book
-from diffusion_book import data, pipelines, samplers, weights
+from diffusion_book import data, samplers
 from diffusion_book.denoiser import Denoiser
 from diffusion_book.evaluation.features import logits
+from diffusion_book.models import pipelines, sampling, weights
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks import layers
 from diffusion_book.networks.conditioning import ConditionalUNet, cross_attention_maps
 from diffusion_book.targets import TARGETS, Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import attention, grids, plots, style, tables
 
 style.use_style()
 pipe = diffusion_book.load("ldm-cross-attention")
 vae, DIGITS = pipe.autoencoder, [str(digit) for digit in range(10)]
-watched = attention.watch(pipe, range(10), guidance_scale=3.0, steps=20, seed=0)
+watched = sampling.watch(pipe, range(10), guidance_scale=3.0, steps=20, seed=0)
 attention.show_tokens(watched, "up.1.0", DIGITS)
 
 # %% [markdown]
@@ -368,7 +369,7 @@ def accuracy(pictures, labels):
 
 
 def look(name):
-    drawn = attention.watch(young(), torch.arange(100) % 10, guidance_scale=3.0, steps=10, seed=0)
+    drawn = sampling.watch(young(), torch.arange(100) % 10, guidance_scale=3.0, steps=10, seed=0)
     sharp = torch.cat([maps.max(dim=-1).values.flatten() for maps in drawn.maps.values()]).mean()
     right = accuracy(drawn.pictures[-1], torch.arange(100) % 10)
     print(f"{name:>5}: {right:4.0%} read as what was asked; the largest of four shares is {sharp:.2f} on average")
@@ -405,7 +406,7 @@ tables.show_table(dial.unflatten(0, (4, 10)), [f"w = {w:g}" for w in scales], DI
 # %% [markdown]
 # ## 11. What the tokens look like from the picture
 #
-# `attention.watch` samples, and notes the map of each layer at each step. (A guided step runs the network on a batch of
+# `sampling.watch` samples, and notes the map of each layer at each step. (A guided step runs the network on a batch of
 # two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Give each token
 # a colour and paint each place in the mixture of what it reads. First all layers at the last step:
 
@@ -435,7 +436,7 @@ attention.show_readers(ways, [[watched.maps[name][step, 3] for step in steps] fo
 # longer to decide:
 
 # %%
-plain = attention.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
+plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
 attention.scrub_tokens(plain, "up.1.0", start=10)
 
 # %% [markdown]
@@ -446,8 +447,8 @@ attention.scrub_tokens(plain, "up.1.0", start=10)
 
 # %%
 one_noise = pipe.noise(1, seed=3).expand(10, -1, -1, -1)
-by_label = attention.watch(pipe, range(10), steps=2, noise=one_noise)
-by_noise = attention.watch(pipe, [3] * 10, steps=2, seed=0)
+by_label = sampling.watch(pipe, range(10), steps=2, noise=one_noise)
+by_noise = sampling.watch(pipe, [3] * 10, steps=2, seed=0)
 
 
 def moved(watched, layer):

@@ -50,15 +50,16 @@ from torch import nn
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, objective, pipelines, samplers, targets, weights
+from diffusion_book import data, objective, samplers, targets
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.recipes import TrainingConfig, recipe_of
 from diffusion_book.networks.unet import UNet
 from diffusion_book.schedules import add_noise, cosine, rectified
 from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion, loss_of_reflow
-from diffusion_book.training.recipes import TrainingConfig, recipe_of
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import flows, grids, plots, scrubber, strips, style
 

@@ -49,15 +49,16 @@ import torch
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, samplers, schedules, weights
+from diffusion_book import data, samplers, schedules
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.evaluation.measures import floor, natural_labels, real_subset
 from diffusion_book.evaluation.projection import joint_map
 from diffusion_book.evaluation.scoreboard import best, milliseconds, scoreboard
+from diffusion_book.models import sampling, weights
+from diffusion_book.models.recipes import PARENTS
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.targets import Prediction
-from diffusion_book.training.recipes import PARENTS
 from diffusion_book.viz import distribution, grids, plots, scores, style
 
 style.use_style()
@@ -532,7 +533,7 @@ show_map("models of latents", [name for name in pipes if pipes[name].autoencoder
 # takes its finished picture to be, and look that up on the map. Pull the slider back to noise, or press Play.
 
 # %%
-times, stills = distribution.predictions(diffusion_book.load("ddpm"), range(10), frames=26, steps=50, seed=11)
+times, stills = sampling.predictions(diffusion_book.load("ddpm"), range(10), frames=26, steps=50, seed=11)
 shown = {name: labels[name] for name in ("real", "ddpm")}
 ways = plane.locate(features(stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))  # (10, 26, 2)
 distribution.ways_across(

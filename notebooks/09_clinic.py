@@ -44,20 +44,21 @@ import torch
 from torch.testing import assert_close
 
 import diffusion_book
-from diffusion_book import data, pipelines, samplers
+from diffusion_book import data, samplers
 from diffusion_book.denoiser import Denoiser
-from diffusion_book.evaluation import clinic
+from diffusion_book.evaluation import clinic, oracles
 from diffusion_book.evaluation.diagnosis import Zero
 from diffusion_book.evaluation.features import logits
-from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.guidance import guided
+from diffusion_book.models import pipelines
+from diffusion_book.models.recipes import DiffusionConfig, TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNet
 from diffusion_book.schedules import add_noise, cosine, expand, rectified
 from diffusion_book.targets import TARGETS, Prediction, target_value
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import clinic as charts
 from diffusion_book.viz import grids, plots, style
@@ -253,12 +254,12 @@ for name, loss in {"usual": usual, "noise_twice": noise_twice}.items():
     print(f"{name:>11}: a network that knows the answer has a loss of {value:.2f}")
 
 x_t, t = torch.randn(64, 2, 4, 4, generator=generator), torch.linspace(0.1, 1, 64)
-library = clinic.knowing_network(picture, cosine, TARGETS["v"])(x_t, t)
+library = oracles.knowing_network(picture, cosine, TARGETS["v"])(x_t, t)
 assert_close(knowing_network(picture)(x_t, t), library, rtol=1e-3, atol=1e-3)
 print("and it is the library's:", tuple(library.shape))
 
 # %% [markdown]
-# `clinic.examine_loss` and `clinic.examine_sampler` are this test for any loss and any sampler. Put them among the
+# `oracles.examine_loss` and `oracles.examine_sampler` are this test for any loss and any sampler. Put them among the
 # tests of your own project: they take milliseconds, and need neither data nor weights.
 #
 # ## Case 1: the wrong index
@@ -425,7 +426,7 @@ grids.show_rows(guided_samples, "Asked for 0 to 9")
 # %%
 # NBVAL_CHECK_OUTPUT
 for name, guide in (("guided", guided), ("flipped", flipped)):
-    (found,) = clinic.examine_guidance(guide)
+    (found,) = oracles.examine_guidance(guide)
     print(f"{name:>7}: {found.text}\n         {found.advice or 'Nothing to do.'}")
 
 # %% [markdown]
@@ -701,7 +702,7 @@ broken = {
     "clamped state": lambda denoiser, x: walk(denoiser, x, after=clamp),
 }
 for name, sampler in broken.items():
-    ill = clinic.faults(clinic.examine_sampler(sampler, cosine))
+    ill = clinic.faults(oracles.examine_sampler(sampler, cosine))
     print(f"{name:>22} -> {', '.join(each.subject for each in ill) or 'nothing found'}")
 print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 
@@ -791,7 +792,7 @@ print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 # def kept(denoiser):
 #     return lambda x, t: Prediction(denoiser(x, t).x0.clamp(-1, 1), denoiser(x, t).eps)
 #
-# print(clinic.verdict(clinic.examine_sampler(lambda d, x: walk(kept(d), x), cosine)))
+# print(clinic.verdict(oracles.examine_sampler(lambda d, x: walk(kept(d), x), cosine)))
 # ```
 #
 # It does not. The denoiser that knows the picture never leaves $[-1, 1]$, so there is nothing to clip. A test sees

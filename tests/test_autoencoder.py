@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import SMALL_UNET, SMALL_VAE, pictures, random_autoencoder, random_vae
 
-from diffusion_book import autoencoder as module
-from diffusion_book.autoencoder import autoencoder_from_state, build_autoencoder, check_fits
 from diffusion_book.data import crop, pad
 from diffusion_book.elbo import latent_statistics
-from diffusion_book.errors import BookError
+from diffusion_book.models import autoencoder as module
+from diffusion_book.models.autoencoder import autoencoder_from_state, build_autoencoder, check_fits
+from diffusion_book.models.recipes import RECIPES, Recipe
 from diffusion_book.networks.vae import VAEConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.models import set_latent_scale
-from diffusion_book.training.recipes import RECIPES, Recipe
 
 NUMBER = 64
 

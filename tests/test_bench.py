@@ -7,10 +7,10 @@ import torch
 from commands import refused
 from torch import nn
 
-from diffusion_book import pipelines
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation import speed
 from diffusion_book.evaluation.speed import drawing_of, flops_of, made_up, matrix_rate, measure_speed, training_flops
+from diffusion_book.models import pipelines
 from diffusion_book.training.models import MODELS
 
 CPU = torch.device("cpu")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from commands import refused
 
-from diffusion_book import data, weights
+from diffusion_book import data
 from diffusion_book.cli import doctor, pretrain
-from diffusion_book.cli.evaluate import Setting
 from diffusion_book.cli.main import COMMANDS, first_line, main
+from diffusion_book.evaluation.settings import Setting
+from diffusion_book.models import weights
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNetConfig
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
-from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -261,6 +262,32 @@ def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_re
     save_checkpoint(tmp_path / "other.pt", checkpoint)
     main(["pretrain", "ddpm", *options, "--from-checkpoint", str(tmp_path / "other.pt"), "--no-measure"])
     assert "metrics" not in weights.read_card("ddpm", tmp_path)
+
+
+def test_weights_that_are_trained_longer_start_where_they_were_and_their_card_counts_both(
+    tiny_recipes, tmp_path, capsys
+):
+    options = ["--device", "cpu", "--precision", "fp32", "--no-measure", "--weights-dir", str(tmp_path)]
+    main(["pretrain", "ddpm", *options, "--output-dir", f"{tmp_path}/runs"])
+    first, stored = weights.read_card("ddpm", tmp_path), weights.read_weights("ddpm", tmp_path)
+    standing_still = dataclasses.replace(RECIPES["ddpm"].training, lr=1e-30)
+    RECIPES["ddpm"] = dataclasses.replace(RECIPES["ddpm"], training=standing_still)
+    main(["pretrain", "ddpm", *options, "--output-dir", f"{tmp_path}/more", "--longer"])
+    second, longer = weights.read_card("ddpm", tmp_path), weights.read_weights("ddpm", tmp_path)
+    assert all(torch.equal(longer[name], stored[name]) for name in stored)
+    assert second["steps"] == 2 * first["steps"] == second["learning_curve"][-1]["step"]
+    assert [point["epoch"] for point in second["learning_curve"]] == [1, 2, 3, 4]
+    assert second["learning_curve"][:2] == first["learning_curve"]
+    assert second["commands"] == [first["command"], "diffusion-book pretrain ddpm --longer"]
+
+    wider = dataclasses.replace(RECIPES["ddpm"].network, base_channels=16)
+    RECIPES["ddpm"] = dataclasses.replace(RECIPES["ddpm"], network=wider)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["pretrain", "ddpm", *options, "--output-dir", f"{tmp_path}/wider", "--longer"])
+    assert "another network" in capsys.readouterr().err
+    assert not (tmp_path / "wider").exists()
+    assert weights.read_card("ddpm", tmp_path) == second
 
 
 def test_reference_is_what_the_classifiers_see(tmp_path, monkeypatch):

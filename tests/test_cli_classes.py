@@ -12,18 +12,19 @@ from PIL import Image
 from tiny import SMALL_CLASS_UNETS, SMALL_UNET, part_of_the_reference, random_autoencoder, random_class_pipeline
 
 import diffusion_book
-from diffusion_book import data, weights
+from diffusion_book import data
 from diffusion_book.cli import evaluate as evaluate_command
 from diffusion_book.cli import pretrain
-from diffusion_book.cli.evaluate import ClassSetting
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation import measures
+from diffusion_book.evaluation.settings import ClassSetting
+from diffusion_book.models import weights
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.recipes import RECIPES, ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.conditioning import cross_attention_maps
+from diffusion_book.system.hashes import hash_of_tensors
 from diffusion_book.training import run
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
-from diffusion_book.training.recipes import RECIPES, ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
-from diffusion_book.weights import hash_of_tensors
 
 MODELS = ("ldm-concat", "ldm-cross-attention")
 TIMESTEPS = 6

@@ -10,12 +10,13 @@ from commands import refused
 from PIL import Image
 
 import diffusion_book
-from diffusion_book import data, pipelines
+from diffusion_book import data
 from diffusion_book.cli.main import main
-from diffusion_book.training import run
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.recipes import RECIPES, recipe_from_dict
-from diffusion_book.weights import hash_of_tensors
+from diffusion_book.models import pipelines
+from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.recipes import RECIPES, recipe_from_dict
+from diffusion_book.system.hashes import hash_of_tensors
+from diffusion_book.training import datasets
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 FP32 = {"device": "cpu", "precision": "fp32"}  # the same for `load`
@@ -33,7 +34,7 @@ def small_world(tmp_path_factory):
     """A cache of its own, few couplings to test on, and no weights that came with the book."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(run, "TEST_COUPLINGS", 128)
+        patch.setattr(datasets, "TEST_COUPLINGS", 128)
         patch.setattr(pipelines, "list_models", list)
         yield
 

@@ -11,7 +11,7 @@ from tiny import random_autoencoder, random_class_pipeline
 from diffusion_book.cli import visualize_guidance
 from diffusion_book.cli.main import main, parse
 from diffusion_book.cli.visualize_guidance import Guidance, draw_cells
-from diffusion_book.training.checkpoint import save_checkpoint
+from diffusion_book.models.checkpoints import save_checkpoint
 
 FAST = ["--sampling_steps", "2", "--samples_per_cell", "2", "--device", "cpu", "--precision", "fp32"]
 MODELS = {"ldm-concat": "--concat_checkpoint", "ldm-cross-attention": "--cross_attention_checkpoint"}

@@ -13,12 +13,12 @@ from PIL import Image
 
 import diffusion_book
 from diffusion_book import data
-from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.main import main
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.recipes import RECIPES
+from diffusion_book.system.hashes import hash_of_tensors
 from diffusion_book.training import run
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
-from diffusion_book.training.recipes import RECIPES
-from diffusion_book.weights import hash_of_tensors
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 FP32 = {"device": "cpu", "precision": "fp32"}  # the same for `load`

@@ -12,18 +12,18 @@ from torch import nn
 
 import diffusion_book
 from diffusion_book import data, samplers
-from diffusion_book.autoencoder import Autoencoder, build_autoencoder
-from diffusion_book.errors import BookError
-from diffusion_book.evaluation import clinic
+from diffusion_book.evaluation import clinic, oracles
 from diffusion_book.guidance import guided
+from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
+from diffusion_book.models.pipelines import build
+from diffusion_book.models.recipes import DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.networks.unet import UNet
 from diffusion_book.objective import diffusion_loss
-from diffusion_book.pipelines import build
 from diffusion_book.schedules import SCHEDULES, add_noise, cosine, expand, linear, rectified
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, Prediction, target_value
 from diffusion_book.training.models import set_latent_scale
-from diffusion_book.training.recipes import DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.viz.clinic import plot_suppositions, running_mean, show_case, show_curves
 
 V, FLOW = DiffusionConfig(), DiffusionConfig("rectified", "velocity")
@@ -293,12 +293,12 @@ def test_right_losses_are_healthy(name, schedule):
     def loss(network, x0, generator):
         return diffusion_loss(network, x0, schedule=schedule, target=TARGETS[name], generator=generator)
 
-    (found,) = clinic.examine_loss(loss, schedule, TARGETS[name])
+    (found,) = oracles.examine_loss(loss, schedule, TARGETS[name])
     assert found.healthy, found.text
 
 
 def test_wrong_losses_are_not():
-    assert clinic.faults(clinic.examine_loss(loss_of(V, twice=True), cosine, TARGETS["v"]))
+    assert clinic.faults(oracles.examine_loss(loss_of(V, twice=True), cosine, TARGETS["v"]))
     right = loss_of(V)
 
     def other_sign(network, x0, generator):
@@ -308,7 +308,7 @@ def test_wrong_losses_are_not():
         return right(lambda x, t: network(x, (t - 0.001).clamp(min=1e-3)), x0, generator)
 
     for wrong in (other_sign, other_index):
-        assert clinic.faults(clinic.examine_loss(wrong, cosine, TARGETS["v"]))
+        assert clinic.faults(oracles.examine_loss(wrong, cosine, TARGETS["v"]))
 
 
 # The sampler
@@ -324,7 +324,7 @@ def walk_with(denoiser, x, *, tell=lambda t, s: t, after=lambda x: x, times=None
 
 
 def subjects(draw, schedule=cosine) -> set[str]:
-    return {each.subject for each in clinic.faults(clinic.examine_sampler(draw, schedule))}
+    return {each.subject for each in clinic.faults(oracles.examine_sampler(draw, schedule))}
 
 
 @pytest.mark.parametrize("schedule", [cosine, linear, rectified])
@@ -344,7 +344,7 @@ def test_the_librarys_samplers_are_healthy(name, schedule):
             )
             return end.x
 
-        found = clinic.examine_sampler(draw, schedule)
+        found = oracles.examine_sampler(draw, schedule)
         assert not clinic.faults(found), clinic.verdict(found)
         assert len(found) == 4
 
@@ -368,7 +368,7 @@ def test_an_index_that_is_off_by_one_in_a_thousand_is_found():
 
 def test_a_sampler_that_never_asks_is_refused():
     with pytest.raises(BookError, match="never asked"):
-        clinic.examine_sampler(lambda denoiser, x: x, cosine)
+        oracles.examine_sampler(lambda denoiser, x: x, cosine)
 
 
 # Guidance
@@ -386,7 +386,7 @@ def guidance_with(mix):
 
 
 def test_guidance_is_examined():
-    (found,) = clinic.examine_guidance(guided)
+    (found,) = oracles.examine_guidance(guided)
     assert found.healthy, found.text
     advice = {}
     for name, mix in {
@@ -395,7 +395,7 @@ def test_guidance_is_examined():
         "paper": lambda u, c, w: (1 + w) * c - w * u,
         "half": lambda u, c, w: u + w / 2 * (c - u),
     }.items():
-        (found,) = clinic.examine_guidance(guidance_with(mix))
+        (found,) = oracles.examine_guidance(guidance_with(mix))
         assert not found.healthy
         advice[name] = found.advice
     assert "sign is flipped" in advice["minus"]

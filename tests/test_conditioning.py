@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import SMALL_CLASS_UNETS, SMALL_UNET, wake
 
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig
 from diffusion_book.networks.conditioning import NO_CLASS, ClassEmbedding, ConditionalUNet, cross_attention_maps
 from diffusion_book.networks.unet import UNet
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig
 
 CONFIGS = {"concat": SMALL_CLASS_UNETS["ldm-concat"], "context": SMALL_CLASS_UNETS["ldm-cross-attention"]}
 routes = pytest.mark.parametrize("route", CONFIGS)

@@ -12,8 +12,8 @@ import torch
 import diffusion_book
 from diffusion_book import samplers, schedules, targets
 from diffusion_book.cli.main import main
+from diffusion_book.models.checkpoints import load_checkpoint
 from diffusion_book.targets import Prediction
-from diffusion_book.training.checkpoint import load_checkpoint
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TINY = (  # noqa: SIM905

@@ -8,14 +8,9 @@ import torch
 from safetensors import safe_open
 from tiny import SMALL_UNET, random_autoencoder, wake
 
-from diffusion_book.errors import BookError
-from diffusion_book.networks.unet import UNetConfig
-from diffusion_book.pipelines import Pipeline, build, build_network
-from diffusion_book.training import couplings, run
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.couplings import CouplingDataset, draw_couplings
-from diffusion_book.training.losses import loss_of_reflow
-from diffusion_book.training.recipes import (
+from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.pipelines import Pipeline, build, build_network
+from diffusion_book.models.recipes import (
     ConditionConfig,
     DiffusionConfig,
     Recipe,
@@ -23,8 +18,13 @@ from diffusion_book.training.recipes import (
     TrainingConfig,
     recipe_from_dict,
 )
+from diffusion_book.networks.unet import UNetConfig
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.hashes import hash_of_tensors
+from diffusion_book.training import couplings, datasets
+from diffusion_book.training.couplings import CouplingDataset, draw_couplings
+from diffusion_book.training.losses import loss_of_reflow
 from diffusion_book.training.run import RunOptions, run_training
-from diffusion_book.weights import hash_of_tensors
 
 TINY = UNetConfig(base_channels=8, channel_multipliers=(1,), layers_per_block=1, attention_levels=(), patch_size=8)
 CLASSES = dataclasses.replace(SMALL_UNET, concat_channels=4)
@@ -252,7 +252,7 @@ def test_by_default_they_lie_in_the_user_s_cache(flow, tmp_path, monkeypatch):
 def training(tmp_path, monkeypatch):
     """Run a reflow on tiny settings in a cache of its own, and give its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(run, "TEST_COUPLINGS", 8)
+    monkeypatch.setattr(datasets, "TEST_COUPLINGS", 8)
 
     def train(parent, recipe, resume=None):
         options = RunOptions(tmp_path / "experiments", resume, device="cpu", precision="fp32")

@@ -14,7 +14,8 @@ import torch
 import torchvision.datasets
 
 from diffusion_book import data
-from diffusion_book.errors import BookError
+from diffusion_book.data import sources
+from diffusion_book.system.errors import BookError
 
 FILES = {
     "train-images-idx3-ubyte": 12,
@@ -218,7 +219,7 @@ def test_a_download_that_fails_says_why_and_what_to_do(tmp_path, mirror, mode, w
 
 @pytest.mark.parametrize("mode", ["silent", "stalls"])
 def test_a_download_that_stands_still_is_given_up(tmp_path, mirror, monkeypatch, mode):
-    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(sources, "DOWNLOAD_TIMEOUT", 0.2)
     mirror(mode)
     with pytest.raises(BookError, match="stood still for 0 s") as info:
         data.load("mnist", root=tmp_path)
@@ -266,7 +267,7 @@ def test_the_notice_comes_once_and_leaves_the_home_folder_out(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("DIFFUSION_BOOK_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    data._say_once.cache_clear()
+    sources._say_once.cache_clear()
     assert [data.load("auto", split).name for split in ("train", "test", "train")] == ["digits"] * 3
     _, err = capsys.readouterr()
     assert err.count("\n") == 1

@@ -10,7 +10,8 @@ from commands import refused
 
 from diffusion_book.cli import detach
 from diffusion_book.cli.main import main
-from diffusion_book.training.experiment import LOG, find_checkpoint, read_records
+from diffusion_book.models.checkpoints import find_checkpoint
+from diffusion_book.training.experiment import LOG, read_records
 
 TINY = ["--dataset", "digits", "--device", "cpu", "--precision", "fp32", "--batch_size", "256", "--timesteps", "6"]
 TINY += ["--base_channels", "8", "--channel_multipliers", "1", "--attention_levels", "0", "--patch_size", "4"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_book.devices import autocast, keep_freed_memory, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.system.devices import autocast, keep_freed_memory, place, resolve_device, resolve_precision
+from diffusion_book.system.errors import BookError
 
 CPU = torch.device("cpu")
 

@@ -10,17 +10,17 @@ from commands import refused
 from tiny import SMALL_UNET, SMALL_VAE, random_class_pipeline, random_latent_pipeline, random_vae
 
 from diffusion_book import data
-from diffusion_book.autoencoder import build_autoencoder
 from diffusion_book.cli import diagnose
 from diffusion_book.cli.main import main, parse
 from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Embeddings, Losses, Way
 from diffusion_book.evaluation.findings import Diagnosis, findings, report
+from diffusion_book.models.autoencoder import build_autoencoder
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.pipelines import build_network
+from diffusion_book.models.recipes import ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet
-from diffusion_book.pipelines import build_network
-from diffusion_book.training.checkpoint import save_checkpoint
 from diffusion_book.training.models import MODELS, set_latent_scale
-from diffusion_book.training.recipes import ELBOConfig, Recipe, TrainingConfig
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 FAST = ["--num_samples", "10", "--sampling_steps", "2", "--ddpm_steps", "3", "--num_pictures", "128", *CPU]

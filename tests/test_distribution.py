@@ -20,12 +20,13 @@ from diffusion_book import data
 from diffusion_book.cli import visualize_distribution
 from diffusion_book.cli.main import main
 from diffusion_book.cli.visualize_distribution import REAL, Distribution, distances, first_of_each, how, real_digits
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.features import reference_features
 from diffusion_book.evaluation.projection import JointMap, joint_map
+from diffusion_book.models import sampling
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import distribution
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS
 
@@ -167,7 +168,7 @@ def test_maps_without_their_sets_are_refused(maps):
 def test_predictions_lead_from_the_first_guess_to_the_sample():
     pipe = tiny.random_latent_pipeline(tiny.random_autoencoder(), timesteps=100)
     seen = []
-    times, stills = distribution.predictions(pipe, [5, 2], steps=4, seed=1, callback=seen.append)
+    times, stills = sampling.predictions(pipe, [5, 2], steps=4, seed=1, callback=seen.append)
     assert times == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert seen == [0, 1, 2, 3, 4]
     assert stills.shape == (2, 5, 1, 28, 28)
@@ -175,7 +176,7 @@ def test_predictions_lead_from_the_first_guess_to_the_sample():
     torch.testing.assert_close(stills[:, -1], samples[[5, 2]], atol=1e-4, rtol=0)
     guess = pipe.denoiser(pipe.noise(6, seed=1)[[5, 2]], torch.ones(2)).x0
     torch.testing.assert_close(stills[:, 0], pipe.to_images(guess), atol=1e-4, rtol=0)
-    times, _ = distribution.predictions(pipe, [0], frames=3, steps=4, seed=1)
+    times, _ = sampling.predictions(pipe, [0], frames=3, steps=4, seed=1)
     assert times == [1.0, 0.5, 0.0]
 
 

@@ -7,11 +7,11 @@ import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from diffusion_book.elbo import decoder_std, latent_statistics, negative_elbo, reconstruction_error
-from diffusion_book.errors import BookError
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.models.recipes import ELBOConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.vae import VAE, VAEConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.losses import loss_of_vae
-from diffusion_book.training.recipes import ELBOConfig
 
 
 def numbers(seed: int, *shape: int) -> torch.Tensor:

@@ -14,8 +14,8 @@ from tiny import SMALL_CLASS_UNETS
 from torch.distributions import Normal, kl_divergence
 
 from diffusion_book.evaluation.projection import principal_components
-from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.layers import attention
 from diffusion_book.objective import diffusion_loss
 from diffusion_book.samplers import ddim, ddpm, euler, sample, time_grid

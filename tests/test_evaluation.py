@@ -7,13 +7,14 @@ import pytest
 import scipy.linalg
 import torch
 
-from diffusion_book import data, weights
+from diffusion_book import data
 from diffusion_book.data import quantise
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation import measures
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.evaluation.measures import Measures, floor, measure, natural_labels, real_subset
+from diffusion_book.models import weights
+from diffusion_book.system.errors import BookError
 
 
 def gaussian(number: int, mean, covariance, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_book.gaussian import LOG_VARIANCE_RANGE, DiagonalGaussian
+from diffusion_book.networks.gaussian import LOG_VARIANCE_RANGE, DiagonalGaussian
 
 SHAPE = (3, 2, 4, 4)
 

@@ -10,16 +10,16 @@ from commands import refused
 from PIL import Image
 from tiny import part_of_the_reference
 
-from diffusion_book import pipelines
 from diffusion_book.cli import evaluate as evaluate_command
 from diffusion_book.cli.generate import ModelOptions, load_model, save_pdf
 from diffusion_book.cli.main import main
 from diffusion_book.data import quantise
-from diffusion_book.evaluation import measures
+from diffusion_book.evaluation import measures, settings
+from diffusion_book.models import pipelines
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.classifier import build_classifier
 from diffusion_book.networks.unet import UNet, UNetConfig
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 
 TIMESTEPS = 20
 
@@ -224,8 +224,8 @@ def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
             )
             main(["evaluate", "ddpm", *options])
             assert any(verdict in line for line in capsys.readouterr().out.splitlines())
-    assert evaluate_command.find_entry(card, found) is listed
-    other = evaluate_command.find_entry(card, {**found, "steps": 3})
+    assert settings.find_entry(card, found) is listed
+    other = settings.find_entry(card, {**found, "steps": 3})
     assert evaluate_command.comparison(found, other, card) == "the card has no figures for this setting"
 
 

@@ -10,10 +10,10 @@ import json
 import pytest
 import torch
 
-from diffusion_book import pipelines
-from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation.speed import trainer_of
+from diffusion_book.models import pipelines
+from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.networks.conditioning import cross_attention_maps
 
 pytestmark = [

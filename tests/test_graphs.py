@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_book import graphs
-from diffusion_book.graphs import MOST, Graphed
+from diffusion_book.system import graphs
+from diffusion_book.system.graphs import MOST, Graphed
 
 
 class Sum(nn.Module):

@@ -15,28 +15,24 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from diffusion_book import weights
+from diffusion_book.models import weights
+from diffusion_book.system import hashes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_book"
 
-# What stands on what. A module imports from its own floor and from those below, never from above.
+# What stands on what: a floor for each room, and floors within the mathematics. A module imports from its own floor and
+# from those below, never from above.
 FLOORS = [
-    {
-        "errors",
-        "files",
-        "devices",
-        "graphs",
-        "processes",
-        "data",
-        "weights",
-        "gaussian",
-        "networks",
-        "schedules",
-        "targets",
-    },
-    {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation"},
-    {"autoencoder", "pipelines", "training", "evaluation", "viz", "exercises"},
+    {"system"},
+    {"networks"},
+    {"data", "schedules", "targets"},
+    {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation", "editing"},
+    {"models"},
+    {"training"},
+    {"evaluation"},
+    {"viz"},
+    {"exercises"},
     {"cli", "__main__"},
 ]
 IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "umap-learn": "umap"}
@@ -67,16 +63,27 @@ def imports(module: str) -> set[str]:
 def floor_of(module: str) -> int:
     _, _, inner = module.partition(".")
     if not inner:
-        return 2  # diffusion_book itself offers load(), a pipeline
+        inner = "models"  # diffusion_book itself offers load(), a pipeline
     (floor,) = (number for number, names in enumerate(FLOORS) if inner.split(".")[0] in names)
     return floor
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module):
-    ours = {name for name in imports(module) if name.split(".")[0] == "diffusion_book"}
-    upward = {name for name in ours if floor_of(name) > floor_of(module)}
+    upward = arrows_up(module)
     assert not upward, f"{module} stands below {', '.join(sorted(upward))} and must not import it"
+
+
+def arrows_up(module: str) -> set[str]:
+    """What a module imports from floors above its own."""
+    ours = {name for name in imports(module) if name.split(".")[0] == "diffusion_book"}
+    return {name for name in ours if floor_of(name) > floor_of(module)}
+
+
+def test_every_room_has_a_floor_of_its_own():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms <= set().union(*FLOORS)
+    assert all(len(floor & rooms) <= 1 for floor in FLOORS)
 
 
 def test_no_module_imports_itself_by_a_detour():
@@ -88,7 +95,7 @@ def test_networks_know_nothing_of_diffusion():
     for module in MODULES:
         if module.startswith("diffusion_book.networks"):
             ours = {name for name in imports(module) if name.startswith("diffusion_book.")}
-            known = ("diffusion_book.networks", "diffusion_book.errors", "diffusion_book.gaussian")
+            known = ("diffusion_book.networks", "diffusion_book.system.errors", "diffusion_book.system.lazy")
             assert all(name.startswith(known) for name in ours), module
 
 
@@ -134,10 +141,10 @@ def test_constraints_pin_every_requirement_to_a_version_that_it_accepts():
             assert requirement.specifier.contains(version), f"make constraints: {line} does not accept {version}"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in weights.FOLDER.glob("*.*") if path.suffix != ".py"))
+@pytest.mark.parametrize("name", sorted(path.stem for path in weights.FOLDER.glob("*.*")))
 def test_shipped_weights_have_their_card(name):
     card = weights.read_card(name)
-    assert card["sha256"] == weights.hash_of(weights.FOLDER / f"{name}.safetensors")
+    assert card["sha256"] == hashes.hash_of(weights.FOLDER / f"{name}.safetensors")
     assert not re.search(r'"(/|~|[A-Z]:\\)', json.dumps(card)), "the card names a path of the machine that made it"
 
 

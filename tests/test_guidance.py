@@ -9,15 +9,15 @@ from torch import nn
 
 import diffusion_book
 from diffusion_book.denoiser import Denoiser
-from diffusion_book.errors import BookError
 from diffusion_book.guidance import drop_labels, guided
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.samplers import SAMPLERS, ddim, evaluations, sample, time_grid
 from diffusion_book.schedules import SCHEDULES, expand
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, Prediction
-from diffusion_book.training.checkpoint import save_checkpoint
 from diffusion_book.training.losses import loss_of_diffusion
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig
 
 COSINE = SCHEDULES["cosine"]
 MODELS = ("ldm-concat", "ldm-cross-attention")

@@ -18,10 +18,10 @@ from PIL import Image
 from tiny import SMALL_UNET, random_autoencoder, random_latent_pipeline, wake
 
 from diffusion_book import viz
-from diffusion_book.errors import BookError
-from diffusion_book.pipelines import Pipeline, build, build_network
+from diffusion_book.models.pipelines import Pipeline, build, build_network
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.samplers import SAMPLERS
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.explorer import APART, COLUMNS, STRONGEST, Wish, sample_unless
 from diffusion_book.viz.grids import grid
 from diffusion_book.viz.live import LatestOnly

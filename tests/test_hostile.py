@@ -25,23 +25,24 @@ from tiny import (
     wake,
 )
 
-from diffusion_book import data, guidance, pipelines, weights
+from diffusion_book import data, guidance
 from diffusion_book.cli.main import main
 from diffusion_book.denoiser import Denoiser, clipped
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation import distances, features, measures, projection, sweep
 from diffusion_book.interpolation import slerp
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.pipelines import build, build_network
+from diffusion_book.models.recipes import DiffusionConfig, Recipe, ReflowConfig, TrainingConfig
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss
-from diffusion_book.pipelines import build, build_network
 from diffusion_book.samplers import SAMPLERS, sample, time_grid
 from diffusion_book.schedules import SCHEDULES, posterior
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS
 from diffusion_book.training import couplings
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, Recipe, ReflowConfig, TrainingConfig
 from diffusion_book.training.trainer import NonFiniteLoss, Trainer
 from diffusion_book.viz import animation, grids, scrubber, strips
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffusion_book.errors import BookError
 from diffusion_book.interpolation import slerp
+from diffusion_book.system.errors import BookError
 
 
 def test_the_ends_are_the_two_noises():

@@ -10,10 +10,10 @@ from jupyter_client.manager import KernelManager
 from tiny import SMALL_UNET, random_autoencoder, random_latent_pipeline, wake
 from torch import nn
 
+from diffusion_book.models.recipes import DiffusionConfig, TrainingConfig
 from diffusion_book.networks.unet import UNet
 from diffusion_book.training.latents import LatentDataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 
 SETUP = """

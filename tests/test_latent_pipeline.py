@@ -9,15 +9,15 @@ from tiny import SMALL_UNET, SMALL_VAE, random_autoencoder, random_latent_pipeli
 from torch import nn
 
 import diffusion_book
-from diffusion_book import pipelines, weights
-from diffusion_book.autoencoder import Autoencoder
-from diffusion_book.errors import BookError
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.pipelines import Pipeline, build
+from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.networks.vae import VAEConfig
-from diffusion_book.pipelines import Pipeline, build
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 
 CPU = torch.device("cpu")
 WHERE = {"device": "cpu", "precision": "fp32"}

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from tiny import pictures, random_autoencoder
 from torch import nn
 
-from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.data import Dataset
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.recipes import DiffusionConfig, TrainingConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.training import latents
 from diffusion_book.training.latents import LatentDataset, encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.training.recipes import DiffusionConfig, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 
 NUMBER = 40

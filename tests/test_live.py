@@ -14,22 +14,22 @@ import torch
 from tiny import SMALL_VAE, random_autoencoder, wake
 
 import diffusion_book
-from diffusion_book import samplers, schedules, targets, weights
+from diffusion_book import samplers, schedules, targets
 from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.guidance import guided
-from diffusion_book.networks.unet import UNetConfig
-from diffusion_book.networks.vae import VAEConfig
-from diffusion_book.pipelines import build_network
-from diffusion_book.samplers import SAMPLERS, randn, sample, sample_generators, time_grid
-from diffusion_book.schedules import SCHEDULES
-from diffusion_book.targets import TARGETS
-from diffusion_book.training.recipes import (
+from diffusion_book.models.pipelines import build_network
+from diffusion_book.models.recipes import (
     RECIPES,
     ConditionConfig,
     DiffusionConfig,
     Recipe,
     TrainingConfig,
 )
+from diffusion_book.networks.unet import UNetConfig
+from diffusion_book.networks.vae import VAEConfig
+from diffusion_book.samplers import SAMPLERS, randn, sample, sample_generators, time_grid
+from diffusion_book.schedules import SCHEDULES
+from diffusion_book.targets import TARGETS
 from diffusion_book.viz.in_page import live_figure, megabytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -310,7 +310,7 @@ def test_memory_stays_as_it_is(engine):
     code = """(async () => {
       for (let seed = 0; seed < draws; seed++)
         for await (const state of states(models['rf-one-step'],
-                                         {count: 10, sampler: 'euler', steps: 1, eta: 0, seed}, go))
+                                         {task: 'sample', count: 10, sampler: 'euler', steps: 1, eta: 0, seed}, go))
           toImages(models['rf-one-step'], state.x);
       return [free, memory.buffer.byteLength];
     })()"""

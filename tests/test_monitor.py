@@ -13,6 +13,7 @@ import torch
 from diffusion_book.training import monitor
 from diffusion_book.training.experiment import Experiment, log_line
 from diffusion_book.training.monitor import Monitor, in_words, monitoring, parse_gpu
+from diffusion_book.viz.experiment import draw_use
 
 CPU = torch.device("cpu")
 EPOCH = {
@@ -105,9 +106,9 @@ def test_the_log_tells_it_in_words():
 
 
 def test_it_is_drawn_where_it_was_read(tmp_path):
-    Experiment(tmp_path / "old", [EPOCH]).draw_use()
+    draw_use(Experiment(tmp_path / "old", [EPOCH]))
     assert not (tmp_path / "old").exists()
     records = [{**EPOCH, "epoch": number, "cpu_percent": 90.0 + number, "cpu_memory_gb": 1.0} for number in (1, 2, 3)]
     (tmp_path / "new").mkdir()
-    Experiment(tmp_path / "new", [EPOCH, *records]).draw_use()
+    draw_use(Experiment(tmp_path / "new", [EPOCH, *records]))
     assert (tmp_path / "new" / "device_use.png").read_bytes().startswith(b"\x89PNG")

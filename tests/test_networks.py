@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_book.errors import BookError
 from diffusion_book.networks.classifier import CLASSIFIERS, FEATURES, build_classifier
 from diffusion_book.networks.layers import (
     Attention,
@@ -18,6 +17,7 @@ from diffusion_book.networks.layers import (
     zero_init,
 )
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.system.errors import BookError
 
 SMALL = {"base_channels": 8, "channel_multipliers": (1, 2), "layers_per_block": 1, "attention_levels": (1,)}
 CONFIGS = {

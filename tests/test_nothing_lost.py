@@ -17,10 +17,10 @@ from survival import Forks, assert_same_training, assert_whole, can_mount, lefto
 from test_data import FILES, idx
 from tiny import wake
 
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.pipelines import build_network
+from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNetConfig
-from diffusion_book.pipelines import build_network
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
 
@@ -32,14 +32,15 @@ import resource
 import sklearn.datasets, matplotlib.pyplot, torchvision.datasets, torchvision.utils
 import tiny
 from pathlib import Path
-from diffusion_book import data, pipelines, weights
+from diffusion_book import data
+from diffusion_book.models import pipelines, weights
 from diffusion_book.cli import evaluate, generate, train
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation import measures
 from diffusion_book.training import run
 from diffusion_book.training.couplings import draw_couplings
 from diffusion_book.training.latents import encode_dataset
-from diffusion_book.training.recipes import ReflowConfig
+from diffusion_book.models.recipes import ReflowConfig
 run.SAVE_EVERY = 0.0  # a checkpoint after every step
 real = measures.reference_features()
 real = real | {"train": real["train"][:2000], "test": real["test"][:500]}

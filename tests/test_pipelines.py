@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import diffusion_book
-from diffusion_book import pipelines, weights
-from diffusion_book.autoencoder import Autoencoder
-from diffusion_book.errors import BookError
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
+from diffusion_book.models.pipelines import Pipeline, build
+from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
-from diffusion_book.pipelines import Pipeline, build
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
-from diffusion_book.training.recipes import DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 
 TINY = UNetConfig(base_channels=8, channel_multipliers=(1,), layers_per_block=1, attention_levels=(), patch_size=4)
 

@@ -19,17 +19,17 @@ from commands import refused
 from PIL import Image
 from tiny import SMALL_CLASS_UNETS, SMALL_VAE, pictures, random_autoencoder, random_class_pipeline
 
-from diffusion_book import processes
-from diffusion_book.cli import evaluate
-from diffusion_book.cli.evaluate import ClassSetting
 from diffusion_book.cli.main import main
-from diffusion_book.errors import BookError
+from diffusion_book.evaluation import settings
 from diffusion_book.evaluation.measures import natural_labels
+from diffusion_book.evaluation.settings import ClassSetting
+from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.recipes import RECIPES, TrainingConfig
+from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError
 from diffusion_book.training import run
-from diffusion_book.training.checkpoint import load_checkpoint
 from diffusion_book.training.latents import LatentDataset
 from diffusion_book.training.models import MODELS
-from diffusion_book.training.recipes import RECIPES, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +195,7 @@ def test_evaluation_draws_each_sample_once_and_only_the_main_process_measures(mo
     monkeypatch.setattr(processes, "collect", lambda part: parts.append(part))
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        assert evaluate.evaluate(pipe, setting) is None
+        assert settings.evaluate(pipe, setting) is None
     assert [len(part) for part in parts] == [3, 3, 5]
     torch.testing.assert_close(torch.cat(parts), pipe.sample(11, **asked), rtol=0, atol=1e-4)
 

@@ -7,15 +7,16 @@ import torch
 from commands import refused
 from tiny import SMALL_VAE, pictures, random_autoencoder, random_latent_pipeline
 
-from diffusion_book import data, weights
-from diffusion_book.autoencoder import build_autoencoder
+from diffusion_book import data
 from diffusion_book.cli.main import main
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation import measures, reconstructions
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import recipe_from_dict
+from diffusion_book.models import weights
+from diffusion_book.models.autoencoder import build_autoencoder
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.recipes import recipe_from_dict
+from diffusion_book.system.errors import BookError
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from diffusion_book.denoiser import Denoiser, clipped
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import DiffusionConfig
 from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss, last, logit_normal, u_shaped, uniform
 from diffusion_book.samplers import euler, heun, midpoint, sample, time_grid
 from diffusion_book.schedules import SCHEDULES, add_noise
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, prediction, target_value
-from diffusion_book.training.recipes import DiffusionConfig
 
 RECTIFIED, VELOCITY = SCHEDULES["rectified"], TARGETS["velocity"]
 

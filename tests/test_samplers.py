@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from diffusion_book.denoiser import clipped
-from diffusion_book.errors import BookError
 from diffusion_book.samplers import (
     SAMPLERS,
     check_eta,
@@ -21,6 +20,7 @@ from diffusion_book.samplers import (
     time_grid,
 )
 from diffusion_book.schedules import SCHEDULES, posterior
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import Prediction
 
 T = 1000

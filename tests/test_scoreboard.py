@@ -6,15 +6,17 @@ import pytest
 import torch
 from commands import refused
 
-from diffusion_book import data, weights
+from diffusion_book import data
 from diffusion_book.cli import evaluate
 from diffusion_book.cli.main import main
 from diffusion_book.data import crop, normalise
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation import scoreboard as board
+from diffusion_book.evaluation import settings
 from diffusion_book.evaluation.scoreboard import Row, best, branches, milliseconds, row_of, scoreboard
 from diffusion_book.evaluation.substitution import classification_accuracy_score
-from diffusion_book.pipelines import list_models, load
+from diffusion_book.models import weights
+from diffusion_book.models.pipelines import list_models, load
+from diffusion_book.system.errors import BookError
 
 
 def test_every_figure_on_the_scoreboard_is_its_card_s():
@@ -72,7 +74,7 @@ def test_evaluate_all_draws_again_what_the_cards_say(tmp_path, monkeypatch, caps
     """One figure of one model: it agrees; with another card it does not, and the exit code says so."""
     chosen = [row for row in scoreboard() if row.model == "ldm" and row.setting["steps"] == 10][:1]
     small = row_of("ldm", weights.read_card("ldm"), {**chosen[0].setting, **chosen[0].measures, "num_samples": 40})
-    _, entry = evaluate.evaluate(load("ldm", device="cpu"), evaluate.Setting(**small.setting))
+    _, entry = settings.evaluate(load("ldm", device="cpu"), settings.Setting(**small.setting))
     honest = row_of("ldm", weights.read_card("ldm"), entry)
     wrong = Row(**{**vars(honest), "measures": {**honest.measures, "cfid": 2 * honest.measures["cfid"]}})
     for row, agrees in ((honest, True), (wrong, False)):
@@ -94,7 +96,7 @@ def test_evaluate_all_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsys
     """What is in the folder is not drawn again, unless the card has changed since."""
     card = weights.read_card("ldm")
     measures = {"cfid": 1.0, "ratio": 2.0, "class_accuracy": None}
-    rows = [row_of("ldm", card, {**vars(evaluate.Setting(steps=steps)), **measures}) for steps in (2, 3)]
+    rows = [row_of("ldm", card, {**vars(settings.Setting(steps=steps)), **measures}) for steps in (2, 3)]
     drawn = []
 
     def draw(pipe, setting):
@@ -159,5 +161,5 @@ def test_not_one_label_each():
 
 def test_every_column_of_a_setting_reaches_the_sampler():
     """Else a row of the board would not be drawn as it was on the card."""
-    known = set(evaluate.ClassSetting.__dataclass_fields__)
+    known = set(settings.ClassSetting.__dataclass_fields__)
     assert set(board.SETTING) == known

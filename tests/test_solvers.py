@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from diffusion_book.denoiser import Denoiser
-from diffusion_book.errors import BookError
 from diffusion_book.samplers import (
     DETERMINISTIC,
     SAMPLERS,
@@ -24,6 +23,7 @@ from diffusion_book.samplers import (
     time_grid,
 )
 from diffusion_book.schedules import SCHEDULES, betas
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, Prediction
 
 T = 1000

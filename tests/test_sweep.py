@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation import sweep
 from diffusion_book.evaluation.features import features
 from diffusion_book.evaluation.sweep import measure_scale, spread, sweep_table
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.sweep import _table, show_cells
 
 

@@ -17,10 +17,11 @@ from PIL import Image
 from survival import assert_same_training, epochs_of
 
 from diffusion_book.cli.main import main
+from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.recipes import Recipe, TrainingConfig
 from diffusion_book.training import run
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.recipes import Recipe, TrainingConfig
 from diffusion_book.training.run import RunOptions, run_training
+from diffusion_book.viz.experiment import PICTURES
 
 TINY = (  # noqa: SIM905
     "--dataset digits --base_channels 8 --channel_multipliers 1 2 --attention_levels 1 --layers_per_block 1 --patch_size 4 "
@@ -236,7 +237,7 @@ def test_batch_that_does_not_fit_names_the_option(tmp_path, monkeypatch, capsys)
 
 def test_classifier_run_tells_its_accuracy_and_draws_nothing(tmp_path):
     recipe = Recipe("classifier", TrainingConfig(dataset="digits", epochs=2, lr=2e-3, warmup_steps=5, ema_decay=0.9))
-    folder = run_training(recipe, RunOptions(output_dir=tmp_path, device="cpu", precision="fp32"))
+    folder = run_training(recipe, RunOptions(output_dir=tmp_path, device="cpu", precision="fp32"), callbacks=PICTURES)
     assert not (folder / "epoch_samples").exists()
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["test_accuracy"] > 0.5

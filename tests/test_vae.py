@@ -8,11 +8,11 @@ from tiny import SMALL_VAE, pictures, random_vae
 from torch import nn
 
 from diffusion_book.elbo import negative_elbo, reconstruction_error
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import RECIPES, ELBOConfig, TrainingConfig
 from diffusion_book.networks.layers import Attention
 from diffusion_book.networks.vae import VAE, VAEConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.losses import loss_of_vae
-from diffusion_book.training.recipes import RECIPES, ELBOConfig, TrainingConfig
 from diffusion_book.training.trainer import Trainer
 
 SMALL = {"base_channels": 8, "layers_per_block": 1}

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import RECIPES
 from diffusion_book.samplers import State
 from diffusion_book.schedules import SCHEDULES
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import Prediction
-from diffusion_book.training.recipes import RECIPES
 from diffusion_book.viz import plots
 from diffusion_book.viz.animation import animate, save_animation
 from diffusion_book.viz.grids import GAP, grid, save_grid, show_grid, show_rows

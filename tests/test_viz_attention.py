@@ -12,10 +12,11 @@ from matplotlib.colors import to_rgb
 from tiny import SMALL_UNET, random_autoencoder, random_latent_pipeline, wake
 
 from diffusion_book.data import IMAGE_SIZE, crop
-from diffusion_book.errors import BookError
+from diffusion_book.models import sampling
+from diffusion_book.models.pipelines import build, build_network
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS, cross_attention_maps
-from diffusion_book.pipelines import build, build_network
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import attention
 from diffusion_book.viz.grids import grid
 
@@ -52,7 +53,7 @@ def pipe(autoencoder):
 
 @pytest.fixture(scope="module")
 def watched(pipe):
-    return attention.watch(pipe, LABELS, guidance_scale=3.0, steps=STEPS, seed=1)
+    return sampling.watch(pipe, LABELS, guidance_scale=3.0, steps=STEPS, seed=1)
 
 
 class TestWatch:
@@ -87,26 +88,26 @@ class TestWatch:
             assert (with_label - without).abs().max() > 1e-3
 
     def test_plain_conditional_sampling_begins_with_the_same_maps(self, pipe, watched):
-        plain = attention.watch(pipe, LABELS, guidance_scale=1.0, steps=STEPS, seed=1)
+        plain = sampling.watch(pipe, LABELS, guidance_scale=1.0, steps=STEPS, seed=1)
         for name, maps in plain.maps.items():
             assert maps.shape == watched.maps[name].shape
             torch.testing.assert_close(maps[0], watched.maps[name][0], rtol=1e-4, atol=1e-5)
 
     def test_maps_move_when_the_label_does(self, pipe):
         noise = pipe.noise(1, seed=2).expand(3, -1, -1, -1)
-        maps = attention.watch(pipe, LABELS, steps=2, noise=noise).maps
+        maps = sampling.watch(pipe, LABELS, steps=2, noise=noise).maps
         for each in maps.values():
             assert (each[0, 0] - each[0, 1]).abs().max() > 1e-3  # a 3 and an 8 from one noise
             torch.testing.assert_close(each[0, 1], each[0, 2])  # an 8 and an 8
 
     def test_a_single_token_is_all_there_is_to_look_at(self, autoencoder):
-        maps = attention.watch(pipeline(autoencoder, num_tokens=1), LABELS, steps=2).maps
+        maps = sampling.watch(pipeline(autoencoder, num_tokens=1), LABELS, steps=2).maps
         assert all(torch.equal(each, torch.ones_like(each)) for each in maps.values())
         assert {each.shape[-1] for each in maps.values()} == {1}
 
     def test_a_network_without_cross_attention_is_refused(self, autoencoder):
         with pytest.raises(BookError, match="cross-attention"):
-            attention.watch(random_latent_pipeline(autoencoder), LABELS, steps=2)
+            sampling.watch(random_latent_pipeline(autoencoder), LABELS, steps=2)
 
 
 class TestPaint:

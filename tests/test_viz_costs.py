@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import to_hex
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.costs import plot_costs
 from diffusion_book.viz.style import COLOURS
 

@@ -9,7 +9,8 @@ import torch
 from matplotlib.colors import to_hex
 from tiny import random_autoencoder, random_class_pipeline
 
-from diffusion_book.errors import BookError
+from diffusion_book.models import sampling
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import guidance
 from diffusion_book.viz.style import COLOURS
 
@@ -77,10 +78,10 @@ def pipe():
 
 @pytest.mark.parametrize("batch", [100, 3])
 def test_a_sweep_has_one_noise_a_row_and_one_scale_a_column(pipe, batch, monkeypatch):
-    monkeypatch.setattr(guidance, "BATCH_SIZE", batch)
+    monkeypatch.setattr(sampling, "BATCH_SIZE", batch)
     said = []
     asked = {"steps": 4, "seed": 2, "eta": 0.5}
-    pictures = guidance.sweep(pipe, (7, 3), (0, 1, 5), callback=lambda *state: said.append(state), **asked)
+    pictures = sampling.sweep(pipe, (7, 3), (0, 1, 5), callback=lambda *state: said.append(state), **asked)
     assert pictures.shape == (2, 3, 1, 28, 28)
     for column, scale in enumerate((0.0, 1.0, 5.0)):
         alone = pipe.sample(2, labels=[7, 3], guidance_scale=scale, **asked)
@@ -91,14 +92,14 @@ def test_a_sweep_has_one_noise_a_row_and_one_scale_a_column(pipe, batch, monkeyp
 
 
 def test_fresh_noise_is_the_same_along_a_row_too(pipe):
-    one, other = guidance.sweep(pipe, range(5), (2, 2), steps=5, eta=1.0).unbind(1)
+    one, other = sampling.sweep(pipe, range(5), (2, 2), steps=5, eta=1.0).unbind(1)
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("labels", "scales"), [((), (1,)), ((1,), ())])
 def test_an_empty_sweep_is_refused(pipe, labels, scales):
     with pytest.raises(BookError, match="at least 1"):
-        guidance.sweep(pipe, labels, scales)
+        sampling.sweep(pipe, labels, scales)
 
 
 def test_a_sweep_is_shown_with_its_labels_and_scales():

@@ -14,14 +14,14 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from diffusion_book import data
-from diffusion_book.autoencoder import build_autoencoder
 from diffusion_book.cli.main import main
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.projection import principal_components, umap_plane
+from diffusion_book.models.autoencoder import build_autoencoder
+from diffusion_book.models.checkpoints import save_checkpoint
+from diffusion_book.models.recipes import DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.networks.vae import VAE, VAEConfig
-from diffusion_book.training.checkpoint import save_checkpoint
-from diffusion_book.training.recipes import DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import latents
 from diffusion_book.viz.grids import GAP, grid
 from diffusion_book.viz.style import DIGIT_COLOURS

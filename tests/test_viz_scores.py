@@ -10,8 +10,8 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.scoreboard import Row, scoreboard
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz import scores
 from diffusion_book.viz.style import COLOURS
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_book import weights
-from diffusion_book.errors import BookError
+from diffusion_book.models import weights
+from diffusion_book.system import hashes
+from diffusion_book.system.errors import BookError
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -32,13 +33,13 @@ def test_round_trip_in_half_precision(tmp_path):
             assert torch.equal(read[name], value)
             assert read[name].dtype == value.dtype
     card = weights.read_card("model", tmp_path)
-    assert card == {"recipe": {"model": "model"}, "sha256": weights.hash_of(path)}
+    assert card == {"recipe": {"model": "model"}, "sha256": hashes.hash_of(path)}
 
 
 def test_the_same_tensors_give_the_same_hash(tmp_path):
     first = weights.write_weights("one", tensors(), {}, tmp_path)
     second = weights.write_weights("two", tensors(), {}, tmp_path)
-    assert weights.hash_of(first) == weights.hash_of(second)
+    assert hashes.hash_of(first) == hashes.hash_of(second)
 
 
 def test_a_flipped_bit_is_noticed_and_both_hashes_are_named(tmp_path):
@@ -49,7 +50,7 @@ def test_a_flipped_bit_is_noticed_and_both_hashes_are_named(tmp_path):
     with pytest.raises(BookError) as info:
         weights.read_weights("model", tmp_path)
     message = str(info.value)
-    assert weights.hash_of(path)[:12] in message
+    assert hashes.hash_of(path)[:12] in message
     assert weights.read_card("model", tmp_path)["sha256"][:12] in message
     assert str(path) in message
     assert "\n" not in message
@@ -72,7 +73,7 @@ def test_a_missing_file_is_noticed(tmp_path):
 def test_a_file_with_the_right_hash_that_holds_no_tensors_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"not tensors")
-    weights.write_card("model", {"sha256": weights.hash_of(path)}, tmp_path)
+    weights.write_card("model", {"sha256": hashes.hash_of(path)}, tmp_path)
     with pytest.raises(BookError, match="cannot be read") as info:
         weights.read_weights("model", tmp_path)
     assert "\n" not in str(info.value)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from diffusion_book import data
-from diffusion_book.autoencoder import Autoencoder, build_autoencoder
 from diffusion_book.evaluation import measures
 from diffusion_book.evaluation.features import reference_features
+from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
+from diffusion_book.models.pipelines import Pipeline, build, build_network
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.networks.vae import VAE, VAEConfig
-from diffusion_book.pipelines import Pipeline, build, build_network
 from diffusion_book.training.models import set_latent_scale
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 
 SMALL_VAE = VAEConfig(base_channels=8, channel_multipliers=(1, 2), layers_per_block=1, patch_size=4)  # 2 x 4 x 4
 SMALL_UNET = UNetConfig(

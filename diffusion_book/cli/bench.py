@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from diffusion_book import pipelines
 from diffusion_book.cli.main import parse
-from diffusion_book.errors import BookError, choose
 from diffusion_book.evaluation.speed import Speed, measure_speed
-from diffusion_book.files import write_text
-from diffusion_book.training.experiment import environment
+from diffusion_book.models import pipelines
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import write_text
+from diffusion_book.system.machine import environment
 
 MOST = {"batch_size": 100_000, "sampling_steps": 1_000_000, "threads": 1024}
 

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_book import processes
-from diffusion_book.errors import BookError
-from diffusion_book.training.experiment import LOG, find_checkpoint, named_folder
+from diffusion_book.models.checkpoints import find_checkpoint
+from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError
+from diffusion_book.training.experiment import LOG, named_folder
 from diffusion_book.training.run import RunOptions
 
 

@@ -17,18 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.evaluate import progress_bar
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import HELP, parse
-from diffusion_book.errors import BookError, NotFinite, choose
 from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
-from diffusion_book.files import make_folder, write_text, write_whole
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.samplers import sample_generators, time_grid
-from diffusion_book.training.experiment import timestamped_folder
+from diffusion_book.system.errors import BookError, NotFinite, choose
+from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distances, plot_gradients
 from diffusion_book.viz.grids import save_grid, show_rows
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusion_book.cli.main import parse
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 
 LIBRARY = (
     "torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro",
@@ -89,8 +89,8 @@ def devices() -> Iterator[Finding]:
     try:
         import torch
 
-        from diffusion_book.devices import resolve_device, resolve_precision
-        from diffusion_book.training.experiment import cpu_name
+        from diffusion_book.system.devices import resolve_device, resolve_precision
+        from diffusion_book.system.machine import cpu_name
     except (ImportError, RuntimeError, OSError):
         return  # torch_pair told
     device = resolve_device("auto")
@@ -123,7 +123,7 @@ def mnist() -> Iterator[Finding]:
 
 def shipped_weights() -> Iterator[Finding]:
     """Are the weights those that their cards describe?"""
-    from diffusion_book import weights
+    from diffusion_book.models import weights
 
     names = weights.shipped()
     if not names:
@@ -141,8 +141,8 @@ def shipped_weights() -> Iterator[Finding]:
 
 def cache() -> Iterator[Finding]:
     """Can downloads be stored?"""
-    from diffusion_book.data import cache_folder
-    from diffusion_book.files import make_folder
+    from diffusion_book.system.caches import cache_folder
+    from diffusion_book.system.files import make_folder
 
     try:
         yield "ok", f"the cache folder {make_folder(cache_folder())} can be written"

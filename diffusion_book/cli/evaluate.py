@@ -5,28 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
-from diffusion_book import data, pipelines, processes
-from diffusion_book.autoencoder import Autoencoder
+from diffusion_book import data
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import choose_model, parse
-from diffusion_book.errors import BookError, choose
-from diffusion_book.evaluation.features import DIGITS
-from diffusion_book.evaluation.measures import measure, natural_labels, subset_order
-from diffusion_book.evaluation.reconstructions import measure_reconstructions
-from diffusion_book.evaluation.scoreboard import SETTING, Row, row_of, scoreboard
-from diffusion_book.files import make_folder, write_text
-from diffusion_book.pipelines import BATCH_SIZE, Pipeline
-from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
-from diffusion_book.training.experiment import timestamped_folder
-from diffusion_book.training.models import reconstruction_rows
+from diffusion_book.evaluation.measures import subset_order
+from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
+from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
+from diffusion_book.evaluation.settings import ClassSetting, Setting, check, evaluate, find_entry
+from diffusion_book.models import pipelines
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import make_folder, timestamped_folder, write_text
 from diffusion_book.viz.grids import save_grid
 
 RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
@@ -42,30 +39,6 @@ ROWS = (
     ("nearest", "nearest_train", "nearest_train_real", "median distance to the nearest training picture"),
 )
 """name, key of the measure, key of the same for real pictures, what it says"""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the samples are drawn."""
-
-    sampler: str = "ddim"
-    """ddpm, ddim, euler, midpoint, heun or dpm++"""
-    steps: int = 50
-    """of the sampler, 1 to the training's timesteps"""
-    eta: float = 0.0
-    """share of fresh noise in ddim, 0 to 1"""
-    seed: int = 0
-    """of the noise"""
-    num_samples: int = 10_000
-    """samples, 10 to 60,000"""
-
-
-@dataclass(frozen=True)
-class ClassSetting(Setting):
-    """How the samples of a model with classes are drawn: each digit as often as in MNIST."""
-
-    guidance_scale: float = 1.0
-    """how strongly they are pushed towards their class; 1 = as trained"""
 
 
 @dataclass(frozen=True)
@@ -287,62 +260,6 @@ def restore(autoencoder: Autoencoder, options: EvaluateVAE) -> tuple[Tensor, dic
     return reconstruction_rows(autoencoder, data.load("mnist", "test")), entry
 
 
-def check(pipe: Pipeline, setting: Setting) -> None:
-    """Refuse a setting that cannot be drawn or measured, before the long work begins.
-
-    Raises:
-        BookError: it cannot.
-    """
-    choose("sampler", setting.sampler, SAMPLERS)
-    time_grid(setting.steps, pipe.recipe.diffusion.timesteps)
-    check_eta(setting.eta)
-    sample_generators(setting.seed, range(1))
-    subset_order(setting.num_samples)
-    pipe.ask(range(1), guidance_scale=getattr(setting, "guidance_scale", None))
-    dataset = pipe.recipe.training.dataset
-    if dataset not in DIGITS:
-        raise BookError(f"this model draws {dataset}, and the measures know digits alone: give a model of digits")
-
-
-def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> tuple[Tensor, dict] | None:
-    """Draw samples with a progress bar and measure them.
-
-    Returns:
-        The samples (N, 1, 28, 28), and an entry for the list "metrics" of a card: the setting, the
-        measures, and the speed. Of several processes, which draw together, the main one measures; the others give None.
-    """
-    part = processes.part_of_samples(setting.num_samples, batch_size)
-    began = time.perf_counter()
-    # Asked for other shares of the digits than the data's, a perfect model would look bad.
-    labels = natural_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
-    mine = {
-        **asdict(setting),
-        "num_samples": len(part),
-        "first": part.start,
-        "labels": None if labels is None else labels[part.start : part.stop],
-        "batch_size": batch_size,
-    }
-    with progress_bar(f"{setting.sampler}, {setting.steps} steps") as bar:
-        images = processes.collect(pipe.sample(**mine, callback=bar.advance))
-    if images is None:
-        return None
-    seconds = time.perf_counter() - began
-    measures = measure(images, labels).to_dict()
-    return images, {**asdict(setting), **measures, "images_per_second": round(len(images) / seconds, 2)}
-
-
-class progress_bar(tqdm):
-    """A bar that a sampler's callback moves; silent where stderr is no terminal."""
-
-    def __init__(self, description: str) -> None:
-        super().__init__(desc=description, unit="step", disable=processes.no_bar(), dynamic_ncols=True)
-
-    def advance(self, done: int, total: int) -> None:
-        """`done` of `total` steps are done."""
-        self.total = total
-        self.update(done - self.n)
-
-
 def table(entry: dict) -> str:
     """The measures, one a line, beside those of real pictures."""
     head = f"{entry['num_samples']:,} samples, {entry['sampler']}, {entry['steps']} steps"
@@ -363,12 +280,6 @@ def rows(entry: dict) -> str:
         )
     shares = " ".join(f"{share:.3f}" for share in entry["class_share"])
     return "\n".join([*lines, f"{'digits 0-9':11}{shares}"])
-
-
-def find_entry(card: dict, entry: dict) -> dict | None:
-    """What a card says of the same setting as `entry`'s; None where it is silent."""
-    found = (each for each in card.get("metrics", []) if all(each.get(key) == entry.get(key) for key in SETTING))
-    return next(found, None)
 
 
 def agrees(entry: dict, listed: dict) -> bool:

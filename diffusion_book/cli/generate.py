@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import pipelines, processes
-from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.cli.main import choose_model, parse
-from diffusion_book.errors import BookError, choose
-from diffusion_book.files import make_folder, write_whole
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.models import pipelines
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import RECIPES
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import find_checkpoint, timestamped_folder
-from diffusion_book.training.recipes import RECIPES
+from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
 from diffusion_book.viz.grids import grid, save_grid
 from diffusion_book.viz.strips import denoising_strip
 

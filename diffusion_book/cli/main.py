@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from diffusion_book import processes
-from diffusion_book.errors import BookError, choose
+from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError, choose
 
 COMMANDS = {
     "train": "train a model on your own",

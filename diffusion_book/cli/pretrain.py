@@ -14,22 +14,27 @@ import torch
 import tyro
 from torch import nn
 
-from diffusion_book import data, pipelines, weights
-from diffusion_book.autoencoder import Autoencoder, build_autoencoder
-from diffusion_book.cli.evaluate import ClassSetting, Setting, evaluate, find_entry, progress_bar
+from diffusion_book import data
 from diffusion_book.cli.main import parse
 from diffusion_book.cli.train import report_stop
-from diffusion_book.errors import BookError, choose
 from diffusion_book.evaluation.measures import floor
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
+from diffusion_book.evaluation.settings import ClassSetting, Setting, evaluate, find_entry
 from diffusion_book.evaluation.substitution import classification_accuracy_score
+from diffusion_book.models import pipelines, weights
+from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.networks.classifier import CLASSIFIERS, build_classifier
-from diffusion_book.pipelines import Pipeline
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import ENVIRONMENT, find_checkpoint, read_records
+from diffusion_book.system import hashes
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.machine import ENVIRONMENT
+from diffusion_book.system.progress import progress_bar
+from diffusion_book.training.experiment import read_records
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.recipes import PARENTS, RECIPES, Recipe, recipe_from_dict, recipe_of
 from diffusion_book.training.run import RunOptions, Stopped, run_training
+from diffusion_book.viz.experiment import PICTURES
 
 REFERENCE = "reference"
 NAMES = (*CLASSIFIERS, REFERENCE, *(name for name in RECIPES if name not in CLASSIFIERS))
@@ -105,6 +110,9 @@ class Pretrain:
     """make everything that is shipped"""
     from_checkpoint: Path | None = None
     """do not train: take the weights of this experiment folder or .pt file"""
+    longer: bool = False
+    """train the stored weights further, for --max-minutes more; their card counts all minutes and steps. Goes with
+    --resume or --from-checkpoint where such a training was interrupted"""
     train: bool = True
     """with --no-train: keep the weights that are stored, and measure what their card does not tell yet"""
     measure: bool = True
@@ -123,8 +131,8 @@ def main(arguments: Sequence[str]) -> int:
         raise BookError(f"nothing to make: name one of {', '.join(NAMES)}, or give --all")
     if len(names) > 1 and (options.from_checkpoint or options.run.resume):
         raise BookError("--from-checkpoint and --resume belong to one name: give that name alone")
-    if not options.train and (options.from_checkpoint or options.run.resume or not options.measure):
-        raise BookError("--no-train only measures: leave out --from-checkpoint, --resume and --no-measure")
+    if not options.train and (options.from_checkpoint or options.run.resume or options.longer or not options.measure):
+        raise BookError("--no-train only measures: leave out --from-checkpoint, --resume, --longer and --no-measure")
     for name in names:
         choose("name", name, dict.fromkeys(NAMES))
     for name in names:
@@ -144,17 +152,36 @@ def make(name: str, options: Pretrain) -> Path:
         card = weights.read_card(name, options.weights_dir)
         measure(name, card, options)
         return options.weights_dir / f"{name}.safetensors"
+    before = weights.read_card(name, options.weights_dir) if (options.weights_dir / f"{name}.json").is_file() else {}
     source = options.from_checkpoint or train(name, options)
     path = find_checkpoint(source)
     checkpoint = load_checkpoint(path, name)
     if "autoencoder" in checkpoint:
         check_vae(checkpoint["autoencoder"]["weights"], name, options)
     card = card_of(checkpoint, read_records(path.parent.parent, checkpoint["step"]), options.run.max_minutes)
-    before = weights.read_card(name, options.weights_dir) if (options.weights_dir / f"{name}.json").is_file() else {}
+    if options.longer:
+        card = after(before, card)
     written = weights.write_weights(name, checkpoint["ema"], card, options.weights_dir)
     if options.measure:
         measure(name, before, options)
     return written
+
+
+def after(before: dict, card: dict) -> dict:
+    """The card of weights that were trained further: minutes, steps and epochs are those of all parts together."""
+    epochs = before["learning_curve"][-1]["epoch"] if before["learning_curve"] else 0
+    curve = [
+        {**entry, "epoch": entry["epoch"] + epochs, "step": entry["step"] + before["steps"]}
+        for entry in card["learning_curve"]
+    ]
+    commands = before.get("commands", [before["command"]])
+    return {
+        **card,
+        "minutes": round(before["minutes"] + card["minutes"], 1),
+        "steps": before["steps"] + card["steps"],
+        "commands": [*commands, f"{card['command']} --longer"],
+        "learning_curve": [*before["learning_curve"], *curve],
+    }
 
 
 def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Pretrain) -> None:
@@ -164,7 +191,7 @@ def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Pretrai
         BookError: it is another one.
     """
     stored = weights.read_weights("vae", options.weights_dir)
-    if weights.hash_of_tensors(trained_with) != weights.hash_of_tensors(stored):
+    if hashes.hash_of_tensors(trained_with) != hashes.hash_of_tensors(stored):
         raise BookError(
             f"this '{name}' was trained with another VAE than the one in {options.weights_dir}: "
             f"train it with that one (diffusion-book pretrain {name})"
@@ -176,7 +203,23 @@ def train(name: str, options: Pretrain) -> Path:
     recipe = recipe_for(name, options.run)
     autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
     parent = load_pipeline(PARENTS[name], options) if recipe.reflow else None
-    return run_training(recipe, options.run, autoencoder, parent)
+    start = stored_start(name, recipe, options) if options.longer else None
+    return run_training(recipe, options.run, autoencoder, parent, PICTURES, start)
+
+
+def stored_start(name: str, recipe: Recipe, options: Pretrain) -> dict[str, torch.Tensor]:
+    """The stored weights, to train them further.
+
+    Raises:
+        BookError: they are of another network than the recipe's, or of another VAE than the stored one.
+    """
+    card = weights.read_card(name, options.weights_dir)
+    stored = recipe_from_dict(card["recipe"])
+    if any(getattr(stored, part) != getattr(recipe, part) for part in ("network", "vae", "condition")):
+        raise BookError(f"the stored weights of '{name}' are of another network than its recipe's: leave out --longer")
+    if recipe.is_latent and card["vae_sha256"] != weights.read_card("vae", options.weights_dir)["sha256"]:
+        raise BookError(f"the stored weights of '{name}' know the latents of another VAE: leave out --longer")
+    return weights.read_weights(name, options.weights_dir)
 
 
 def recipe_for(name: str, options: RunOptions) -> Recipe:

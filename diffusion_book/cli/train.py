@@ -11,16 +11,12 @@ from typing import Annotated, get_type_hints
 
 import tyro
 
-from diffusion_book import pipelines, processes
-from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state
 from diffusion_book.cli.detach import detach
 from diffusion_book.cli.main import choose_model, parse
-from diffusion_book.errors import BookError
-from diffusion_book.networks.unet import UNetConfig
-from diffusion_book.networks.vae import VAEConfig
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import find_checkpoint
-from diffusion_book.training.recipes import (
+from diffusion_book.models import pipelines
+from diffusion_book.models.autoencoder import Autoencoder, autoencoder_from_state
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models.recipes import (
     PARENTS,
     RECIPES,
     SECTIONS,
@@ -32,7 +28,12 @@ from diffusion_book.training.recipes import (
     TrainingConfig,
     recipe_from_dict,
 )
+from diffusion_book.networks.unet import UNetConfig
+from diffusion_book.networks.vae import VAEConfig
+from diffusion_book.system import processes
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.run import RunOptions, Stopped, run_training
+from diffusion_book.viz.experiment import PICTURES
 
 Given = Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress]  # follows from the model, so it is no option
 GivenNumber = Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress]
@@ -282,7 +283,7 @@ def main(arguments: Sequence[str]) -> int:
             autoencoder = find_autoencoder(options.vae, checkpoint, options.run)
             recipe = for_latents(recipe, autoencoder)
         try:
-            folder = run_training(recipe, options.run, autoencoder, parent)
+            folder = run_training(recipe, options.run, autoencoder, parent, PICTURES)
         except Stopped as stop:
             return report_stop(f"train {model}", stop)
     if processes.is_main():

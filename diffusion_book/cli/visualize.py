@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import data, pipelines
-from diffusion_book.autoencoder import Autoencoder
+from diffusion_book import data
 from diffusion_book.cli.main import choose_model, parse
 from diffusion_book.cli.visualize_distribution import Distribution, draw_distribution
 from diffusion_book.cli.visualize_guidance import Guidance, draw_guidance
 from diffusion_book.data import crop
-from diffusion_book.errors import BookError
-from diffusion_book.files import make_folder, write_whole
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import find_checkpoint, timestamped_folder
-from diffusion_book.training.models import draw_reconstructions
+from diffusion_book.models import pipelines
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import make_folder, timestamped_folder, write_whole
 from diffusion_book.viz import latents
+from diffusion_book.viz.experiment import draw_reconstructions
 from diffusion_book.viz.grids import save_grid
 
 FEWEST_PICTURES = 20  # UMAP needs as many

@@ -13,18 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.evaluate import progress_bar
 from diffusion_book.cli.generate import MODELS, MODES, GenerateOneStep, ModelOptions, load_model
-from diffusion_book.errors import BookError, choose
 from diffusion_book.evaluation.distances import nearest
 from diffusion_book.evaluation.features import DIGITS, classifier, features, logits, reference_features
 from diffusion_book.evaluation.projection import JointMap, joint_map
-from diffusion_book.files import make_folder, write_text, write_whole
-from diffusion_book.pipelines import BATCH_SIZE, Pipeline
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
+from diffusion_book.models.sampling import predictions
 from diffusion_book.samplers import SAMPLERS, sample_generators, time_grid
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import find_checkpoint, timestamped_folder
-from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, predictions, ways_across
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.progress import progress_bar
+from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, ways_across
 
 FEWEST = 20  # pictures of either side: UMAP looks at 15 neighbours of a point
 STEPS = 50  # of a sampler, where nothing else is asked for

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffusion_book.cli.evaluate import progress_bar
 from diffusion_book.cli.generate import ModelOptions, load_model
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.measures import natural_labels, subset_order
 from diffusion_book.evaluation.sweep import COLUMNS, ScaleMeasures, measure_scale, sweep_table
-from diffusion_book.files import make_folder, write_text, write_whole
 from diffusion_book.guidance import check_guidance
-from diffusion_book.pipelines import Pipeline, list_models
+from diffusion_book.models.pipelines import Pipeline, list_models
+from diffusion_book.models.sampling import sweep
 from diffusion_book.samplers import check_eta, sample_generators, time_grid
-from diffusion_book.training.experiment import timestamped_folder
-from diffusion_book.viz.guidance import plot_against_scale, sweep
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.progress import progress_bar
+from diffusion_book.viz.guidance import plot_against_scale
 from diffusion_book.viz.sweep import show_cells
 
 MODELS = {"ldm-concat": "concat_checkpoint", "ldm-cross-attention": "cross_attention_checkpoint"}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from diffusion_book import data
 from diffusion_book.elbo import latent_statistics
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.features import logits
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet, cross_attention_maps
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.networks.gaussian import DiagonalGaussian
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.models import MODELS
 
 CONFIDENT = 0.9  # probability from which the second classifier counts as sure

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError, whole
+from diffusion_book.system.errors import BookError, whole
 
 CHUNK = 2000  # rows of a distance matrix held at once
 

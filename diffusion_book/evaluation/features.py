@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from diffusion_book import weights
 from diffusion_book.data import CROP_SIZE, quantise
-from diffusion_book.errors import BookError
+from diffusion_book.models import weights
 from diffusion_book.networks.classifier import build_classifier
+from diffusion_book.system.errors import BookError
 
 DIGITS = ("auto", "mnist", "digits")
 """data sets whose pictures the classifiers know"""

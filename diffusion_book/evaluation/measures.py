@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError, whole
 from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
+from diffusion_book.system.errors import BookError, whole
 
 CLASS_COUNTS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 """how often each digit stands in the training set of MNIST"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError, whole
+from diffusion_book.system.errors import BookError, whole
 
 NEIGHBOURS = 15  # of UMAP: how far around a point it looks to keep its surroundings together
 

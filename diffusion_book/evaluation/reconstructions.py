@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from diffusion_book import data
-from diffusion_book.autoencoder import Autoencoder
+from diffusion_book.data import Dataset, crop
 from diffusion_book.elbo import latent_statistics, reconstruction_error
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import logits, reference_features
 from diffusion_book.evaluation.measures import measure, real_subset, subset_order
+from diffusion_book.models.autoencoder import Autoencoder
 
 
 def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000) -> dict:
@@ -49,3 +51,10 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
         "floor": itself,
         "ratio": round(measures["cfid"] / itself, 6),
     }
+
+
+def reconstruction_rows(autoencoder: Autoencoder, test: Dataset) -> Tensor:
+    """Forty test pictures, ten a row, each row followed by its reconstructions: (80, 1, 28, 28)."""
+    images = crop(test.batch(torch.arange(min(40, len(test))))[0]).cpu()
+    restored = autoencoder.reconstruct(images)
+    return torch.cat([row for pair in zip(images.split(10), restored.split(10), strict=True) for row in pair])

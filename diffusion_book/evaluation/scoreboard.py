@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from diffusion_book import weights
-from diffusion_book.pipelines import Pipeline, list_models
+from diffusion_book.models import weights
+from diffusion_book.models.pipelines import Pipeline, list_models
 from diffusion_book.samplers import evaluations
 
 SETTING = ("sampler", "steps", "eta", "seed", "num_samples", "guidance_scale")

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.data import CROP_SIZE, Dataset
-from diffusion_book.devices import out_of_memory_names
-from diffusion_book.pipelines import Pipeline
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import Recipe
 from diffusion_book.samplers import evaluations
+from diffusion_book.system.devices import out_of_memory_names
 from diffusion_book.training.couplings import CouplingDataset
 from diffusion_book.training.latents import LatentDataset
 from diffusion_book.training.models import MODELS
-from diffusion_book.training.recipes import Recipe
 from diffusion_book.training.trainer import Trainer
 
 MATRIX = {"cpu": 1024, "cuda": 8192}

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from diffusion_book import data
 from diffusion_book.data import CROP_SIZE, Dataset, quantise
-from diffusion_book.errors import BookError
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks.classifier import build_classifier
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.losses import loss_of_classifier
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.recipes import TrainingConfig
 from diffusion_book.training.trainer import Trainer
 
 
@@ -44,7 +44,7 @@ def classification_accuracy_score(
         )
     test = data.load("mnist", "test") if test is None else test
     generated = Dataset("generated", quantise(images), labels.long())
-    config = TrainingConfig(epochs=epochs, lr=2e-3, batch_size=128)
+    config = TrainingConfig(epochs=epochs, optimizer="adamw", lr=2e-3, batch_size=128)
     torch.manual_seed(config.seed)
     trainer = Trainer(build_classifier("classifier-check"), loss_of_classifier, generated, config)
     for _ in trainer.steps():

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.distances import frechet_distance, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.evaluation.measures import floor, real_subset
+from diffusion_book.system.errors import BookError
 
 EVERY = 5  # of the test pictures count for the recall; the first ones alone would not do, they are easier than the rest
 

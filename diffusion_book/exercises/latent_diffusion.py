@@ -8,7 +8,7 @@ import torch
 
 from diffusion_book.elbo import latent_statistics
 from diffusion_book.exercises.exercise import Exercise
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.schedules import cosine, signal_to_noise
 
 

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_book.elbo import negative_elbo
 from diffusion_book.exercises.exercise import Exercise
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.networks.gaussian import DiagonalGaussian
 
 LN_2 = math.log(2)  # nats in a bit
 

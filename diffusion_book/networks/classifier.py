@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_book.errors import choose
+from diffusion_book.system.errors import choose
 
 FEATURES = 64  # width of the layer before the last, whose statistics the distances compare
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from diffusion_book.errors import BookError
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.system.errors import BookError
 
 NO_CLASS = -1
 """the null condition"""

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_book.errors import BookError
 from diffusion_book.networks.layers import (
     Attention,
     ResidualBlock,
@@ -19,6 +18,7 @@ from diffusion_book.networks.layers import (
     sinusoidal_embedding,
     zero_init,
 )
+from diffusion_book.system.errors import BookError
 
 
 @dataclass(frozen=True)

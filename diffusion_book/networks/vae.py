@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_book.errors import BookError
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.layers import Attention, ResidualBlock, Upsample, check_sizes, downsample, group_norm
+from diffusion_book.system.errors import BookError
 
 
 @dataclass(frozen=True)

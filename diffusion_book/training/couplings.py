@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import processes
-from diffusion_book.data import cache_folder
-from diffusion_book.errors import BookError, NotFinite
-from diffusion_book.pipelines import Pipeline
-from diffusion_book.training.cache import cached
-from diffusion_book.training.recipes import ReflowConfig
-from diffusion_book.weights import hash_of_tensors
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import ReflowConfig
+from diffusion_book.system import processes
+from diffusion_book.system.caches import cache_folder, cached
+from diffusion_book.system.errors import BookError, NotFinite
+from diffusion_book.system.hashes import hash_of_tensors
 
 BATCH_SIZE = 200  # couplings drawn at once
 

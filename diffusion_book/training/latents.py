@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import processes
-from diffusion_book.autoencoder import BATCH_SIZE, Autoencoder
-from diffusion_book.data import Dataset, cache_folder, normalise
-from diffusion_book.training.cache import cached
-from diffusion_book.weights import hash_of_tensors
+from diffusion_book.data import Dataset, normalise
+from diffusion_book.models.autoencoder import BATCH_SIZE, Autoencoder
+from diffusion_book.system import processes
+from diffusion_book.system.caches import cache_folder, cached
+from diffusion_book.system.hashes import hash_of_tensors
 
 
 @dataclass(frozen=True)

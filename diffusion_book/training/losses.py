@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 
 from diffusion_book.data import crop
 from diffusion_book.elbo import negative_elbo
-from diffusion_book.gaussian import DiagonalGaussian
 from diffusion_book.guidance import drop_labels
+from diffusion_book.models.recipes import ConditionConfig, DiffusionConfig, ELBOConfig
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.objective import TIME_SAMPLINGS, diffusion_loss
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.targets import TARGETS
-from diffusion_book.training.recipes import ConditionConfig, DiffusionConfig, ELBOConfig
-from diffusion_book.training.trainer import Loss
+
+Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+"""(network, images (B, 1, 32, 32), labels (B,), generator) -> (B,), one loss a picture"""
 
 
 def loss_of_diffusion(config: DiffusionConfig, condition: ConditionConfig | None = None) -> Loss:

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_book import data, processes
-from diffusion_book.autoencoder import Autoencoder, check_fits
-from diffusion_book.devices import out_of_memory_names
-from diffusion_book.errors import BookError, choose
-from diffusion_book.files import remove_leftovers, write_text
-from diffusion_book.pipelines import Pipeline
-from diffusion_book.training.checkpoint import load_checkpoint, save_checkpoint
-from diffusion_book.training.couplings import CouplingDataset, draw_couplings
-from diffusion_book.training.experiment import (
-    Experiment,
-    environment,
-    find_checkpoint,
-    log_line,
-    named_folder,
-    peak_memory,
-    read_records,
-    summary_text,
-    timestamped_folder,
-)
-from diffusion_book.training.latents import LatentDataset, encode_dataset
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import Recipe
+from diffusion_book.system import processes
+from diffusion_book.system.devices import out_of_memory_names
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import remove_leftovers, timestamped_folder, write_text
+from diffusion_book.system.machine import environment, peak_memory
+from diffusion_book.training.datasets import TrainingData, identity, training_data
+from diffusion_book.training.experiment import Experiment, log_line, named_folder, read_records, summary_text
 from diffusion_book.training.models import MODELS, Model, Trained
 from diffusion_book.training.monitor import Monitor, monitoring
-from diffusion_book.training.recipes import Recipe
-from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer, seed_of
-from diffusion_book.weights import hash_of_tensors
+from diffusion_book.training.trainer import NonFiniteLoss, Report, Trainer
 
-TrainingData = data.Dataset | LatentDataset | CouplingDataset
+
+def _nothing(*arguments) -> None:
+    pass
+
 
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
 
@@ -67,6 +59,24 @@ class RunOptions:
     """keep the figures of each epoch for TensorBoard too, in the experiment folder"""
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """What else happens in a training: pictures, for instance. Called on the main process alone.
+
+    Attributes:
+        recorded: (experiment), after each new record.
+        epoch: (model, test set, file), after every `sample_every` epochs; the file is named after the epoch.
+        finished: (model, test set, experiment folder), at the end.
+    """
+
+    recorded: Callable[[Experiment], object] = _nothing
+    epoch: Callable[[Trained, TrainingData, Path], object] = _nothing
+    finished: Callable[[Trained, TrainingData, Path], object] = _nothing
+
+
+NO_CALLBACKS = Callbacks()
+
+
 class Stopped(Exception):
     """A signal ended the training early, after its checkpoint was saved in `folder`."""
 
@@ -77,7 +87,12 @@ class Stopped(Exception):
 
 
 def run_training(
-    recipe: Recipe, options: RunOptions, autoencoder: Autoencoder | None = None, parent: Pipeline | None = None
+    recipe: Recipe,
+    options: RunOptions,
+    autoencoder: Autoencoder | None = None,
+    parent: Pipeline | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
+    start: dict[str, Tensor] | None = None,
 ) -> Path:
     """Train a model, or continue training it, and fill its experiment folder.
 
@@ -87,6 +102,8 @@ def run_training(
         autoencoder: for a latent model, whose latents it learns; to continue, the checkpoint's own.
         parent: for a model that learns from another flow: that flow. Its weights are where the training starts, and
             its couplings what it learns.
+        callbacks: what else happens on the way; `viz.experiment.PICTURES` draws.
+        start: weights that the network starts with, in place of random ones or the parent's.
 
     Returns:
         The experiment folder; its `checkpoints/final.pt` holds the trained model.
@@ -110,7 +127,9 @@ def run_training(
     torch.manual_seed(recipe.training.seed)
     with out_of_memory_names("--base_channels"):
         network = model.build(recipe)
-    if parent is not None:
+    if start is not None:
+        network.load_state_dict(start)
+    elif parent is not None:
         network.load_state_dict(parent.network.state_dict())
     trainer = Trainer(
         network,
@@ -130,7 +149,7 @@ def run_training(
         folder = named_folder(options.output_dir, options.name)
     else:
         folder = timestamped_folder(options.output_dir, recipe.model)
-    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent)
+    run = _Run(recipe, model, trainer, Experiment(folder), test, autoencoder, parent, callbacks)
     if checkpoint:
         run.load_state_dict(checkpoint)
     if options.tensorboard and processes.is_main():
@@ -140,79 +159,6 @@ def run_training(
         run.train(stopping)
         run.finish()
     return folder
-
-
-def training_data(
-    recipe: Recipe, autoencoder: Autoencoder | None, parent: Pipeline | None, expected_parent: dict | None
-) -> tuple[Recipe, TrainingData, TrainingData]:
-    """What a model is trained and tested on, and its recipe with the name of the data set that was found.
-
-    Raises:
-        BookError: the data are not there, or do not fit the recipe, or what they are made with is missing.
-    """
-    if recipe.reflow:
-        recipe, dataset, test = reflow_data(recipe, parent, expected_parent)
-    else:
-        dataset = data.load(recipe.training.dataset)
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
-        test = data.load(dataset.name, "test")
-    if recipe.condition and dataset.labels.max() >= recipe.condition.num_classes:
-        raise BookError(
-            f"{dataset.name} has {dataset.labels.max() + 1} classes, the model {recipe.condition.num_classes}: "
-            "raise --num_classes"
-        )
-    if recipe.is_latent:
-        if autoencoder is None:
-            raise BookError(f"'{recipe.model}' learns the latents of a VAE: give one")
-        check_fits(recipe.network, autoencoder)
-    if recipe.is_latent and not recipe.reflow:
-        dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
-    return recipe, dataset, test
-
-
-TEST_COUPLINGS = 1024
-
-
-def reflow_data(
-    recipe: Recipe, parent: Pipeline | None, expected: dict | None
-) -> tuple[Recipe, CouplingDataset, CouplingDataset]:
-    """What a model that learns from another flow is trained and tested on, and its recipe with that flow's data set.
-
-    Raises:
-        BookError: there is no such flow, its network is another one, or a training to continue began with another.
-    """
-    if parent is None:
-        raise BookError(f"'{recipe.model}' learns from a trained flow: give one")
-    if _kind(parent.recipe) != _kind(recipe):
-        raise BookError(
-            f"'{recipe.model}' starts with the weights of '{parent.recipe.model}', whose network is another one: "
-            "leave out the options of the network, or give another flow"
-        )
-    if expected and identity(parent) != expected:
-        raise BookError(f"this training began with another '{expected['model']}': give that one as --reflow-from")
-    known = parent.recipe.training.dataset
-    if recipe.training.dataset not in ("auto", known):
-        raise BookError(
-            f"'{recipe.model}' learns from a flow of {known}, not of {recipe.training.dataset}: leave out --dataset"
-        )
-    training = dataclasses.replace(recipe.training, dataset=known)
-    # Seeds that nobody samples with: else the samples that a reader draws, or a card measures, would grow from the very
-    # noise that the model was trained on.
-    seeds = [seed_of(recipe.training.seed, number) for number in (3, 4)]
-    dataset = draw_couplings(parent, recipe.reflow, recipe.reflow.couplings, seeds[0])
-    test = draw_couplings(parent, recipe.reflow, TEST_COUPLINGS, seeds[1])
-    return dataclasses.replace(recipe, training=training), dataset, test
-
-
-def _kind(recipe: Recipe) -> tuple:
-    """All that decides the shapes of the weights, and whether they are at work on latents."""
-    condition = recipe.condition and (recipe.condition.num_classes, recipe.condition.num_tokens)
-    return recipe.is_latent, recipe.network, condition
-
-
-def identity(pipe: Pipeline) -> dict[str, str]:
-    """Which model this is, for those that learn from it."""
-    return {"model": pipe.recipe.model, "sha256": hash_of_tensors(pipe.network.state_dict())}
 
 
 @contextlib.contextmanager
@@ -255,6 +201,7 @@ class _Run:
         test: TrainingData,
         autoencoder: Autoencoder | None,
         parent: Pipeline | None,
+        callbacks: Callbacks,
     ) -> None:
         self.recipe = recipe
         self.model = model
@@ -262,6 +209,7 @@ class _Run:
         self.experiment = experiment
         self.test = test
         self.autoencoder = autoencoder
+        self.callbacks = callbacks
         self.parent = identity(parent) if parent is not None else None
         self.loss_sum, self.loss_count, self.epoch_began = 0.0, 0, 0.0
         self.last_good: Path | None = None
@@ -309,6 +257,7 @@ class _Run:
                     **environment(trainer.device, trainer.dtype),
                 }
             )
+            self.callbacks.recorded(self.experiment)
         saved = time.monotonic()
         bar = tqdm(
             initial=trainer.step, desc=self.recipe.model, unit="step", disable=processes.no_bar(), dynamic_ncols=True
@@ -343,7 +292,7 @@ class _Run:
         bar.update()
 
     def end_epoch(self, report: Report, bar: tqdm) -> None:
-        """Measure, record and draw what an epoch made, and save."""
+        """Measure and record what an epoch made, and save."""
         trainer = self.trainer
         self.model.settle(trainer.ema.network, trainer.dataset)
         for mine, theirs in zip(trainer.network.buffers(), trainer.ema.network.buffers(), strict=True):
@@ -354,6 +303,7 @@ class _Run:
         if record is None:
             return
         self.experiment.add(record)
+        self.callbacks.recorded(self.experiment)
         if self.board:
             for name, value in record.items():
                 if isinstance(value, float):
@@ -362,7 +312,7 @@ class _Run:
         keep = report.epoch % self.recipe.training.sample_every == 0
         if keep or trainer.progress >= 1:
             path = self.experiment.folder / "epoch_samples" / f"epoch_{report.epoch:04d}.png"
-            self.model.draw_epoch(self.trained, self.test, path)
+            self.callbacks.epoch(self.trained, self.test, path)
         # Saved last: whatever interrupts an epoch's end, a resumed training does all of it again.
         self.save("last.pt", *([f"epoch_{report.epoch:04d}.pt"] if keep else []))
         bar.write(log_line(record))
@@ -394,11 +344,11 @@ class _Run:
         return self.model.ready(self.recipe, trainer.ema.network, trainer.device, trainer.dtype, self.autoencoder)
 
     def finish(self) -> None:
-        """Write what a finished training leaves: the final checkpoint, the summary, pictures."""
+        """Write what a finished training leaves: the final checkpoint and the summary."""
         if not processes.is_main():
             return
         folder = self.experiment.folder
         self.save("last.pt", "final.pt")
         if self.experiment.epochs:  # none where a finished checkpoint from elsewhere was "continued"
             write_text(folder / "performance_metrics.txt", summary_text(self.experiment))
-        self.model.draw_final(self.trained, self.test, folder)
+        self.callbacks.finished(self.trained, self.test, folder)

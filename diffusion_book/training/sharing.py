@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion_book import processes
+from diffusion_book.system import processes
 
 
 def distribute(network: nn.Module) -> nn.Module:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_book import data, processes
-from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError
+from diffusion_book import data
+from diffusion_book.models.recipes import TrainingConfig
+from diffusion_book.system import processes
+from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
+from diffusion_book.system.errors import BookError
 from diffusion_book.training.ema import ExponentialMovingAverage
-from diffusion_book.training.recipes import TrainingConfig
+from diffusion_book.training.losses import Loss
+from diffusion_book.training.optimizers import build_optimizer
 from diffusion_book.training.sharing import PartOfBatch, distribute
-
-Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
-"""(network, images (B, 1, 32, 32), labels (B,), generator) -> (B,), one loss a picture"""
 
 
 class Report(NamedTuple):
@@ -111,9 +111,7 @@ class Trainer:
         self.max_seconds = math.inf if max_minutes is None else 60.0 * max_minutes
         with out_of_memory_names("--base_channels"):
             self.ema = ExponentialMovingAverage(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = build_optimizer(self.network, config)
         distributed = distribute(self.network)
         self.compiled = torch.compile(distributed) if compile else distributed
         self.step = 0

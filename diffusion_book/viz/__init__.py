@@ -6,10 +6,14 @@ of: as the last value of a cell it appears once, and in a script it is saved wit
 
 from typing import TYPE_CHECKING
 
+from diffusion_book.system.lazy import submodules
+
 if TYPE_CHECKING:
     from diffusion_book.viz.explorer import guidance_explorer
 
 __all__ = ["guidance_explorer"]
+
+_submodule = submodules(__name__, __path__)
 
 
 def __getattr__(name: str):
@@ -18,4 +22,4 @@ def __getattr__(name: str):
         from diffusion_book.viz.explorer import guidance_explorer
 
         return guidance_explorer
-    raise AttributeError(f"module 'diffusion_book.viz' has no attribute '{name}'")
+    return _submodule(name)

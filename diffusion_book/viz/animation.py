@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError, positive, whole
-from diffusion_book.files import write_whole
+from diffusion_book.system.errors import BookError, positive, whole
+from diffusion_book.system.files import write_whole
 from diffusion_book.viz.html import Html, data_uri, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and nobody looks at it twice

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion_book.data import IMAGE_SIZE, crop
-from diffusion_book.errors import BookError, choose
-from diffusion_book.networks.conditioning import cross_attention_maps
+from diffusion_book.models.sampling import Watched
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.viz.animation import animate
 from diffusion_book.viz.grids import TITLE, grid
 from diffusion_book.viz.html import Html
@@ -25,73 +24,6 @@ from diffusion_book.viz.tables import HEAD, show_table
 TOKEN_COLOURS: list[str] = ["#F2C14E", "#7B6BD6", "#3FB5A3", "#E0607E"]
 
 INK = 0.75  # share of a lit picture's brightness that is ink; the rest is the light on its ground
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A walk from noise to pictures, and what was looked at on the way.
-
-    Attributes:
-        times: t of each step, S numbers falling from 1.
-        pictures: what each step guessed, (S, B, 1, 28, 28) in [-1, 1]; the last are the samples.
-        maps: name of a layer, in the order of the network -> the weights of attention, (S, B, positions, tokens),
-            averaged over its heads. Each row sums to 1: how one position divides its attention among the tokens.
-    """
-
-    times: list[float]
-    pictures: Tensor
-    maps: dict[str, Tensor]
-
-
-@torch.no_grad()
-def watch(
-    pipe,
-    labels,
-    guidance_scale: float | None = None,
-    steps: int = 20,
-    seed: int = 0,
-    noise: Tensor | None = None,
-) -> Watched:
-    """Sample with DDIM, and note what every cross-attention layer looks at.
-
-    With guidance each step asks the network twice, without a label and with it; the maps are those with it. Only at
-    guidance 0, where no label is used, they are those without.
-
-    Args:
-        pipe: a Pipeline whose network reads tokens.
-        labels: one for each picture.
-        guidance_scale: default: the recipe's.
-        steps: of the sampler.
-        seed: picture i starts from noise i of the seed.
-        noise: start from this (B, *shape) instead.
-
-    Raises:
-        BookError: a network without cross-attention, or what `Pipeline.sample` refuses.
-    """
-    if not pipe.num_classes or not pipe.recipe.network.context_dim:
-        raise BookError(f"'{pipe.recipe.model}' has no cross-attention to watch: give a model like ldm-cross-attention")
-    batch = len(labels)
-    with cross_attention_maps(pipe.network) as noted:
-        states = list(
-            pipe.states(
-                range(batch),
-                labels=labels,
-                guidance_scale=guidance_scale,
-                sampler="ddim",
-                steps=steps,
-                seed=seed,
-                noise=noise,
-            )
-        )
-    # A call with guidance is one batch of 2 B: first without labels, then with them.
-    maps = {
-        layer.removesuffix(".cross_attention").removeprefix("unet."): torch.stack(
-            [weights[-batch:].mean(dim=1) for weights in calls]  # (2 B or B, heads, positions, tokens)
-        )
-        for layer, calls in noted.items()
-    }
-    pictures = torch.stack([pipe.to_images(state.prediction.x0) for state in states[1:]])
-    return Watched([state.t for state in states[:-1]], pictures, maps)
 
 
 def paint(weights: Tensor) -> Tensor:

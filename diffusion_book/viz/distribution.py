@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_book.data import CROP_SIZE, quantise
-from diffusion_book.errors import BookError
-from diffusion_book.viz.html import Html, data_uri
+from diffusion_book.system.errors import BookError
+from diffusion_book.viz.html import Html, data_uri, script
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, new_figure
 
 MARKERS = "ox+^svD*P"  # the first, for what is real, is a dot that others can lie on
@@ -119,55 +119,8 @@ def counts_title(names: Sequence[str]) -> str:
 # Ways across a map
 
 
-@torch.no_grad()
-def predictions(
-    pipe, indices: Sequence[int], frames: int = 41, callback: Callable[[int], object] | None = None, **asked
-) -> tuple[list[float], Tensor]:
-    """What a model takes the finished pictures to be, while it draws them, and at last the pictures.
-
-    Args:
-        pipe: a Pipeline.
-        indices: of the samples.
-        frames: stills, at least 2; evenly spaced over the steps. Fewer where there are fewer steps.
-        callback: called with each number of steps done.
-        asked: for `Pipeline.states`; `steps` has to be among them.
-
-    Returns:
-        The times t at which the predictions were made, from 1 to 0, and the stills (N, frames, 1, 28, 28) in [-1, 1]:
-        x0 as predicted at each of these times, and at t = 0 the picture itself.
-    """
-    steps = asked["steps"]
-    kept = set(torch.linspace(0, steps, max(2, min(frames, steps + 1))).round().long().tolist())
-    times, stills, t = [], [], 1.0
-    for number, state in enumerate(pipe.states(list(indices), **asked)):
-        if number > 0 and number - 1 in kept:  # this prediction was made where the step began
-            times.append(t)
-            stills.append(pipe.to_images(state.prediction.x0))
-        t = state.t
-        if callback is not None:
-            callback(number)
-    return [*times, t], torch.stack([*stills, pipe.to_images(state.x)], dim=1)
-
-
-_HANDLER = (
-    "const n=+this.querySelector('input').value,d=JSON.parse(this.dataset.ways),"
-    "last=d.captions.length-1;"
-    "this.querySelectorAll('[data-way]').forEach(e=>e.style.backgroundPositionX=100*n/last+'%');"
-    "this.querySelectorAll('[data-map]').forEach((p,m)=>{"
-    "p.querySelectorAll('polyline').forEach((e,k)=>e.setAttribute('points',d.maps[m][k].slice(0,n+1).join(' ')));"
-    "p.querySelectorAll('[data-way]').forEach((e,k)=>{const at=d.maps[m][k][n];"
-    "e.style.left=at[0]+'%';e.style.top=at[1]+'%'})});"
-    "this.querySelector('output').textContent=d.captions[n];"
-    "this.querySelector('input').setAttribute('aria-valuetext',d.captions[n])"
-)
-
-_PLAY = (
-    "const b=this,f=b.closest('figure'),s=f.querySelector('input'),"
-    "stop=()=>{clearInterval(b.timer);b.timer=0;b.textContent='Play'};"
-    "if(b.timer){stop()}else{b.textContent='Stop';if(+s.value>=+s.max)s.value=-1;"
-    "b.timer=setInterval(()=>{if(+s.value>=+s.max||!b.isConnected)return stop();"
-    "s.value=+s.value+1;s.dispatchEvent(new Event('input',{bubbles:true}))},150)}"
-)
+_HANDLER = script("ways.js")
+_PLAY = script("play.js")
 
 _TEMPLATE = """\
 <figure data-ways="{data}" oninput="{handler}" style="margin:0;max-width:{width}px;color:inherit;--sheet:url({sheet})">
@@ -269,8 +222,8 @@ def ways_across(
     captions = [str(caption) for caption in captions]
     text = _TEMPLATE.format(
         data=html.escape(json.dumps({"maps": places, "captions": captions}, ensure_ascii=False, separators=(",", ":"))),
-        handler=html.escape(_HANDLER),
-        play=html.escape(_PLAY),
+        handler=_HANDLER,
+        play=_PLAY,
         width=(SIDE + 16) * len(panels),
         sheet=data_uri(Image.fromarray(sheet.cpu().contiguous().numpy()), quality=QUALITY),
         maps="".join(panels),

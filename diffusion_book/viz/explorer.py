@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError
 from diffusion_book.samplers import SAMPLERS, evaluations
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import grid
-from diffusion_book.viz.html import Html, data_uri
+from diffusion_book.viz.html import Html, data_uri, script
 from diffusion_book.viz.live import LatestOnly, when_live
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
 
-    from diffusion_book.pipelines import Pipeline
+    from diffusion_book.models.pipelines import Pipeline
 
 STEPS = 15  # ten digits in about 0.2 seconds
 STRONGEST, APART = 10.0, 0.5  # guidance scales: 0 to STRONGEST, so far apart
@@ -31,25 +31,8 @@ COLUMNS = 5  # digits in a row
 HEIGHT = 224  # of the picture on the screen, in pixels: eight for each of a digit's, four in two rows
 QUALITY = 50  # of WebP: the digits have thin strokes
 
-# One handler for both inputs, on the figure that their events rise to. The sheet is a column of frames, one for each
-# scale; a frame holds all digits. The box shows a whole frame or one digit of it. Percentages are of the box.
-_HANDLER = (
-    "const digit=this.querySelector('select').value,scale=this.querySelector('input').value,"
-    "image=this.querySelector('img'),c=+this.dataset.columns,r=+this.dataset.rows,"
-    "one=digit!=='',w=one?1:c,h=one?1:r,"
-    "left=one?digit%c:0,top=Math.round(scale/this.dataset.apart)*r+(one?Math.floor(digit/c):0);"
-    "Object.assign(image.style,{width:100*c/w+'%',left:-100*left/w+'%',top:-100*top/h+'%'});"
-    "Object.assign(image.parentNode.style,{width:one?100*r/c+'%':'100%',aspectRatio:w+'/'+h});"
-    "image.alt=(one?'Digit '+digit:'All digits')+' at guidance scale '+scale;"
-    "this.querySelector('output').textContent=(+scale).toFixed(1)"
-)
-
-# The handles of ipywidgets' sliders have no name for a screen reader. The picture gives them the one that stands
-# beside them; it waits until the whole control is on the page.
-_NAME_HANDLES = (
-    "setTimeout(()=>this.closest('.widget-vbox')?.querySelectorAll('.noUi-handle').forEach(handle=>"
-    "handle.setAttribute('aria-label',handle.closest('.widget-inline-hbox').querySelector('label').textContent)),300)"
-)
+_HANDLER = script("explorer.js")
+_NAME_HANDLES = script("name_handles.js")
 
 _TEMPLATE = """\
 <figure data-columns="{columns}" data-rows="{rows}" data-apart="{apart}" oninput="{handler}" \
@@ -228,7 +211,7 @@ def still_control(frames: Tensor, pipe: Pipeline, start: Wish) -> Html:
         apart=APART,
         strongest=STRONGEST,
         width=max(280, HEIGHT * columns // rows),
-        handler=html.escape(_HANDLER),
+        handler=_HANDLER,
         source=data_uri(Image.fromarray(frames.flatten(0, 1).numpy()), quality=QUALITY),
         start=start.scale,
         top=-100 * round(start.scale / APART),

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_book.data import quantise
-from diffusion_book.errors import BookError, positive, whole
-from diffusion_book.files import write_whole
+from diffusion_book.system.errors import BookError, positive, whole
+from diffusion_book.system.files import write_whole
 from diffusion_book.viz.style import DPI, new_figure
 
 TITLE = 0.35  # inches above the pictures for a title

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from diffusion_book.errors import BookError
-from diffusion_book.pipelines import BATCH_SIZE
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.plots import CYCLE
 from diffusion_book.viz.style import COLOURS, new_figure
 from diffusion_book.viz.tables import show_table
@@ -102,55 +101,6 @@ def _plane(panels: dict[str, Tensor], background: Tensor, asked: Tensor, limit: 
 
 
 # Pictures
-
-
-@torch.no_grad()
-def sweep(
-    pipe,
-    labels: Sequence[int],
-    scales: Sequence[float],
-    steps: int = 20,
-    seed: int = 0,
-    callback: Callable[[int, int], object] | None = None,
-    **options,
-) -> Tensor:
-    """Every class at every scale. All pictures of a row grow from the same noise, fresh noise on the way included.
-
-    Args:
-        pipe: a Pipeline with classes.
-        labels: one a row.
-        scales: one a column.
-        steps, seed: of the sampler; row i is sample i of the seed.
-        callback: called after each step with the steps done and the steps to do.
-        options: for `Pipeline.states`, such as eta or guidance_interval.
-
-    Returns:
-        (rows, columns, 1, 28, 28), in [-1, 1].
-
-    Raises:
-        BookError: no labels or no scales, or what `Pipeline.states` refuses.
-    """
-    rows, columns = len(labels), len(scales)
-    if not rows or not columns:
-        raise BookError(f"a sweep of {rows} labels and {columns} scales: both must be at least 1")
-    labels, scales = torch.tensor(list(labels)), torch.tensor(list(scales), dtype=torch.float64)
-    batches = torch.arange(rows).split(max(1, BATCH_SIZE // columns))
-    pictures = []
-    for number, batch in enumerate(batches):
-        states = pipe.states(
-            batch.repeat_interleave(columns).tolist(),
-            labels=labels[batch].repeat_interleave(columns),
-            guidance_scale=scales.repeat(len(batch)),  # one for each picture
-            steps=steps,
-            seed=seed,
-            **options,
-        )
-        for done, state in enumerate(states):
-            x = state.x
-            if callback is not None and done > 0:
-                callback(number * steps + done, len(batches) * steps)
-        pictures.append(pipe.to_images(x))
-    return torch.cat(pictures).unflatten(0, (rows, columns))  # (R * C, 1, 28, 28) -> (R, C, 1, 28, 28)
 
 
 def show_sweep(

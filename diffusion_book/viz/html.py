@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import to_bytes
 
 
@@ -55,3 +57,12 @@ def data_uri(image: Image.Image, **options) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", method=6, **options)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def script(name: str) -> str:
+    """A `.js` file of this folder as the value of an attribute such as `oninput`, on one line.
+
+    Comments in it stand on lines of their own, and statements end with a semicolon.
+    """
+    lines = map(str.strip, Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines())
+    return html.escape(" ".join(line for line in lines if not line.startswith("//")))

@@ -10,10 +10,10 @@ import html
 import json
 import math
 
-from diffusion_book import weights
-from diffusion_book.errors import BookError
+from diffusion_book.models import weights
+from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.samplers import SAMPLERS
-from diffusion_book.training.recipes import Recipe, recipe_from_dict
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.viz.html import Html
 
 COUNT = 10  # pictures in a row
@@ -23,13 +23,23 @@ LAST_SEED = 9999
 STRONGEST, APART = 10.0, 0.5  # guidance scales: 0 to STRONGEST, so far apart
 
 _TEMPLATE = """\
-<figure class="live" data-model="{model}" data-classes="{classes}" data-fixed="{fixed}">
+<figure class="live" data-model="{model}" data-task="{task}" data-classes="{classes}" data-fixed="{fixed}">
 <div class="live-picture">{still}
 <canvas width="{width}" height="{side}" role="img" aria-label="{alt}"{hidden}></canvas></div>
 <div class="live-controls"><button type="button" class="live-start" hidden>{button}</button>
 {controls}</div>
-<figcaption><span class="live-said" role="status">Drawn beforehand</span>: <code class="live-call">{call}</code></figcaption>
+<figcaption><span class="live-said" role="status">{said}</span>{call}</figcaption>
 </figure>"""
+
+PAPER = """\
+<div class="live-paper">
+<canvas width="28" height="28" tabindex="0" role="img" aria-label="Your drawing, 28 x 28 pixels. The arrow keys move \
+the pen, the space bar puts it down and takes it up."></canvas>
+<div class="live-controls"><label><span>tool</span><select name="tool" aria-label="tool" autocomplete="off">
+<option value="pen" selected>pen</option><option value="scissors">scissors</option></select></label>
+<button type="button" class="live-wipe">Wipe all</button>
+<button type="button" class="live-mend">Mend the holes</button></div>
+</div>"""
 
 _RANGE = (
     '<label><span>{label}</span><input type="range" name="{name}" min="{low}" max="{high}" step="{apart}" '
@@ -69,29 +79,113 @@ def live_figure(model: str, still: str = "", **start) -> Html:
     steps = min(MOST_STEPS, recipe.diffusion.timesteps)
     controls = []
     if recipe.condition:
-        every = [("", "all"), *((str(label), str(label)) for label in range(recipe.condition.num_classes))]
-        controls.append(_select("label", "digit", every, ""))
+        controls.append(_select("label", "digit", [("", "all"), *_classes(recipe)], ""))
         controls.append(_range("scale", "guidance scale", 0, STRONGEST, APART, start["guidance_scale"]))
     controls.append(_range("steps", "steps", 1, steps, 1, start["steps"]))
     controls.append(_range("seed", "seed", 0, LAST_SEED, 1, start["seed"]))
     controls.append(_select("sampler", "sampler", [(name, name) for name in SAMPLERS], start["sampler"]))
     call = ", ".join([f"{COUNT}", *(f"{name}={value!r}" for name, value in start.items())])
-    text = _TEMPLATE.format(
+    text = _figure(
+        model,
+        recipe,
+        "sample",
+        COUNT,
+        controls,
+        {"eta": 0},
+        f"Ten digits of {model}",
+        still=still,
+        said="Drawn beforehand",
+        call=f': <code class="live-call">{html.escape(f"load({model!r}).sample({call})")}</code>',
+    )
+    return Html(text, f"Ten digits of '{model}', drawn by the reader's browser")
+
+
+def drawing_figure(model: str, task: str) -> Html:
+    """Pictures that begin from the reader's drawing, on a page that has a `PAPER`.
+
+    Args:
+        model: "vae" to reconstruct, a model with classes to change the class, else any that comes with the book.
+        task: "reconstruct" (encode and decode), "sdedit", "inpaint" or "change" (the class): see `editing`.
+
+    Raises:
+        BookError: no such model or task, or one that the model cannot do.
+    """
+    recipe = recipe_from_dict(weights.read_card(model)["recipe"])
+    choose("task", task, TASKS)
+    able = {
+        "reconstruct": recipe.vae,
+        "sdedit": recipe.diffusion,
+        "inpaint": recipe.diffusion and not recipe.is_latent,
+        "change": recipe.condition,
+    }
+    if not able[task]:
+        raise BookError(f"'{model}' cannot {task}: it {TASKS[task]}")
+    count = {"reconstruct": 1, "change": COUNT}.get(task, COUNT // 2)
+    controls, fixed = [], {"eta": 0}
+    if task == "change":
+        controls.append(_select("from", "I drew", _classes(recipe), "3"))
+        fixed.update(seed=0, label=None, sampler="heun")
+    if task == "sdedit" and recipe.condition:
+        controls.append(_select("label", "digit", [("-1", "any"), *_classes(recipe)], "8"))
+    if task in ("sdedit", "change"):
+        controls.append(_range("t", "time t", 0.05, 1, 0.05, 0.6 if task == "sdedit" else 1))
+    if task != "reconstruct":
+        if recipe.condition:
+            controls.append(_range("scale", "guidance scale", 0, STRONGEST, APART, 2.0))
+        else:
+            fixed["scale"] = 1
+        controls.append(_range("steps", "steps", 1, MOST_STEPS, 1, 20))
+    if task in ("sdedit", "inpaint"):
+        controls.append(_range("seed", "seed", 0, LAST_SEED, 1, 0))
+        fixed["sampler"] = "ddim" if task == "sdedit" else "ddpm"
+    return Html(
+        _figure(model, recipe, task, count, controls, fixed, "Made from your drawing"),
+        f"What '{model}' makes of a drawing, in the reader's browser",
+    )
+
+
+TASKS = {
+    "reconstruct": "takes an autoencoder",
+    "sdedit": "takes a diffusion model",
+    "inpaint": "takes a diffusion model of pictures: a latent has no place for each pixel",
+    "change": "takes a model with classes",
+}
+"""what can be done with a drawing, and what a model must be for it"""
+
+
+def _figure(
+    model: str,
+    recipe: Recipe,
+    task: str,
+    count: int,
+    controls: list[str],
+    fixed: dict,
+    alt: str,
+    *,
+    still: str = "",
+    said: str = "",
+    call: str = "",
+) -> str:
+    shown = f'<img class="live-still dark-light" src="{still}" alt="{alt}" width="{count * SIDE}" height="{SIDE}">'
+    return _TEMPLATE.format(
         model=model,
+        task=task,
         classes=recipe.condition.num_classes if recipe.condition else "",
-        fixed=html.escape(json.dumps({"eta": 0})),
-        still=f'<img class="live-still dark-light" src="{still}" alt="Ten digits of {model}" width="{COUNT * SIDE}" height="{SIDE}">'
-        if still
-        else "",
-        width=COUNT * SIDE,
+        fixed=html.escape(json.dumps(fixed)),
+        still=shown if still else "",
+        width=count * SIDE,
         side=SIDE,
-        alt=f"Ten digits of {model}",
+        alt=alt,
         hidden=" hidden" if still else "",
         button=f"Draw live (loads {megabytes(model)} MB)",
         controls="\n".join(controls),
-        call=html.escape(f"load({model!r}).sample({call})"),
+        said=said,
+        call=call,
     )
-    return Html(text, f"Ten digits of '{model}', drawn by the reader's browser")
+
+
+def _classes(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(str(label), str(label)) for label in range(recipe.condition.num_classes)]
 
 
 def megabytes(model: str) -> int:

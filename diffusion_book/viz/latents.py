@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from diffusion_book.autoencoder import Autoencoder
 from diffusion_book.data import CROP_SIZE, crop
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.projection import principal_components, umap_plane
+from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, grid, place
 from diffusion_book.viz.style import DIGIT_COLOURS, DPI, new_figure
 from diffusion_book.viz.tables import show_table

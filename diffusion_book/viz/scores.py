@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.errors import BookError
 from diffusion_book.evaluation.scoreboard import Row
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.flows import colour_of
 from diffusion_book.viz.html import Html
 from diffusion_book.viz.style import COLOURS, new_figure

@@ -11,19 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.errors import BookError, positive, whole
-from diffusion_book.viz.html import Html, data_uri, to_frames
+from diffusion_book.system.errors import BookError, positive, whole
+from diffusion_book.viz.html import Html, data_uri, script, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and a page should stay small
 
-# The handler finds its parts from the slider itself, so nothing needs an id and any number of
-# scrubbers can share a page. Percentages are of the visible box, so it works at any width.
-_HANDLER = (
-    "const f=this.closest('figure'),n=+this.value,s=f.querySelector('img').style,c=+f.dataset.columns;"
-    "s.left=-100*(n%c)+'%';s.top=-100*Math.floor(n/c)+'%';"
-    "const words=JSON.parse(f.dataset.captions)[n];"
-    "f.querySelector('output').textContent=words;this.setAttribute('aria-valuetext',words)"
-)
+_HANDLER = script("scrubber.js")
 
 _TEMPLATE = """\
 <figure data-columns="{columns}" data-captions="{captions}" style="margin:0;max-width:{width}px;color:inherit">
@@ -102,7 +95,7 @@ def scrubber(
         label=html.escape(label),
         last=count - 1,
         start=start,
-        handler=html.escape(_HANDLER),
+        handler=_HANDLER,
         caption=html.escape(captions[start]),
         caption_width=max(len(caption) for caption in captions),
     )

@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.errors import BookError, positive, whole
 from diffusion_book.samplers import State
+from diffusion_book.system.errors import BookError, positive, whole
 from diffusion_book.viz.grids import TITLE, grid, place
 from diffusion_book.viz.style import DPI, new_figure
 

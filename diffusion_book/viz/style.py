@@ -8,7 +8,7 @@ import textwrap
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 
 # One colour a model, the same on every page. The first eight are from Okabe & Ito's palette or lie close to it, so
 # they stay apart for colour-blind readers. The flows that learned from flows are close to their parents. The data is

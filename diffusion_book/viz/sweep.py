@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, place, to_bytes
 from diffusion_book.viz.style import DPI, new_figure
 

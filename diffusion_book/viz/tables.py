@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import TITLE, grid, place
 from diffusion_book.viz.style import DPI, new_figure
 

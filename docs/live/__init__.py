@@ -7,9 +7,11 @@ The JavaScript of this folder is the book's second implementation of its models,
     networks.js    U-Net, encoder and decoder
     noise.js       PyTorch's random numbers
     diffusion.js   schedules, targets, guidance, samplers
+    editing.js     what begins from a picture
     model.js       noise in, pictures out
     worker.js      all of these run in a worker, and talk to
     page.js        which reads the controls and paints
+    paper.js       a sheet to draw on, for the figures that begin from a drawing
 
 A page opened from a folder may load classic scripts and nothing else. So the worker's code travels as a script, and so
 do the weights of each model, which are loaded when the reader asks for them.
@@ -28,20 +30,21 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from torch import Tensor
 
-from diffusion_book import weights
-from diffusion_book.errors import BookError
-from diffusion_book.files import write_text
-from diffusion_book.training.recipes import Recipe, recipe_from_dict
-from diffusion_book.viz.in_page import live_figure
+from diffusion_book.models import weights
+from diffusion_book.models.recipes import Recipe, recipe_from_dict
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import write_text
+from diffusion_book.viz.in_page import PAPER, drawing_figure, live_figure
 
 FOLDER = Path(__file__).parent
-ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "model.js")
+ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "editing.js", "model.js")
 STILLS = FOLDER / "stills"  # what the figures begin with: `make pictures` draws them
 FIGURE = re.compile(r'<figure class="live" data-model="([^"]+)"')
 
 
 def setup(app):
     app.add_directive("live", LiveFigure)
+    app.add_directive("paper", Paper)
     app.connect("html-page-context", load_page_script)
     app.connect("build-finished", write_models)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -51,16 +54,24 @@ class LiveFigure(Directive):
     """A live figure of the model that is named: `diffusion_book.viz.in_page.live_figure`."""
 
     required_arguments = 1
+    optional_arguments = 1  # a task that begins from a drawing
 
     def run(self) -> list[nodes.Node]:
-        (model,) = self.arguments
+        model, *task = self.arguments
         try:
-            figure = live_figure(model, still(model))
+            figure = drawing_figure(model, *task) if task else live_figure(model, still(model))
         except (BookError, OSError) as error:
             raise self.error(
                 f"no live figure of '{model}': {error} (`make pictures` draws what it begins with)"
             ) from None
         return [nodes.raw("", figure.text, format="html")]
+
+
+class Paper(Directive):
+    """A sheet to draw on, for the figures of a page that begin from a drawing."""
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.raw("", PAPER, format="html")]
 
 
 def still(model: str) -> str:
@@ -71,6 +82,8 @@ def still(model: str) -> str:
 def load_page_script(app, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
     """Have a page with a live figure load the script and the style that it needs; no other page does."""
     if FIGURE.search(context.get("body", "")):
+        if "live-paper" in context["body"]:
+            app.add_js_file("live/paper.js", loading_method="defer")
         app.add_js_file("live/page.js", loading_method="defer")
         app.add_css_file("live/live.css")
 
@@ -157,7 +170,7 @@ def shipped_script(name: str) -> str:
 
 def write_scripts(folder: Path, models: list[str]) -> None:
     """Write what live figures of these models load into a folder."""
-    for name in ("page.js", "live.css"):
+    for name in ("page.js", "paper.js", "live.css"):
         write_text(folder / name, (FOLDER / name).read_text(encoding="utf-8"))
     write_text(folder / "engine.js", engine_script())
     latent = [name for name in models if recipe_from_dict(weights.read_card(name)["recipe"]).is_latent]

@@ -25,17 +25,60 @@ function denoiser(model, scale, pause) {
   return model.vae ? denoise : clipped(denoise, SCHEDULES[diffusion.schedule]); // latents have no range
 }
 
-/** Every state on the way to `count` pictures. asked: {count, labels, scale, sampler, steps, eta, seed}. */
-function states(model, { count, labels, scale, sampler, steps, eta, seed }, pause) {
+/** Every state on the way to `count` pictures.
+ *
+ * wish: {task, count, labels, scale, sampler, steps, eta, seed}. Every task but "sample" begins from a drawing, and
+ * knows its `ink` and `holes` too (see paper.js); "sdedit" and "change" go to time t, and "change" from the class `from`.
+ */
+async function* states(model, wish, pause) {
+  const { count, labels, scale, sampler, steps, eta, seed } = wish;
+  if (wish.task === "reconstruct") {
+    yield { t: 0, x: encode(model, drawn(wish.ink)), prediction: null };
+    return;
+  }
   const { network, diffusion } = model.recipe, generators = sampleGenerators(seed, count);
-  const x = randn(generators, network.in_channels * network.image_size ** 2);
   const schedule = SCHEDULES[diffusion.schedule], times = timeGrid(steps, diffusion.timesteps);
-  return sample(denoiser(model, scale, pause), x, times, sampler, { schedule, generators, eta, labels });
+  const denoise = denoiser(model, scale, pause), rest = { schedule, generators, eta, labels };
+  if (wish.task === "sample") {
+    const noise = randn(generators, network.in_channels * network.image_size ** 2);
+    yield* sample(denoise, noise, times, sampler, rest);
+    return;
+  }
+  const picture = drawn(wish.ink), x0 = repeat(model.vae ? encode(model.vae, picture) : picture, count);
+  if (wish.task === "sdedit") yield* sdedit(denoise, x0, wish.t, times, sampler, rest);
+  if (wish.task === "inpaint") {
+    const known = repeat(padded(wish.holes.map(hole => 1 - hole), 1), count);
+    yield* inpaint(denoise, x0, known, times, sampler, rest);
+  }
+  if (wish.task === "change") {
+    const way = timesFrom(wish.t, times), was = { schedule, labels: labels.map(() => wish.from) };
+    let x;
+    for await (const state of invert(denoiser(model, 1, pause), x0, way, sampler, was)) x = state.x;
+    yield* sample(denoise, x, way, sampler, rest);
+  }
 }
 
 /** What the network works on, as pictures (b, 28, 28) in [-1, 1]. */
 function toImages(model, x) {
-  return crop(model.vae ? decode(model.vae, x) : x);
+  const vae = model.recipe.vae ? model : model.vae;
+  return crop(vae ? decode(vae, x) : x);
+}
+
+/** The same again, `count` times. */
+function repeat(x, count) {
+  const all = new Float32Array(x.length * count);
+  for (let k = 0; k < count; k++) all.set(x, k * x.length);
+  return all;
+}
+
+/** A drawing of 28 x 28, 0 to 1, as a picture of 32 x 32, -1 to 1. */
+const drawn = ink => padded(ink.map(value => 2 * value - 1), -1);
+
+/** 28 x 28 numbers with a border around them: 32 x 32. */
+function padded(x, border) {
+  const side = 28, whole = side + 2 * PADDING, y = new Float32Array(whole ** 2).fill(border);
+  for (let r = 0; r < side; r++) y.set(x.subarray(r * side, (r + 1) * side), (r + PADDING) * whole + PADDING);
+  return y;
 }
 
 function crop(images) {

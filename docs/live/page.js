@@ -55,16 +55,17 @@
     const canvas = figure.querySelector("canvas"), button = figure.querySelector(".live-start");
     const still = figure.querySelector(".live-still"), status = figure.querySelector(".live-said");
     const inputs = [...figure.querySelectorAll("input[name], select[name]")];
-    const { model, classes } = figure.dataset, count = canvas.width / SIDE;
+    const { model, task, classes } = figure.dataset, count = canvas.width / SIDE;
+    const paper = task === "sample" ? null : document.querySelector(".live-paper"); // see paper.js
     const context = canvas.getContext("2d", { willReadFrequently: true }); // so small that no GPU is worth it
     let last = 0; // id of the last wish
 
     /** What the controls stand at, and what the figure has no control for. */
     const read = () => {
-      const asked = { model, count, ...JSON.parse(figure.dataset.fixed) };
+      const asked = { model, task, count, ...JSON.parse(figure.dataset.fixed) };
       for (const { name, type, value } of inputs) {
-        if (type === "range") asked[name] = Number(value);
-        else asked[name] = name === "label" ? (value === "" ? null : Number(value)) : value;
+        if (name === "label" && value === "") asked[name] = null; // all classes in turn
+        else asked[name] = name === "sampler" ? value : Number(value);
       }
       return asked;
     };
@@ -76,7 +77,7 @@
       figure.setAttribute("aria-busy", "true");
       delete figure.dataset.drawn; // until it is finished
       delete figure.dataset.ms;
-      worker.postMessage({ ...asked, labels, figure: number, id: last = ++wishes });
+      worker.postMessage({ ...asked, ...paper?.drawing, labels, figure: number, id: last = ++wishes });
     };
 
     const paint = pictures => {
@@ -102,14 +103,14 @@
       if (answer.error) return;
       canvas.setAttribute("aria-label", describe(figure.asked));
       figure.said(`Drawn here in ${(answer.ms / 1000).toFixed(2)} s`);
-      figure.querySelector(".live-call").textContent = call(figure.asked);
+      if (task === "sample") figure.querySelector(".live-call").textContent = call(figure.asked);
       figure.dataset.ms = Math.round(answer.ms);
       figure.dataset.drawn = JSON.stringify(figure.asked);
     };
 
     const tell = input => {
       const output = input.parentElement.querySelector("output");
-      if (output) output.value = Number(input.step) < 1 ? Number(input.value).toFixed(1) : input.value;
+      if (output) output.value = Number(input.value).toFixed((input.step.split(".")[1] || "").length);
     };
 
     button.hidden = false;
@@ -132,6 +133,7 @@
         tell(input);
       }
       figure.classList.add("awake");
+      paper?.addEventListener("drawn", ask);
       if (focused) inputs[0]?.focus(); // else the keyboard's reader would start again at the top
       ask();
     };
@@ -148,9 +150,13 @@
   }
 
   /** What a picture shows, in words. */
-  function describe({ count, label, scale, steps, sampler, eta, seed }) {
-    const what = label === undefined || label === null ? `${count} digits` : `${count} times the digit ${label}`;
+  function describe({ task, count, label, scale, t, steps, sampler, eta, seed }) {
+    if (task === "reconstruct") return "The drawing, encoded and decoded";
+    const some = { sample: "digits", sdedit: "digits out of the noised drawing", inpaint: "drawings filled in",
+      change: "digits in the style of the drawing" }[task];
+    const what = label === undefined || label === null ? `${count} ${some}` : `${count} ${some}, all ${label}`;
     const how = [`${steps} ${steps === 1 ? "step" : "steps"} of ${sampler}`];
+    if (t !== undefined) how.unshift(`from time ${t.toFixed(2)}`);
     if (scale !== undefined) how.unshift(`guidance scale ${scale.toFixed(1)}`);
     if (eta) how.push(`eta ${eta.toFixed(1)}`);
     return `${what}, ${how.join(", ")}, seed ${seed}`;

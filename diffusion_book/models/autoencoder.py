@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from diffusion_book.data import PADDING, pad
-from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError, NotFinite
-from diffusion_book.gaussian import DiagonalGaussian
+from diffusion_book.models.recipes import Recipe, recipe_from_dict
+from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAE
-from diffusion_book.training.recipes import Recipe, recipe_from_dict
+from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
+from diffusion_book.system.errors import BookError, NotFinite
 
 BATCH_SIZE = 250  # pictures at once
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 
 if TYPE_CHECKING:  # else neither would be imported before it is needed: commands without work know no torch
     from accelerate import PartialState
@@ -93,7 +93,7 @@ def _device_kind(device: str) -> str:
     """The kind of device, "cpu" or "cuda", if every process of this machine can have its own."""
     import torch
 
-    from diffusion_book.devices import resolve_device
+    from diffusion_book.system.devices import resolve_device
 
     if ":" in device:
         raise BookError(f"--device {device} names one device for {launched()} processes: give cuda, for one each")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from diffusion_book.errors import BookError
-from diffusion_book.files import write_whole
-from diffusion_book.weights import hash_of_tensors
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import write_whole
+from diffusion_book.system.hashes import hash_of_tensors
 
 FORMAT = 1
 
@@ -65,6 +65,21 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> dict:
     if model is not None and found != model:
         raise BookError(f"the checkpoint {path} holds a '{found}', not a '{model}': name the model it holds")
     return checkpoint
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file that `path` means: itself, or the newest one of an experiment folder.
+
+    Raises:
+        BookError: it is a folder without one.
+    """
+    path = Path(path)
+    if not os.path.isdir(path):
+        return path  # reading it will tell what is wrong with it
+    last = path / "checkpoints" / "last.pt"
+    if not last.is_file():
+        raise BookError(f"no checkpoint in {path}: give a .pt file, or a folder with checkpoints/last.pt in it")
+    return last
 
 
 def _hash(value) -> str:

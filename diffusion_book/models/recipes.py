@@ -6,11 +6,11 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from diffusion_book.errors import BookError, choose
 from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.objective import TIME_SAMPLINGS
 from diffusion_book.schedules import MOST_TIMESTEPS, SCHEDULES
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.targets import TARGETS
 
 
@@ -113,6 +113,9 @@ class ELBOConfig:
             raise BookError(f"kl_weight is {self.kl_weight}: it must be 0 or more")
 
 
+OPTIMIZERS = dict.fromkeys(("muon", "adamw"))
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long to train, on what, and how fast."""
@@ -121,7 +124,9 @@ class TrainingConfig:
     """auto, mnist, fashion-mnist, kmnist or digits"""
     epochs: int = 100
     """passes over the data set"""
-    lr: float = 1e-3
+    optimizer: str = "muon"
+    """muon (for matrices, with AdamW for the rest) or adamw"""
+    lr: float = 4e-3
     """largest learning rate"""
     batch_size: int = 128
     """pictures a step"""
@@ -130,7 +135,7 @@ class TrainingConfig:
     cooldown: float = 0.3
     """last share of the training, in which the learning rate falls to 0"""
     weight_decay: float = 0.0
-    """of AdamW"""
+    """each step takes the learning rate times this share from every weight"""
     gradient_clip: float = 1.0
     """largest norm of the gradient"""
     ema_decay: float = 0.999
@@ -141,6 +146,7 @@ class TrainingConfig:
     """of everything random in the training"""
 
     def __post_init__(self) -> None:
+        choose("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("epochs", "batch_size", "sample_every"):
             if getattr(self, name) < 1:
                 raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -220,6 +226,8 @@ def recipe_from_dict(values: dict) -> Recipe:
         BookError: not a recipe of this version of the book.
     """
     try:
+        # Recipes that were written before there was a choice.
+        values = {**values, "training": {"optimizer": "adamw", **values["training"]}}
         return Recipe(
             values["model"],
             **{name: kind(**_typed(kind, values[name])) for name, kind in SECTIONS.items() if name in values},
@@ -263,26 +271,24 @@ _FLOW = DiffusionConfig("rectified", "velocity", time_sampling="logit_normal")
 
 RECIPES: dict[str, Recipe] = {
     "ddpm": Recipe("ddpm", TrainingConfig(batch_size=64), _PIXEL_NETWORK, DiffusionConfig()),
-    "vae": Recipe(
-        "vae", TrainingConfig(epochs=20, lr=2e-3, batch_size=64, sample_every=4), vae=VAEConfig(), elbo=ELBOConfig()
-    ),
+    "vae": Recipe("vae", TrainingConfig(batch_size=64), vae=VAEConfig(), elbo=ELBOConfig()),
     "vae-2d": Recipe(
         "vae-2d",
-        TrainingConfig(epochs=20, lr=2e-3, batch_size=64, sample_every=4),
+        TrainingConfig(batch_size=64),
         vae=VAEConfig(channel_multipliers=(1, 2, 4, 4, 4)),
         elbo=ELBOConfig(kl_weight=1e-4),
     ),
-    "ldm": Recipe("ldm", TrainingConfig(lr=2e-3), _LATENT_NETWORK, DiffusionConfig()),
+    "ldm": Recipe("ldm", TrainingConfig(), _LATENT_NETWORK, DiffusionConfig()),
     "ldm-concat": Recipe(
         "ldm-concat",
-        TrainingConfig(lr=2e-3),
+        TrainingConfig(),
         _CONCAT_NETWORK,
         DiffusionConfig(),
         ConditionConfig(),
     ),
     "ldm-cross-attention": Recipe(
         "ldm-cross-attention",
-        TrainingConfig(lr=2e-3),
+        TrainingConfig(),
         dataclasses.replace(_LATENT_NETWORK, context_dim=128),
         DiffusionConfig(),
         ConditionConfig(),
@@ -302,20 +308,24 @@ RECIPES: dict[str, Recipe] = {
         dataclasses.replace(_FLOW, time_sampling="last", sampling_steps=1),
         reflow=ReflowConfig(),
     ),
-    "latent-rf": Recipe("latent-rf", TrainingConfig(lr=2e-3), _LATENT_NETWORK, _FLOW),
+    "latent-rf": Recipe("latent-rf", TrainingConfig(), _LATENT_NETWORK, _FLOW),
     "latent-rf-class": Recipe(
-        "latent-rf-class", TrainingConfig(lr=2e-3), _CONCAT_NETWORK, _FLOW, ConditionConfig(guidance_scale=1.5)
+        "latent-rf-class", TrainingConfig(), _CONCAT_NETWORK, _FLOW, ConditionConfig(guidance_scale=1.5)
     ),
     "latent-rf-class-one-step": Recipe(
         "latent-rf-class-one-step",
-        TrainingConfig(lr=1e-3),
+        TrainingConfig(),
         _CONCAT_NETWORK,
         dataclasses.replace(_FLOW, time_sampling="last", sampling_steps=1),
         ConditionConfig(unconditional_probability=0.0, guidance_scale=1.0),
         ReflowConfig(guidance_scale=1.5),
     ),
-    "classifier": Recipe("classifier", TrainingConfig(dataset="mnist", epochs=8, lr=2e-3, sample_every=8)),
-    "classifier-check": Recipe("classifier-check", TrainingConfig(dataset="mnist", epochs=5, lr=2e-3, sample_every=5)),
+    "classifier": Recipe(
+        "classifier", TrainingConfig(dataset="mnist", epochs=8, optimizer="adamw", lr=2e-3, sample_every=8)
+    ),
+    "classifier-check": Recipe(
+        "classifier-check", TrainingConfig(dataset="mnist", epochs=5, optimizer="adamw", lr=2e-3, sample_every=5)
+    ),
 }
 
 

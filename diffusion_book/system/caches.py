@@ -1,7 +1,8 @@
-"""Tensors that are dear to compute: kept in a file that says what they were computed from."""
+"""The folder of caches, and in it tensors that take long to compute, each file saying what it was computed from."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffusion_book.errors import BookError
-from diffusion_book.files import remove_leftovers, write_tensors
-from diffusion_book.weights import hash_of_tensors
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import remove_leftovers, write_tensors
+from diffusion_book.system.hashes import hash_of_tensors
+
+
+def cache_folder() -> Path:
+    """Where downloads and caches go: `$XDG_CACHE_HOME/diffusion-book`, else `~/.cache/diffusion-book`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-book"
 
 
 def cached(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_book.errors import BookError
+from diffusion_book.system.errors import BookError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +86,26 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK):
         raise BookError(f"cannot write to the folder {path}: choose another folder")
     return path
+
+
+def timestamped_folder(parent: str | Path, name: str) -> Path:
+    """Make the folder `parent/YYYYMMDD_HHMMSS-name`, with a number appended where that exists already.
+
+    Raises:
+        BookError: it cannot be made.
+    """
+    parent = make_folder(parent)
+    remove_leftovers(*parent.glob("????????_??????-*/**/"))  # of others like it, whose writers were killed
+    stamp = f"{datetime.datetime.now():%Y%m%d_%H%M%S}-{name}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        try:
+            (parent / (stamp + suffix)).mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise BookError(f"cannot make a folder in {parent} ({error.strerror}): choose another folder") from None
+        return parent / (stamp + suffix)
+    raise BookError(f"{parent} has too many folders that begin with {stamp}: choose another folder")
 
 
 def remove_leftovers(*folders: Path, age: float = FORGOTTEN) -> None:

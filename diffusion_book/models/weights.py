@@ -6,7 +6,6 @@ was measured with them, with the command that measures it again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion_book.errors import BookError
-from diffusion_book.files import write_tensors, write_text
+from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import write_tensors, write_text
+from diffusion_book.system.hashes import hash_of
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def shipped() -> list[str]:
@@ -75,20 +75,6 @@ def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Pat
 def write_card(name: str, card: dict, folder: Path = FOLDER) -> Path:
     """Store a card."""
     return write_text(folder / f"{name}.json", json.dumps(card, indent=2) + "\n")
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors, whatever their layout or device: the identity of a network's weights."""
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _half(value: Tensor) -> Tensor:

@@ -12,22 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion_book import weights
-from diffusion_book.autoencoder import Autoencoder, autoencoder_from_state, build_autoencoder, check_fits
 from diffusion_book.data import crop
 from diffusion_book.denoiser import Denoiser, DenoiserFunction, clipped
-from diffusion_book.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
-from diffusion_book.errors import BookError, NotFinite, choose, whole
-from diffusion_book.graphs import Graphed
 from diffusion_book.guidance import check_guidance, guided
+from diffusion_book.models import weights
+from diffusion_book.models.autoencoder import Autoencoder, autoencoder_from_state, build_autoencoder, check_fits
+from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
+from diffusion_book.models.recipes import RECIPES, Recipe, recipe_from_dict
 from diffusion_book.networks.conditioning import NO_CLASS, ConditionalUNet
 from diffusion_book.networks.unet import UNet
 from diffusion_book.samplers import SAMPLERS, State, check_eta, randn, sample, sample_generators, time_grid
 from diffusion_book.schedules import SCHEDULES, Schedule
+from diffusion_book.system import hashes
+from diffusion_book.system.devices import autocast, out_of_memory_names, place, resolve_device, resolve_precision
+from diffusion_book.system.errors import BookError, NotFinite, choose, whole
+from diffusion_book.system.graphs import Graphed
 from diffusion_book.targets import TARGETS
-from diffusion_book.training.checkpoint import load_checkpoint
-from diffusion_book.training.experiment import find_checkpoint
-from diffusion_book.training.recipes import RECIPES, Recipe, recipe_from_dict
 
 Labels = int | Sequence[int] | Tensor | None
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
@@ -44,7 +44,7 @@ class Pipeline:
         device, dtype: where and with how many digits the network runs.
         card: what is known of the weights; empty for a checkpoint of your own.
         autoencoder: turns latents into pictures; None for a model of pictures.
-        graphs: on a GPU, record the kernels of the network once and replay them (`diffusion_book.graphs`):
+        graphs: on a GPU, record the kernels of the network once and replay them (`diffusion_book.system.graphs`):
             `dataclasses.replace(pipe, graphs=True)`.
     """
 
@@ -395,7 +395,7 @@ def check_same(given: Autoencoder | Pipeline, own: Autoencoder, path: str | Path
         raise BookError(
             f"{path} holds a '{given.recipe.model}', not a VAE: leave out the VAE, the model brings its own"
         )
-    given_hash, own_hash = (weights.hash_of_tensors(each.network.state_dict()) for each in (given, own))
+    given_hash, own_hash = (hashes.hash_of_tensors(each.network.state_dict()) for each in (given, own))
     if given_hash != own_hash:
         raise BookError(
             f"the VAE {path} is not the one that the model was trained with: leave it out, the model brings its own"

@@ -1,8 +1,4 @@
-"""Handwritten digits and their look-alikes, each as one tensor in memory.
-
-MNIST is 60,000 pictures of 28 x 28 bytes: 47 MB. It fits in memory whole, so there are no worker
-processes here: a batch is an index into a tensor that already lives on the device.
-"""
+"""Where the data sets come from: files that are there, a download, scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -14,20 +10,16 @@ import socket
 import sys
 import tempfile
 import urllib.error
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from diffusion_book.errors import BookError, choose
-from diffusion_book.files import WRITING, make_folder, remove_leftovers
+from diffusion_book.data.dataset import CROP_SIZE, Dataset
+from diffusion_book.system.caches import cache_folder
+from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import WRITING, make_folder, remove_leftovers
 
-IMAGE_SIZE = 32  # what the networks see
-CROP_SIZE = 28  # what MNIST is, and what the reader sees
-PADDING = (IMAGE_SIZE - CROP_SIZE) // 2
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as failed
 
 TORCHVISION_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -40,72 +32,6 @@ HASHES = {
 }
 """SHA-256 of MNIST's unpacked files"""
 MNIST_SIZES = {"train": 60_000, "test": 10_000}
-LABELS = {
-    "fashion-mnist": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"],
-    "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
-}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A whole data set in memory.
-
-    Attributes:
-        name: which one it is: "mnist", "fashion-mnist", "kmnist" or "digits" (never "auto").
-        images: uint8, (N, 1, 28, 28), 0 = background, 255 = ink.
-        labels: int64, (N,), 0 to 9.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """The same data on another device."""
-        return Dataset(self.name, self.images.to(device), self.labels.to(device))
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures at `index` as the networks want them: (B, 1, 32, 32) in [-1, 1], and labels."""
-        return normalise(self.images[index]), self.labels[index]
-
-    @property
-    def label_names(self) -> list[str]:
-        """What each class is called, for captions."""
-        return LABELS.get(self.name, [str(digit) for digit in range(10)])
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Bytes (B, 1, 28, 28) in 0..255 to floats (B, 1, 32, 32) in [-1, 1].
-
-    The border is filled with -1, which is the background of every picture. Reflecting the picture
-    at its edges instead would copy strokes that reach them.
-    """
-    return pad(images.float() / 127.5 - 1.0)
-
-
-def pad(images: Tensor) -> Tensor:
-    """Put the border of background around pictures in [-1, 1]: (B, C, 28, 28) -> (B, C, 32, 32)."""
-    return F.pad(images, [PADDING] * 4, value=-1.0)
-
-
-def crop(images: Tensor) -> Tensor:
-    """Cut the border off again: (B, C, 32, 32) -> (B, C, 28, 28)."""
-    return images[..., PADDING:-PADDING, PADDING:-PADDING]
-
-
-def quantise(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] to the bytes 0..255 that a picture file would hold."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def shuffled_batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of one epoch in random order, in full batches; the incomplete last one is dropped."""
-    order = torch.randperm(size, generator=generator)
-    for start in range(0, size - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
 
 
 def load(name: str = "auto", split: str = "train", *, root: str | Path | None = None) -> Dataset:
@@ -143,11 +69,6 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
 def data_folder() -> Path:
     """The torchvision root: `$DIFFUSION_BOOK_DATA`, else `data` in the cache folder."""
     return Path(os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data")
-
-
-def cache_folder() -> Path:
-    """Where downloads and caches go: `$XDG_CACHE_HOME/diffusion-book`, else `~/.cache/diffusion-book`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-book"
 
 
 @functools.cache

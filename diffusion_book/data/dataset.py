@@ -1,0 +1,86 @@
+"""Handwritten digits and their look-alikes, each as one tensor in memory.
+
+MNIST is 60,000 pictures of 28 x 28 bytes: 47 MB. It fits in memory whole, so there are no worker
+processes here: a batch is an index into a tensor that already lives on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGE_SIZE = 32  # what the networks see
+CROP_SIZE = 28  # what MNIST is, and what the reader sees
+PADDING = (IMAGE_SIZE - CROP_SIZE) // 2
+
+
+LABELS = {
+    "fashion-mnist": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"],
+    "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole data set in memory.
+
+    Attributes:
+        name: which one it is: "mnist", "fashion-mnist", "kmnist" or "digits" (never "auto").
+        images: uint8, (N, 1, 28, 28), 0 = background, 255 = ink.
+        labels: int64, (N,), 0 to 9.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on another device."""
+        return Dataset(self.name, self.images.to(device), self.labels.to(device))
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures at `index` as the networks want them: (B, 1, 32, 32) in [-1, 1], and labels."""
+        return normalise(self.images[index]), self.labels[index]
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each class is called, for captions."""
+        return LABELS.get(self.name, [str(digit) for digit in range(10)])
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes (B, 1, 28, 28) in 0..255 to floats (B, 1, 32, 32) in [-1, 1].
+
+    The border is filled with -1, which is the background of every picture. Reflecting the picture
+    at its edges instead would copy strokes that reach them.
+    """
+    return pad(images.float() / 127.5 - 1.0)
+
+
+def pad(images: Tensor) -> Tensor:
+    """Put the border of background around pictures in [-1, 1]: (B, C, 28, 28) -> (B, C, 32, 32)."""
+    return F.pad(images, [PADDING] * 4, value=-1.0)
+
+
+def crop(images: Tensor) -> Tensor:
+    """Cut the border off again: (B, C, 32, 32) -> (B, C, 28, 28)."""
+    return images[..., PADDING:-PADDING, PADDING:-PADDING]
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Floats in [-1, 1] to the bytes 0..255 that a picture file would hold."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def shuffled_batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one epoch in random order, in full batches; the incomplete last one is dropped."""
+    order = torch.randperm(size, generator=generator)
+    for start in range(0, size - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
