@@ -14,7 +14,7 @@ import torch
 from tiny import SMALL_VAE, random_autoencoder, wake
 
 import diffusion_book
-from diffusion_book import samplers, schedules, targets
+from diffusion_book import editing, samplers, schedules, targets
 from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.guidance import guided
 from diffusion_book.models.pipelines import build_network
@@ -66,10 +66,7 @@ class Engine:
     def run(self, code: str, **values):
         """The value of an expression in which these names stand for tensors, lists, numbers or words."""
         plain = {key: value.flatten().tolist() if torch.is_tensor(value) else value for key, value in values.items()}
-        found = self.page.evaluate(
-            f"async ({{{','.join(plain)}}}) => {{ const found = {code}; return await found; }}", plain
-        )
-        return found
+        return self.page.evaluate(f"async ({{{', '.join(plain)}}}) => await ({code})", plain)
 
     def floats(self, code: str, **values) -> torch.Tensor:
         return torch.tensor(self.run(f"Promise.resolve({code}).then(found => Array.from(found))", **values))
@@ -273,6 +270,65 @@ def test_target_agrees(engine, target):
         code = "denoiserOf(async () => floats(y), {schedule: 'cosine', target})(floats(x), t).then(p => [...p.x0, ...p.eps])"
         found = engine.floats(code, y=output, x=x[0], t=t, target=target)
         assert far(found, torch.cat([wanted.x0.flatten(), wanted.eps.flatten()])) < AGREE
+
+
+# A drawing, and what is made of it
+
+INK = torch.zeros(28, 28)
+INK[5:23, 12:15] = 1.0
+INK[12:15, 7:21] = 0.7  # a cross
+HOLES = torch.zeros(28, 28)
+HOLES[:, 16:] = 1.0
+
+
+def made_of_a_drawing(pipe, task, count, labels, scale, t, steps, sampler, seed) -> torch.Tensor:
+    """What the engine should make of the cross: the library's functions, put together."""
+    x0 = pad(INK[None, None] * 2 - 1)
+    if pipe.autoencoder:
+        x0 = pipe.autoencoder.encode(x0)
+    x0 = x0.expand(count, *x0.shape[1:])
+    step, times, generators = SAMPLERS[sampler], time_grid(steps), sample_generators(seed, range(count))
+    denoiser, told = pipe.denoiser, {}
+    if labels:
+        denoiser, told = pipe.guided(scale), {"labels": torch.tensor(labels)}
+    rest = {"schedule": pipe.schedule, "generator": generators, **told}
+    if task == "sdedit":
+        states = editing.sdedit(denoiser, x0, t, times, step, **rest)
+    if task == "inpaint":
+        known = torch.nn.functional.pad(1 - HOLES, (2, 2, 2, 2), value=1.0)
+        states = editing.inpaint(denoiser, x0, known, times, step, **rest)
+    if task == "change":
+        way, was = editing.times_from(t, times), torch.full((count,), 3)
+        *_, there = editing.invert(pipe.guided(1.0), x0, way, step, schedule=pipe.schedule, labels=was)
+        states = sample(denoiser, there.x, way, step, **rest)
+    *_, state = states
+    return pipe.to_images(state.x)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "sampler"),
+    [
+        ("ldm-concat", "sdedit", "ddim"),
+        ("ddpm", "sdedit", "ddpm"),
+        ("rf", "inpaint", "ddpm"),
+        ("ldm-concat", "change", "heun"),
+        ("latent-rf-class", "change", "euler"),
+    ],
+)
+def test_what_is_made_of_a_drawing_agrees(engine, name, task, sampler):
+    pipe = load(name)
+    if pipe.recipe.is_latent:
+        engine.load(live.shipped_script("vae"))
+    engine.load(live.shipped_script(name))
+    asked = {"task": task, "count": 2, "labels": [8, 1] if pipe.num_classes else None, "scale": 2.0, "t": 0.7}
+    asked.update(steps=6, sampler=sampler, seed=4)
+    code = """(async () => {
+      const wish = {...asked, eta: 0, from: 3, ink: floats(ink), holes: floats(holes)};
+      for await (const state of states(models[name], wish, go)) var x = state.x;
+      return toImages(models[name], x);
+    })()"""
+    found = engine.floats(code, name=name, asked=asked, ink=INK, holes=HOLES)
+    assert far(found, made_of_a_drawing(pipe, **asked)) < 1 / 127.5, "one grey level"
 
 
 def test_weights_lose_nothing_but_digits():
