@@ -15,8 +15,10 @@ from tiny import SMALL_VAE, random_autoencoder, wake
 
 import diffusion_book
 from diffusion_book import editing, samplers, schedules, targets
+from diffusion_book.data import pad
 from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.guidance import guided
+from diffusion_book.models import weights
 from diffusion_book.models.pipelines import build_network
 from diffusion_book.models.recipes import (
     RECIPES,
