@@ -115,7 +115,7 @@ CONFIGS = {
     "no attention, no patches": UNetConfig(16, (1, 2), 2, (), 1, image_size=12),
     "large patches": UNetConfig(40, (1,), 3, (0,), 4, image_size=20),
     "odd channels": UNetConfig(8, (1, 7), 1, (1,), 1, in_channels=3, image_size=6, concat_channels=2),
-    "many heads": UNetConfig(32, (2, 9), 1, (1,), 1, in_channels=2, image_size=4, context_dim=10),
+    "odd heads": UNetConfig(24, (1, 3), 1, (1,), 1, in_channels=2, image_size=4, context_dim=10),
 }
 
 
@@ -192,9 +192,8 @@ def test_seeds_are_numpys(engine):
 
 
 def test_times_are_the_librarys(engine):
-    found = engine.run("Array.from({length: 1000}, (_, i) => timeGrid(i + 1))")
-    for steps, times in enumerate(found, start=1):
-        assert times == time_grid(steps).tolist(), steps
+    for steps in (*range(1, 65), 96, 125, 333, 400, 625, 800, 999, 1000):
+        assert engine.run("timeGrid(steps)", steps=steps) == time_grid(steps).tolist(), steps
     assert engine.run("timeGrid(7, 50)") == time_grid(7, 50).tolist()
 
 
@@ -444,7 +443,7 @@ WISHES = {
     "ldm-cross-attention": [
         {"scale": 3, "steps": 10, "seed": 0, "sampler": "ddim"},
         {"scale": 1, "steps": 15, "seed": 2, "sampler": "dpm++", "label": "2"},
-        {"scale": 2, "steps": 5, "seed": 3, "sampler": "midpoint"},
+        {"scale": 2, "steps": 5, "seed": 3, "sampler": "midpoint", "label": ""},
     ],
     "rf-one-step": [
         {"steps": 1, "seed": 0, "sampler": "euler"},
@@ -473,7 +472,7 @@ def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder,
             assert {key: asked[key] for key in wish if key != "label"} == {
                 key: wish[key] for key in wish if key != "label"
             }
-            assert label == (int(wish["label"]) if "label" in wish else None)
+            assert label == (int(wish["label"]) if wish.get("label") else None)
             words = {"guidance_scale": float(asked["scale"]), "labels": label} if pipe.num_classes else {}
             wanted = figure.wanted(pipe, steps=wish["steps"], seed=wish["seed"], sampler=wish["sampler"], **words)
             assert (figure.pixels() - wanted).abs().max() <= 1, (model, wish)
@@ -572,7 +571,7 @@ def test_keys_and_names(folder, open_page):
     ):
         assert name in snapshot
     assert 'img "10 digits, guidance scale 3.5, 10 steps of ddim, seed 0"' in snapshot
-    assert re.search(r"status: Drawn here in \d+\.\d\d s", snapshot)
+    assert re.search(r"status: .*Drawn here in \d+\.\d\d s:", snapshot)
     assert "load('ldm-cross-attention').sample(10, sampler='ddim', steps=10, guidance_scale=3.5, seed=0)" in snapshot
 
 

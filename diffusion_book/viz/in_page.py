@@ -23,12 +23,11 @@ LAST_SEED = 9999
 STRONGEST, APART = 10.0, 0.5  # guidance scales: 0 to STRONGEST, so far apart
 
 _TEMPLATE = """\
-<figure class="live" data-model="{model}" data-task="{task}" data-classes="{classes}" data-fixed="{fixed}">
-<div class="live-picture">{still}
-<canvas width="{width}" height="{side}" role="img" aria-label="{alt}"{hidden}></canvas></div>
-<div class="live-controls"><button type="button" class="live-start" hidden>{button}</button>
+<figure class="live{kind}" data-model="{model}" data-task="{task}" data-classes="{classes}" data-fixed="{fixed}">
+{before}<canvas width="{width}" height="{side}" role="img" aria-label="{alt}"{hidden}></canvas>
+<div class="live-controls" hidden><button type="button" class="live-start">{button}</button>
 {controls}</div>
-<figcaption><span class="live-said" role="status">{said}</span>{call}</figcaption>
+<figcaption><span class="live-said" role="status">{said}</span> <code class="live-call">{call}</code></figcaption>
 </figure>"""
 
 PAPER = """\
@@ -42,11 +41,11 @@ the pen, the space bar puts it down and takes it up."></canvas>
 </div>"""
 
 _RANGE = (
-    '<label><span>{label}</span><input type="range" name="{name}" min="{low}" max="{high}" step="{apart}" '
+    '<label data-live><span>{label}</span><input type="range" name="{name}" min="{low}" max="{high}" step="{apart}" '
     'value="{value}" aria-label="{label}" autocomplete="off" disabled><output aria-hidden="true">{value}</output></label>'
 )
 _SELECT = (
-    '<label><span>{label}</span><select name="{name}" aria-label="{label}" autocomplete="off" disabled>'
+    '<label data-live><span>{label}</span><select name="{name}" aria-label="{label}" autocomplete="off" disabled>'
     "{options}</select></label>"
 )
 
@@ -61,43 +60,64 @@ def start_of(recipe: Recipe) -> dict[str, float | int | str]:
     return {**start, "seed": 0}
 
 
-def live_figure(model: str, still: str = "", **start) -> Html:
+def live_figure(model: str, picture: str = "", **start) -> Html:
     """A row of ten pictures that the reader's own browser draws, with a control for all that can be asked.
 
     Args:
         model: a diffusion model that comes with the book.
-        still: the address of a picture to begin with, 280 x 28 pixels, drawn with what the controls stand at.
+        picture: the address of one to begin with, 280 x 28 pixels, drawn with what the controls stand at.
         start: what they stand at, where it is not `start_of` the model's recipe: sampler, steps, guidance_scale, seed.
 
     Raises:
         BookError: no such model, or one that draws nothing.
     """
+    recipe = _diffusion(model)
+    start = {**start_of(recipe), **start}
+    given = ", ".join([f"{COUNT}", *(f"{name}={value!r}" for name, value in start.items())])
+    alt, size = f"Ten digits of {model}", f'width="{COUNT * SIDE}" height="{SIDE}"'
+    before = f'<img class="live-still dark-light" src="{picture}" alt="{alt}" {size}>' if picture else ""
+    text = _figure(
+        model, recipe, "sample", COUNT, _controls(recipe, start), alt,
+        before=before, said="Drawn beforehand:", call=f"load({model!r}).sample({given})",
+    )  # fmt: skip
+    return Html(text, f"Ten digits of '{model}', drawn by the reader's browser")
+
+
+def live_after(model: str, stored: Html, **start) -> Html:
+    """A control that plays what was drawn beforehand, until a press of a button puts a live figure in its place.
+
+    Args:
+        model: a diffusion model. One that does not come with the book keeps the stored control: no page has its weights.
+        stored: the control.
+        start: as for `live_figure`.
+    """
+    if model not in weights.shipped():
+        return stored
+    recipe = _diffusion(model)
+    controls = _controls(recipe, {**start_of(recipe), **start})
+    before = f'<div class="live-still">{stored.text}</div>'
+    text = _figure(
+        model, recipe, "sample", COUNT, controls, f"Ten digits of {model}", kind=" live-after", before=before
+    )
+    return Html(text, stored.summary)
+
+
+def _diffusion(model: str) -> Recipe:
     recipe = recipe_from_dict(weights.read_card(model)["recipe"])
     if recipe.diffusion is None:
         raise BookError(f"a '{model}' draws no pictures: choose a diffusion model")
-    start = {**start_of(recipe), **start}
-    steps = min(MOST_STEPS, recipe.diffusion.timesteps)
+    return recipe
+
+
+def _controls(recipe: Recipe, start: dict) -> list[str]:
     controls = []
     if recipe.condition:
         controls.append(_select("label", "digit", [("", "all"), *_classes(recipe)], ""))
         controls.append(_range("scale", "guidance scale", 0, STRONGEST, APART, start["guidance_scale"]))
-    controls.append(_range("steps", "steps", 1, steps, 1, start["steps"]))
+    controls.append(_range("steps", "steps", 1, min(MOST_STEPS, recipe.diffusion.timesteps), 1, start["steps"]))
     controls.append(_range("seed", "seed", 0, LAST_SEED, 1, start["seed"]))
     controls.append(_select("sampler", "sampler", [(name, name) for name in SAMPLERS], start["sampler"]))
-    call = ", ".join([f"{COUNT}", *(f"{name}={value!r}" for name, value in start.items())])
-    text = _figure(
-        model,
-        recipe,
-        "sample",
-        COUNT,
-        controls,
-        {"eta": 0},
-        f"Ten digits of {model}",
-        still=still,
-        said="Drawn beforehand",
-        call=f': <code class="live-call">{html.escape(f"load({model!r}).sample({call})")}</code>',
-    )
-    return Html(text, f"Ten digits of '{model}', drawn by the reader's browser")
+    return controls
 
 
 def drawing_figure(model: str, task: str) -> Html:
@@ -121,7 +141,7 @@ def drawing_figure(model: str, task: str) -> Html:
     if not able[task]:
         raise BookError(f"'{model}' cannot {task}: it {TASKS[task]}")
     count = {"reconstruct": 1, "change": COUNT}.get(task, COUNT // 2)
-    controls, fixed = [], {"eta": 0}
+    controls, fixed = [], {}
     if task == "change":
         controls.append(_select("from", "I drew", _classes(recipe), "3"))
         fixed.update(seed=0, label=None, sampler="heun")
@@ -139,7 +159,7 @@ def drawing_figure(model: str, task: str) -> Html:
         controls.append(_range("seed", "seed", 0, LAST_SEED, 1, 0))
         fixed["sampler"] = "ddim" if task == "sdedit" else "ddpm"
     return Html(
-        _figure(model, recipe, task, count, controls, fixed, "Made from your drawing"),
+        _figure(model, recipe, task, count, controls, "Made from your drawing", fixed=fixed),
         f"What '{model}' makes of a drawing, in the reader's browser",
     )
 
@@ -159,28 +179,30 @@ def _figure(
     task: str,
     count: int,
     controls: list[str],
-    fixed: dict,
     alt: str,
     *,
-    still: str = "",
+    fixed: dict | None = None,
+    kind: str = "",
+    before: str = "",
     said: str = "",
     call: str = "",
 ) -> str:
-    shown = f'<img class="live-still dark-light" src="{still}" alt="{alt}" width="{count * SIDE}" height="{SIDE}">'
+    """A live figure: `fixed` is what is asked beside the controls, `before` stands there until the first picture."""
     return _TEMPLATE.format(
         model=model,
         task=task,
+        kind=kind,
         classes=recipe.condition.num_classes if recipe.condition else "",
-        fixed=html.escape(json.dumps(fixed)),
-        still=shown if still else "",
+        fixed=html.escape(json.dumps({"eta": 0, **(fixed or {})})),
+        before=before,
         width=count * SIDE,
         side=SIDE,
         alt=alt,
-        hidden=" hidden" if still else "",
+        hidden=" hidden" if before else "",
         button=f"Draw live (loads {megabytes(model)} MB)",
         controls="\n".join(controls),
         said=said,
-        call=call,
+        call=html.escape(call),
     )
 
 

@@ -39,7 +39,7 @@ from diffusion_book.viz.in_page import PAPER, drawing_figure, live_figure
 FOLDER = Path(__file__).parent
 ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "editing.js", "model.js")
 STILLS = FOLDER / "stills"  # what the figures begin with: `make pictures` draws them
-FIGURE = re.compile(r'<figure class="live" data-model="([^"]+)"')
+FIGURE = re.compile(r'<figure class="live[^"]*" data-model="([^"]+)"')
 
 
 def setup(app):

@@ -102,7 +102,7 @@
       figure.removeAttribute("aria-busy");
       if (answer.error) return;
       canvas.setAttribute("aria-label", describe(figure.asked));
-      figure.said(`Drawn here in ${(answer.ms / 1000).toFixed(2)} s`);
+      figure.said(`Drawn here in ${(answer.ms / 1000).toFixed(2)} s${task === "sample" ? ":" : ""}`);
       if (task === "sample") figure.querySelector(".live-call").textContent = call(figure.asked);
       figure.dataset.ms = Math.round(answer.ms);
       figure.dataset.drawn = JSON.stringify(figure.asked);
@@ -113,7 +113,7 @@
       if (output) output.value = Number(input.value).toFixed((input.step.split(".")[1] || "").length);
     };
 
-    button.hidden = false;
+    button.parentElement.hidden = false;
     button.onclick = async () => {
       const focused = document.activeElement === button;
       button.disabled = true;
