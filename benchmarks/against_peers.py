@@ -687,7 +687,7 @@ def run(options: Options, command: str) -> dict:
             }
         )
     result = {"command": command, "machine": machine(), "options": asdict(options), "rows": rows}
-    return result | ({"floor": floor(options.num_samples)} if quality else {})
+    return result | ({"floor": floor(options.num_samples).mean} if quality else {})
 
 
 def main() -> None:

@@ -54,6 +54,8 @@ from diffusion_book.denoiser import Denoiser, clipped
 from diffusion_book.elbo import latent_statistics
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, logits, reference_features
+from diffusion_book.evaluation.measures import sentence
+from diffusion_book.evaluation.scoreboard import figures
 from diffusion_book.interpolation import slerp
 from diffusion_book.models import pipelines, weights
 from diffusion_book.models.recipes import TrainingConfig
@@ -602,29 +604,27 @@ print(f"latents are {seconds['ddpm'] / seconds['ldm']:.1f} times as fast")
 # ## 13. The floor of the autoencoder
 #
 # What comes out has passed through the decoder. What the autoencoder cannot say, no diffusion can make it say: even a
-# perfect model of the latents would draw *reconstructions*, not pictures. So measure reconstructions of real test
-# pictures in the same way as samples. The cards hold it.
+# perfect model of the latents would draw *reconstructions*, not pictures. So measure reconstructions of real training
+# pictures in the same way as samples, those of the very draws whose own distance is the floor. The cards hold it.
 
 # %%
 lost = weights.read_card("vae")["reconstruction"]
-above = {"ddpm": {}, "ldm": {}}
-for name, best in above.items():
-    rows_of_card = weights.read_card(name)["metrics"]
-    for row in (row for row in rows_of_card if row["sampler"] in ("ddpm", "ddim")):
-        excess = row["cfid"] - row["floor"]
-        if row["num_samples"] < lost["num_samples"]:
-            best[row["steps"]] = min(excess, best.get(row["steps"], math.inf))
-        else:
-            print(f"{name}, {row['steps']} steps: cFID {row['cfid']:.3f}, {row['ratio']:.2f} times the floor")
-print(f"reconstructions: cFID {lost['cfid']:.3f}, {lost['ratio']:.2f} times the floor")
+points = {"ddpm": {}, "ldm": {}}
+for name, best in points.items():
+    for row in figures(weights.read_card(name)):
+        if row["num_samples"] == lost["num_samples"]:
+            best[row["steps"]] = min(row["cfid"] - row["floor"], best.get(row["steps"], math.inf))
+            eta = f", eta = {row['eta']:g}" if row["sampler"] == "ddim" else ""
+            print(f"{name}, {row['sampler']}{eta}, {row['steps']} steps: cFID {row['cfid']:.3f}, R {row['ratio']:.2f}")
+print(f"reconstructions: cFID {lost['cfid']:.3f}, R {lost['ratio']:.2f}")
 print(f"real digits:     cFID {lost['floor']:.3f} (the floor of {lost['num_samples']:,} pictures)")
-points = {name: sorted(best.items()) for name, best in above.items()}
-points["vae"] = [(steps, lost["cfid"] - lost["floor"]) for steps in (min(above["ldm"]), max(above["ldm"]))]
+points = {name: sorted(best.items()) for name, best in points.items()}
+points["vae"] = [(steps, lost["cfid"] - lost["floor"]) for steps in (points["ldm"][0][0], points["ldm"][-1][0])]
 plots.plot_quality(points, ylabel="cFID above the floor")
 
 # %% [markdown]
-# For each number of steps the figure takes the better of the two samplers, with and without fresh noise. Up to
-# the line of the VAE reaches what the autoencoder loses. From there up to the latent model's lies what the diffusion has
+# For each number of steps the figure takes the best of the samplers, with and without fresh noise. Up to the
+# line of the VAE reaches what the autoencoder loses. From there up to the latent model's lies what the diffusion has
 # yet to learn, and only this part shrinks if it is trained longer. To lower the line itself one has to go back to
 # chapter 3: more channels, or a better decoder. A larger latent is harder to diffuse again. All design of latent models
 # is a bargain between the two.
@@ -647,10 +647,9 @@ animation.animate(
 # ## The scoreboard
 
 # %%
-for row in sorted(card["metrics"], key=lambda row: -row["steps"]):
-    name = row["sampler"].upper() + (f", eta = {row['eta']:g}" if row["sampler"] == "ddim" else "")
-    print(f"LDM, {name:<13} | {row['steps']:4} evaluations | cFID {row['cfid']:.3f}", end=" | ")
-    print(f"{row['ratio']:.1f} times the floor | {row['num_samples']:,} samples")
+for row in figures(card):
+    if row["num_samples"] == 10_000:
+        print(f"LDM, {row['sampler'].upper():<5} | {row['steps']:4} evaluations | {sentence(row)}")
 
 # %% [markdown]
 # (DPM++ is a sampler of chapter 7: it asks no oftener than DDIM, and remembers the answer before.)

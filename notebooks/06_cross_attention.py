@@ -58,6 +58,8 @@ import diffusion_book
 from diffusion_book import data, samplers
 from diffusion_book.denoiser import Denoiser
 from diffusion_book.evaluation.features import logits
+from diffusion_book.evaluation.measures import sentence
+from diffusion_book.evaluation.scoreboard import figures
 from diffusion_book.models import pipelines, sampling, weights
 from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks import layers
@@ -609,9 +611,12 @@ for name, each in cpu.items():
     card, milliseconds = weights.read_card(name), 1000 * statistics.median(taken[name])
     print(f"{name:>19}: {size(each):,} parameters, {card['minutes']:.0f} minutes, {card['steps']:,} steps; ", end="")
     print(f"a call: {counter.get_total_flops() / 1e6:.1f} MFLOP a picture, {milliseconds:.0f} ms a batch of 64")
-    for row in sorted(card.get("metrics", []), key=lambda row: (row.get("guidance_scale") or 0, -row["num_samples"])):
-        if row.get("guidance_scale") in (1, 3) and row["steps"] == 50 and row.get("class_accuracy") is not None:
-            print(f"{'':>19}  w = {row['guidance_scale']:g}, {row['num_samples']:,} samples: ", end="")
+    for row in sorted(figures(card), key=lambda row: (-row["steps"], row["guidance_scale"])):
+        if row["guidance_scale"] in (1, 3):
+            print(
+                f"{'':>19}  w = {row['guidance_scale']:g}, {row['steps']} steps, {row['num_samples']:,} samples: ",
+                end="",
+            )
             print(f"cFID {row['cfid']:.3f}, class accuracy {row['class_accuracy']:.1%}")
 
 # %% [markdown]
@@ -636,11 +641,12 @@ plots.plot_curves(range(1, shortest + 1), curves, "epoch", "loss on test latents
 
 # %%
 card = weights.read_card("ldm-cross-attention")
-for row in sorted(card.get("metrics", []), key=lambda row: (row["num_samples"], -row["steps"])):
-    w = row.get("guidance_scale", card["recipe"]["condition"]["guidance_scale"])
-    print(f"ldm-cross-attention, w = {w:g} | {row['steps']:4} steps | cFID {row['cfid']:.3f} | ", end="")
-    right = row.get("class_accuracy")
-    print(f"{row['ratio']:.1f} times the floor" + ("" if right is None else f" | class accuracy {right:.1%}"))
+for row in sorted(figures(card), key=lambda row: (-row["steps"], row["guidance_scale"])):
+    print(
+        f"w = {row['guidance_scale']:<3g} | {row['steps']:2} steps | class accuracy {row['class_accuracy']:.1%} | ",
+        end="",
+    )
+    print(sentence(row))
 
 # %% [markdown]
 # ## What differs from the paper

@@ -53,6 +53,8 @@ import diffusion_book
 from diffusion_book import data, objective, samplers, targets
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.measures import sentence
+from diffusion_book.evaluation.scoreboard import figures
 from diffusion_book.models import pipelines, weights
 from diffusion_book.models.recipes import TrainingConfig, recipe_of
 from diffusion_book.networks.unet import UNet
@@ -620,8 +622,8 @@ flows.show_bends(bends)
 # %%
 points = {}
 for name, wanted in (("rf", ("euler", "midpoint", "heun")), ("ddpm", ("ddim", "dpm++"))):
-    for row in weights.read_card(name)["metrics"]:
-        if row["sampler"] in wanted and row["eta"] == 0.0 and row["num_samples"] == 2000:
+    for row in figures(weights.read_card(name)):
+        if row["sampler"] in wanted and row["eta"] == 0.0 and row["num_samples"] == 10_000:
             work = samplers.evaluations(row["sampler"], row["steps"])
             points.setdefault((name, row["sampler"]), []).append((work, row["ratio"]))
 flows.plot_solvers(points, floor=1.0, ylabel="cFID / floor (lower is better)")
@@ -695,10 +697,10 @@ begun = time.perf_counter()
 one_step.sample(64, sampler="euler", steps=1, seed=0)
 print(f"64 digits, one evaluation each: {time.perf_counter() - begun:.2f} seconds")
 for name in ("rf", "rf-reflow", "rf-one-step"):
-    for row in sorted(weights.read_card(name)["metrics"], key=lambda row: row["steps"]):
+    for row in sorted(figures(weights.read_card(name)), key=lambda row: row["steps"]):
         work = samplers.evaluations(row["sampler"], row["steps"])
-        if work <= 4 and row["num_samples"] == 2000:
-            print(f"{name:>11}, {row['sampler']}, {work} evaluations: {row['ratio']:7.1f} times the floor")
+        if work <= 4 and row["num_samples"] == 10_000:
+            print(f"{name:>11}, {row['sampler']}, {work} evaluations: {sentence(row)}")
 noise = pipe.noise(12, seed=3)
 rows = {"rf, 50 steps": by_steps[50]}
 for name, model in (("rf-reflow", reflow), ("rf-one-step", one_step)):
@@ -755,12 +757,10 @@ grids.show_grid(samples, columns=10)
 # ## The scoreboard
 
 # %%
-for row in sorted(card["metrics"], key=lambda row: (row["sampler"], -row["steps"])):
-    work = samplers.evaluations(row["sampler"], row["steps"])
-    print(
-        f"RF, {row['sampler']:<8} | {work:4} evaluations | cFID {row['cfid']:.3f} | "
-        f"{row['ratio']:.1f} times the floor of {row['num_samples']:,} samples"
-    )
+for row in sorted(figures(card), key=lambda row: (row["sampler"], -row["steps"])):
+    if row["num_samples"] == 10_000:
+        work = samplers.evaluations(row["sampler"], row["steps"])
+        print(f"RF, {row['sampler']:<8} | {work:4} evaluations | {sentence(row)}")
 
 # %% [markdown]
 # ## What differs from the papers

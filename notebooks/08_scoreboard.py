@@ -36,9 +36,9 @@
 # %% [markdown]
 # ## Set-up, and what we are after
 #
-# The board holds one row for each model and each way of sampling it. To look at, we take of every model its best row
-# with at most 20 evaluations, no fresh noise and no guidance. Best means the lowest $R$, which section 1 explains. The
-# models that know classes draw the digits in order.
+# The board holds one row for each model and each way of sampling it, each measured with 10,000 samples. To look at, we
+# take of every model its best row with at most 20 evaluations, no fresh noise and no guidance. Best means the lowest
+# $R$, which section 1 explains. The models that know classes draw the digits in order.
 
 # %%
 import itertools
@@ -50,9 +50,15 @@ from torch.testing import assert_close
 
 import diffusion_book
 from diffusion_book import data, samplers, schedules
-from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
+from diffusion_book.evaluation.distances import (
+    frechet_distance,
+    frechet_error,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
-from diffusion_book.evaluation.measures import floor, natural_labels, real_subset
+from diffusion_book.evaluation.measures import CLASS_COUNTS, floor, random_labels, real_features, sentence
 from diffusion_book.evaluation.projection import joint_map
 from diffusion_book.evaluation.scoreboard import best, milliseconds, scoreboard
 from diffusion_book.models import sampling, weights
@@ -62,13 +68,12 @@ from diffusion_book.targets import Prediction
 from diffusion_book.viz import distribution, grids, plots, scores, style
 
 style.use_style()
-NUMBER = 2_000  # samples behind most figures
-every_row = scoreboard()
-board = [row for row in every_row if row.setting["num_samples"] == NUMBER]
+NUMBER = 10_000  # samples behind every figure that is compared
+board = scoreboard(NUMBER)
 
 
 def quality(row):
-    """R: cFID over the floor of as many real digits, chosen in the same way. Lower is better, 1 is perfect."""
+    """R: cFID over the floor of as many real digits. Lower is better, 1 is perfect."""
     return row.measures["ratio"]
 
 
@@ -78,7 +83,10 @@ def is_plain(row):
     return asked["sampler"] != "ddpm" and not asked["eta"] and asked.get("guidance_scale", 1.0) == 1.0
 
 
-picked = best([row for row in board if is_plain(row) and row.evaluations <= 20])
+plain = [row for row in board if is_plain(row)]
+picked = best(plain) | best(
+    [row for row in plain if row.evaluations <= 20]
+)  # the best there is, where nothing is cheap
 picked = dict(sorted(picked.items(), key=lambda item: quality(item[1])))
 pipes = {name: diffusion_book.load(name) for name in picked}
 begun = time.perf_counter()
@@ -88,7 +96,17 @@ grids.show_rows({name: pictures[:12] for name, pictures in drawn.items()})
 
 # %% [markdown]
 # Your eye has ranked them already, and it is a good judge of the worst. Among the others it tires, and it never sees
-# what is *missing*. Here are the same settings in numbers. The milliseconds were measured a moment ago on the machine
+# what is *missing*. Here is of each model what to take away: how many times the distance of real digits its digits
+# have, and how many of a hundred are *doubtful*, so that a second classifier is less than 90 % sure what they are.
+
+# %%
+for name, row in picked.items():
+    print(f"{name:>24}: {sentence(row.measures)}")
+scores.plot_bars(list(picked.values()))
+
+# %% [markdown]
+# The thin lines are standard errors (section 5). The same settings in all numbers; bold is the best, and whatever is
+# not to be told apart from it. The milliseconds were measured a moment ago on the machine
 # that ran this page; all else stands on the cards.
 
 # %%
@@ -190,8 +208,9 @@ print(f"the same heaps: KID {kernel_distance(some, others):.2f}, precision {prec
 
 # %% [markdown]
 # Both heaps were real, and yet cFID is not 0, nor are the shares 1. So no number is printed alone: beside it belongs
-# what real pictures would have got in its place. For cFID that is the *floor*, the distance of as many training
-# pictures from the test set, averaged over ten draws of them, and $R = \text{cFID} / \text{floor}$.
+# what real pictures would have got in its place. For cFID that is the *floor*, the distance of as many random training
+# pictures from the test set, averaged over ten draws of them, and $R = \text{cFID} / \text{floor}$. There is one floor
+# for all models.
 #
 # For models with classes there is a fourth measure, the simplest: a second classifier, of another build, says how often
 # it sees the digit that was asked for.
@@ -205,60 +224,63 @@ print(f"the same heaps: KID {kernel_distance(some, others):.2f}, precision {prec
 # NBVAL_CHECK_OUTPUT
 sizes = (100, 500, 2_000, 10_000)
 for size in sizes:
-    kid = kernel_distance(real_subset(size), reference["test"][::5])  # a fifth of the test set will do
-    print(f"{size:6,} real training pictures: cFID {floor(size):.2f}, KID {kid:.3f}")
+    kid = kernel_distance(real_features(size), reference["test"][::5])  # a fifth of the test set will do
+    mean, std = floor(size)
+    print(f"{size:6,} real training pictures: cFID {mean:.2f} +- {std:.2f}, KID {kid:.3f}")
 
 # %% [markdown]
 # By (2) KID is free of this bias, for it leaves out a point's likeness to itself; it only scatters. A cFID of few
-# samples cannot be set beside one of many. Neither can $R$. The panels show one setting of each model that was
-# measured with both numbers. The line falls. A bar falls with it the more, the closer it stands to the line.
-
+# samples cannot be set beside one of many. Neither can $R$: the bias is in the floor and in the cFID, and what is wrong
+# with a model comes on top. So the same samples have a small $R$ if they are few and a large one if they are many. Where
+# one setting was measured with both numbers:
 
 # %%
-def of_more(row, number):
-    """The row of the same model and setting, with another number of samples; None where there is none."""
-    wanted = {**row.setting, "num_samples": number}
-    return next((other for other in every_row if (other.model, other.setting) == (row.model, wanted)), None)
-
-
-twice = {row.model: row for row in board if is_plain(row) and of_more(row, 10_000)}
-twice = sorted(twice.values(), key=quality)
-for row in twice:
-    more = of_more(row, 10_000).measures
-    print(f"{row.model:>24}: R = {quality(row):5.2f} with 2,000 samples, {more['ratio']:5.2f} with 10,000")
-scores.plot_bars({"2,000 samples": twice, "10,000 samples": [of_more(row, 10_000) for row in twice]})
+for row in scoreboard():
+    if row.setting["num_samples"] != NUMBER:
+        others = [
+            other
+            for other in board
+            if (other.model, other.setting | {"num_samples": 0}) == (row.model, row.setting | {"num_samples": 0})
+        ]
+        for other in others:
+            print(
+                f"{row.model}, {scores.setting_name(row)}: R = {quality(row):.1f} with {row.setting['num_samples']:,} samples",
+                end="",
+            )
+            print(f", {quality(other):.1f} with {NUMBER:,}")
 
 # %% [markdown]
 # Near the floor $R$ says more about the number of samples than about the model. With 2,000 a good model may reach
 # $R \approx 1$, because what is left of its error drowns in the bias. With 10,000 the same model stands clearly above 1
-# again. $R = 1$ means: *no difference can be seen with so many*.
+# again. $R = 1$ means: *no difference can be seen with so many*. All figures of this chapter are of 10,000.
 #
-# **cFID, by the shares of the digits.** A handful of 2,000 real digits holds about 200 sevens, more or less, and (1)
+# **cFID, by the shares of the digits.** A draw of 2,000 real digits holds about 200 sevens, more or less, and (1)
 # counts the more or less as distance. A model with classes draws as many as it is asked for. How many should that be?
-# Let us take real digits in three ways, twenty handfuls of each: as they come, as many of each digit, and in exactly
-# the shares of the training set.
+# Let us take real digits in three ways, twenty draws of each: at random, as many of each digit, and in exactly the
+# shares of the test set.
 
 
 # %%
 with torch.no_grad():
     digits = classifier().head(reference["train"]).argmax(dim=1)  # which is which, by the classifier
-WAYS = ("as they come", "as many of each", "the data's shares")
+WAYS = ("at random", "as many of each", "exact shares")
 
 
-def handful(size, way, generator):
+def draw(size, way, generator):
     """Features of random training pictures."""
     order = torch.randperm(60_000, generator=generator)
-    if way == "as they come":
+    if way == "at random":
         return reference["train"][order[:size]]
-    counts = [size // 10] * 10 if way == "as many of each" else natural_labels(size).bincount(minlength=10).tolist()
+    shares = torch.full((10,), 0.1) if way == "as many of each" else torch.tensor(CLASS_COUNTS) / sum(CLASS_COUNTS)
+    counts = (shares * size).round().int().tolist()
     return torch.cat([reference["train"][order[digits[order] == digit][:count]] for digit, count in enumerate(counts)])
 
 
 generator = torch.Generator().manual_seed(0)
 found = {}
 for way, size in itertools.product(WAYS, sizes):
-    handfuls = [handful(size, way, generator) for _ in range(20)]
-    found[way, size] = torch.tensor([frechet_distance(each, reference["test"]) for each in handfuls])
+    draws = [draw(size, way, generator) for _ in range(20)]
+    found[way, size] = torch.tensor([frechet_distance(each, reference["test"]) for each in draws])
 print(f"{'':19}", *(f"{way:>18}" for way in WAYS))
 for size in sizes:
     texts = [f"{found[way, size].mean():.2f} +- {found[way, size].std():.2f}" for way in WAYS]
@@ -268,26 +290,26 @@ ticks = {"xticks": sizes, "xticklabels": [f"{size:,}" for size in sizes]}
 plots.plot_curves(sizes, means, "samples", "cFID of real digits", xscale="log", yscale="log", **ticks)
 
 # %% [markdown]
-# The number behind +- is the standard deviation from handful to handful. *As many of each* is a burden once samples
-# are many: MNIST has more ones than fives, so the shares are wrong, and even real digits end well above their floor.
-# *The data's shares* are a present as long as samples are few, since less is left to chance. Models with classes are
-# therefore measured with the data's shares, and beside a floor of their own: that of real digits in exact shares too.
-# Their $R$ is fair. Their cFID itself is not to be set beside that of a model without classes.
+# The number behind +- is the standard deviation from draw to draw. *As many of each* is a burden once samples are many:
+# MNIST has more ones than fives, so the shares are wrong, and even real digits end well above their floor. *Exact
+# shares* are a present, since less is left to chance: real digits would have $R < 1$. So models with classes are asked
+# for digits *at random*, in the test set's proportions. Then their samples are as much of a random draw as those of a
+# model without classes, one floor serves both, and all can be ranked together.
 #
 # **All of them, by guidance.** Chapter 5 turned a dial from 0 to 10. Here the whole sweep is under every measure.
 
 # %%
-MEASURES = {"cFID": "cfid", "precision": "precision", "recall": "recall", "right class": "class_accuracy"}
-swept = [row for row in board if row.setting["sampler"] == "ddim" and row.setting["steps"] == 50]
+MEASURES = {"R": "ratio", "precision": "precision", "recall": "recall", "right class": "class_accuracy"}
+swept = [row for row in board if row.setting["sampler"] == "ddim" and row.setting["steps"] == 10]
 swept = [row for row in swept if "guidance_scale" in row.setting]
 for model in dict.fromkeys(row.model for row in swept):
     its = [row for row in swept if row.model == model]
     votes = []
     for title, key in MEASURES.items():
-        winner = (min if title == "cFID" else max)(its, key=lambda row, key=key: row.measures[key])
+        winner = (min if title == "R" else max)(its, key=lambda row, key=key: row.measures[key])
         votes.append(f"{title} is best at w = {winner.setting['guidance_scale']:g}")
     print(f"{model:>24}:", ", ".join(votes))
-scores.plot_sweep(swept, MEASURES)
+scores.plot_sweep(swept, MEASURES) if swept else print("the cards do not tell it yet")
 
 # %% [markdown]
 # The measures do not vote for one scale. Each is right about something:
@@ -296,7 +318,7 @@ scores.plot_sweep(swept, MEASURES)
 #   awkward ones. Pushed too far, the pictures leave the real ones behind on the other side.
 # - *Recall* pays for it all the way. Whoever quotes precision alone can buy it.
 # - *Right class* is blind to variety. Two hundred copies of one clear seven would score 100 %.
-# - *cFID* mixes both, in proportions that nobody chose.
+# - *R*, or cFID, mixes both, in proportions that nobody chose.
 #
 # And all of them look through the same glass. What the classifier does not look at, they do not see
 # (exercise 2).
@@ -331,17 +353,17 @@ scores.score_table(everything, fold=f"all {len(board)} rows of {NUMBER:,} sample
 # the second branch buys something else. Of rows with and without fresh noise the better one counts.
 
 # %%
-plain = [row for row in board if row.setting.get("guidance_scale", 1.0) == 1.0]
-scores.plot_frontier(plain)
+unguided = [row for row in board if row.setting.get("guidance_scale", 1.0) == 1.0]
+scores.plot_frontier(unguided)
 
 # %%
 lead = math.inf
-for row in sorted(plain, key=lambda row: (row.evaluations, quality(row))):
+for row in sorted(unguided, key=lambda row: (row.evaluations, quality(row))):
     if quality(row) < lead:
         lead = quality(row)
         how = scores.setting_name(row)
         print(f"from {row.evaluations:4} evaluations on, {row.model} leads with R = {lead:.2f} ({how})")
-behind = {name for name in picked if quality(best(plain)[name]) > 2 * lead}
+behind = {name for name in picked if quality(best(unguided)[name]) > 2 * lead}
 print(f"never within twice the best: {', '.join(sorted(behind)) or 'none'}")
 
 # %% [markdown]
@@ -359,63 +381,62 @@ for name, row in sorted(picked.items(), key=lambda item: speed[item[0]]):
 # %% [markdown]
 # ## 5. How sure is a figure?
 #
-# Draw again with another seed, and the figure is another. To see by how much, take the latent model and setting with
-# the fewest evaluations, 500 samples, three seeds.
+# Draw again with another seed, and the figure is another. By how much? Drawing many times would say it, and costs as
+# many times more. But a single set of samples knows it nearly as well. Each sample $x$ pulls at the distance (1) by a
+# little: with $\phi$ for its features less the mean $\mu_a$ of all,
+#
+# $$\delta(x) = 2\,(\mu_a - \mu_b)^\top \phi + \phi^\top (I - T)\, \phi, \qquad
+# T = C_b^{1/2} \left(C_b^{1/2} C_a\, C_b^{1/2}\right)^{-1/2} C_b^{1/2}, $$
+#
+# which is the slope of (1) in the weight of that sample. If the samples pull very differently, the figure depends on
+# which of them one happened to draw: its standard error is the standard deviation of $\delta$ over $\sqrt N$. (Close to
+# the floor the slope almost vanishes, and the error comes out too large, by up to $\sqrt 2$.) To believe it, take the
+# model and setting with the fewest evaluations, 500 samples, eight seeds.
 
 # %%
-latent = [row for row in board if row.model in picked and pipes[row.model].autoencoder and is_plain(row)]
-quick = min(latent, key=lambda row: (row.evaluations, quality(row)))
+quick = min(plain, key=lambda row: (row.evaluations, quality(row)))
 
 
 def redraw(row, **changes):
-    """Samples of a row as `diffusion-book evaluate` draws them: in the data's shares where there are classes."""
+    """Samples of a row as `diffusion-book evaluate` draws them: digits at random where there are classes."""
     pipe, asked = pipes[row.model], {**row.setting, **changes}
-    return pipe.sample(**asked, labels=natural_labels(asked["num_samples"]) if pipe.num_classes else None)
+    return pipe.sample(**asked, labels=random_labels(asked["num_samples"]) if pipe.num_classes else None)
 
 
-def way_of(row):
-    """How its digits are chosen."""
-    return "the data's shares" if pipes[row.model].num_classes else "as they come"
-
-
-redrawn = [features(redraw(quick, seed=seed, num_samples=500)) for seed in range(3)]
-figures = [frechet_distance(each, reference["test"]) for each in redrawn]
-print(
-    f"{quick.model} ({scores.setting_name(quick)}), 500 samples, three seeds:", *(f"{value:.2f}" for value in figures)
-)
-print(f"standard deviation {torch.tensor(figures).std():.2f}")
-print(f"of as many real digits, {way_of(quick)}: {found[way_of(quick), 500].std():.2f}")
+redrawn = [features(redraw(quick, seed=seed, num_samples=500)) for seed in range(1, 9)]
+values = torch.tensor([frechet_distance(each, reference["test"]) for each in redrawn])
+claimed = torch.tensor([frechet_error(each, reference["test"]) for each in redrawn])
+print(f"{quick.model} ({scores.setting_name(quick)}), 500 samples, eight seeds:", *(f"{value:.2f}" for value in values))
+print(f"standard deviation {values.std():.2f}, claimed by each single set {claimed.mean():.2f}")
 
 # %% [markdown]
-# Three seeds give a rough idea of a standard deviation and no more. Twenty handfuls of real digits (section 2) give a
-# better one, of a model that is perfect. The scatter of digits as they come is no small matter, and few papers print
-# theirs. Two things follow.
+# Eight seeds give a rough idea of a standard deviation and no more (a quarter of it either way). The scatter of real
+# digits themselves is no small matter (section 2), and few papers print theirs. Two things follow.
 #
-# *The floor itself is an estimate.* It is the mean of ten handfuls, and known about three times better than a single
-# one. Had others been taken, every $R$ on the board would be a little different, all of one kind (with classes, or
-# without) by the same factor. So compare the $R$ of two models, and do not read its decimals as a distance from perfection.
+# *The floor itself is an estimate.* It is the mean of ten draws, and known about three times better than a single one.
+# Had others been taken, every $R$ on the board would be a little different, all by the same factor. So compare the $R$ of
+# two models, and do not read its decimals as a distance from perfection.
 #
-# *Neighbours may be ties.* Grant every model the scatter of real digits that are chosen as its own are, in units of its
-# floor, and let two $R$ count as different if they are two standard deviations of their difference apart:
+# *Neighbours may be ties.* Let two $R$ count as different if they are two standard errors of their difference apart:
 
 
 # %%
-def scatter(row):
-    return found[way_of(row), NUMBER].std().item() / row.measures["floor"]
+def error(row):
+    """Standard error of R; where a card does not tell it, that of real digits."""
+    return row.measures["ratio_error"] or row.measures["floor_std"] / row.measures["floor"]
 
 
-for ahead, after in itertools.pairwise(sorted(best(plain).values(), key=quality)):
-    needed = 2 * math.hypot(scatter(ahead), scatter(after))
+for ahead, after in itertools.pairwise(sorted(best(unguided).values(), key=quality)):
+    needed = 2 * math.hypot(error(ahead), error(after))
     verdict = "ahead of" if quality(after) - quality(ahead) > needed else "not to be told apart from"
     print(
         f"{ahead.model} ({quality(ahead):.2f}) is {verdict} {after.model} ({quality(after):.2f}): needed {needed:.2f}"
     )
 
 # %% [markdown]
-# So make nothing of a difference below what is needed. The remedy is more samples: with 10,000 the scatter of cFID is
-# smaller (section 2). And all this is only the luck of *sampling*. Train a model again from another
-# seed, and you have another model. How far that moves a figure, nobody here has paid for measuring, nor in most
-# papers.
+# So make nothing of a difference below what is needed. The remedy is more samples. And all this is only the luck of
+# *sampling*. Train a model again from another seed, and you have another model. How far that moves a figure, nobody here
+# has paid for measuring, nor in most papers.
 #
 # ## 6. The same noise
 #
@@ -621,25 +642,26 @@ figure
 # ## 9. What the decoder costs
 #
 # A model that is perfect in its latents draws what the decoder makes of real digits, and no better. Real pictures,
-# encoded and decoded, have a cFID of their own, measured with 10,000:
+# encoded and decoded, have a cFID of their own. They are those of the ten draws whose mean is the floor, so that the
+# luck of a draw is the same before and after, and the difference is the decoder's:
 
 # %%
 # NBVAL_CHECK_OUTPUT
 lost = weights.read_card("vae")["reconstruction"]
 print(f"real digits:     cFID {lost['floor']:.3f}")
-print(f"reconstructions: cFID {lost['cfid']:.3f}, precision {lost['precision']:.3f}, recall {lost['recall']:.3f}")
+print(
+    f"reconstructions: cFID {lost['cfid']:.3f}, R {lost['ratio']:.2f}, precision {lost['precision']:.3f}, recall {lost['recall']:.3f}"
+)
 
 # %%
-for small in twice:
-    name, row = small.model, of_more(small, 10_000)
+for name, row in best(plain).items():
     cfid = row.measures["cfid"]
     above = cfid - row.measures["floor"]
     decoder = f", {(lost['cfid'] - lost['floor']) / above:.0%} of it by the decoder" if pipes[name].autoencoder else ""
     print(f"{name:>24}: cFID {cfid:.3f}, {above:.3f} above real digits{decoder}")
 
 # %% [markdown]
-# The percentages are a rule of thumb, for Fréchet distances do not add up, and models with classes have a floor of
-# their own. But they say where to work: as long as the decoder's share is small, train the diffusion longer; once it
+# The percentages are a rule of thumb, for Fréchet distances do not add up. But they say where to work: as long as the decoder's share is small, train the diffusion longer; once it
 # is large, go back to chapter 3.
 #
 # ## 10. Which model for what?
@@ -700,8 +722,8 @@ for row in picked.values():
     print(command(row))
 
 # %% [markdown]
-# All of them at once, in an hour or more: `diffusion-book evaluate --all`. If it is cut off, `--resume FOLDER` goes on
-# where it was. The cheap ones alone: `diffusion-book evaluate --all --num-samples 2000 --most-evaluations 10`. Here is
+# All of them at once, in some hours: `diffusion-book evaluate --all`. If it is cut off, `--resume FOLDER` goes on
+# where it was. The cheap ones alone: `diffusion-book evaluate --all --most-evaluations 10`. Here is
 # one, live and in full:
 
 # %%
@@ -724,8 +746,8 @@ assert abs(again / quick.measures["cfid"] - 1) < 0.05
 #   comparable, not even in their order (Parmar et al. 2022).
 # - **Steps for evaluations.** Heun's 10 steps are 19 calls, and guidance doubles them.
 # - **The best of many tries.** The lowest of thirty figures is low partly by luck. Choose on one seed, report another.
-# - **Classes against none.** Who is told what to draw has an easier task, and another floor (section 2). Compare models
-#   with classes among themselves, or at least say which is which.
+# - **Classes against none.** Who is told what to draw has an easier task, and with exact or equal shares of the classes
+#   another floor (section 2). Draw them at random, and say which is which.
 # - **One measure.** Anything can be bought at the price of something else (section 2).
 # - **The measure as a target.** Train or guide by the features you measure with, and the figure no longer says
 #   anything. Here the classifier was fixed before the first model, and no training ever sees it, though the
@@ -768,7 +790,7 @@ check(without_bias)
 #
 # ```python
 # sizes = torch.tensor([500.0, 2_000.0, 10_000.0], dtype=torch.float64)
-# print(without_bias(sizes, torch.tensor([floor(int(size)) for size in sizes], dtype=torch.float64)))
+# print(without_bias(sizes, torch.tensor([floor(int(size)).mean for size in sizes], dtype=torch.float64)))
 # ```
 #
 # What remains is the bias of the other side, for the test set is finite too, and a real difference: the two sets were
@@ -872,7 +894,7 @@ check(frechet_of_spreads)
 #
 # ```python
 # for size in (2_000, 10_000):
-#     some = real_subset(size), reference["test"]
+#     some = real_features(size), reference["test"]
 #     print(f"{frechet_of_spreads(*some):.3f} of {frechet_distance(*some):.3f}")
 # ```
 #

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import refused
+from tiny import measured_entry
 
 from diffusion_book import data
 from diffusion_book.cli import doctor, pretrain
@@ -239,7 +240,7 @@ def test_pretrained_model_is_its_averaged_weights_and_keeps_its_measures(tiny_re
     def evaluate(pipe, setting):
         measured.append(setting)
         images = pipe.sample(**{**dataclasses.asdict(setting), "num_samples": 2})
-        return images, pretrain.with_floor({**dataclasses.asdict(setting), "cfid": 2 + images.mean().item()})
+        return images, measured_entry(setting, images)
 
     monkeypatch.setattr(pretrain, "evaluate", evaluate)
     monkeypatch.setitem(pretrain.SETTINGS, "ddpm", (Setting("ddim", 4), Setting("ddpm", 8)))

@@ -9,7 +9,14 @@ import pytest
 import torch
 from commands import refused
 from PIL import Image
-from tiny import SMALL_CLASS_UNETS, SMALL_UNET, part_of_the_reference, random_autoencoder, random_class_pipeline
+from tiny import (
+    SMALL_CLASS_UNETS,
+    SMALL_UNET,
+    measured_entry,
+    part_of_the_reference,
+    random_autoencoder,
+    random_class_pipeline,
+)
 
 import diffusion_book
 from diffusion_book import data
@@ -361,16 +368,14 @@ def test_a_model_without_classes_has_no_such_options(option, tmp_path, capsys, m
 
 
 @models
-def test_evaluate_asks_for_classes_in_the_shares_of_the_data_and_says_how_many_were_met(
-    tmp_path, untrained, model, capsys
-):
+def test_evaluate_asks_for_classes_at_random_and_says_how_many_were_met(tmp_path, untrained, model, capsys):
     options = ["--num_samples", "30", "--steps", "2", "--guidance_scale", "2", "--seed", "3", "--batch_size", "20"]
     where = ["--checkpoint", str(untrained[model]), "--output-dir", str(tmp_path), *CPU]
     with part_of_the_reference():
         main(["evaluate", model, *options, *where])
         said = capsys.readouterr().out.splitlines()
         pipe = load_model(model, ModelOptions(untrained[model], **FP32))
-        labels = measures.natural_labels(30)
+        labels = measures.random_labels(30)
         images = pipe.sample(30, labels=labels, guidance_scale=2.0, steps=2, seed=3)
         expected = measures.measure(images, labels).to_dict()
     (folder,) = tmp_path.iterdir()
@@ -419,7 +424,7 @@ def test_pretrain_measures_at_several_scales_and_once(tiny_recipes, tmp_path, mo
     def evaluate(pipe, setting):
         measured.append(setting.guidance_scale)
         images = pipe.sample(**{**dataclasses.asdict(setting), "num_samples": 10})
-        return images, pretrain.with_floor({**dataclasses.asdict(setting), "cfid": 2 + images.mean().item()})
+        return images, measured_entry(setting, images)
 
     def score(images, labels):
         assert labels.tolist() == [number % 10 for number in range(20)]

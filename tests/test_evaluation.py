@@ -10,10 +10,17 @@ import torch
 from diffusion_book import data
 from diffusion_book.data import quantise
 from diffusion_book.evaluation import measures
-from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
+from diffusion_book.evaluation.distances import (
+    frechet_distance,
+    frechet_error,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
-from diffusion_book.evaluation.measures import Measures, floor, measure, natural_labels, real_subset
+from diffusion_book.evaluation.measures import Measures, floor, measure, random_labels, real_features, sentence
 from diffusion_book.models import weights
+from diffusion_book.models.pipelines import load
 from diffusion_book.system.errors import BookError
 
 
@@ -63,6 +70,53 @@ def test_frechet_distance_falls_with_the_number_of_samples():
     draw = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     distances = [frechet_distance(draw[:number], draw[2000:]) for number in (50, 200, 2000)]
     assert distances[0] > 2 * distances[1] > 4 * distances[2] > 0
+
+
+def test_the_error_of_a_frechet_distance_on_a_line_is_that_of_its_closed_form():
+    """In one dimension d^2 = (m_a - m_b)^2 + (s_a - s_b)^2, whose slopes are known, as are the errors of m_a and s_a."""
+    number = 400
+    a, b = torch.randn(2, number, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a = 2 + 3 * a
+    x = a - a.mean()
+    of_spread = (x.square() - x.square().mean()) / (2 * a.std())  # what each point adds to s_a, times N
+    added = 2 * (a.mean() - b.mean()) * x + 2 * (a.std() - b.std()) * of_spread
+    assert frechet_error(a, b) == pytest.approx(added.std().item() / number**0.5, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "stretch", "lowest", "highest"),
+    [
+        (0.5, 1.0, 0.85, 1.15),  # far apart in the means
+        (0.0, 1.5, 0.85, 1.15),  # in the covariances
+        (0.0, 1.0, 1.2, 1.65),  # not at all: a perfect model, where the error is sqrt(2) too large
+    ],
+)
+def test_the_error_of_a_frechet_distance_is_its_scatter_over_many_draws(shift, stretch, lowest, highest):
+    generator = torch.Generator().manual_seed(0)
+    dim, number = 8, 300
+    b = gaussian(2000, [0.0] * dim, torch.eye(dim), 1)
+    draws = [shift + stretch * torch.randn(number, dim, dtype=torch.float64, generator=generator) for _ in range(400)]
+    scatter = torch.tensor([frechet_distance(draw, b) for draw in draws]).std().item()
+    claimed = torch.tensor([frechet_error(draw, b) for draw in draws]).mean().item()
+    assert lowest < claimed / scatter < highest
+
+
+def test_the_error_of_a_frechet_distance_falls_as_the_root_and_bears_flat_directions():
+    a, b = (gaussian(1000, [0.0, mean], torch.eye(2), seed) for mean, seed in ((1.0, 1), (0.0, 2)))
+    assert frechet_error(a.repeat(4, 1), b) == pytest.approx(frechet_error(a, b) / 2, rel=1e-2)
+    flat = torch.cat([a, a, torch.zeros(1000, 3)], dim=1)
+    assert math.isfinite(frechet_error(flat, flat.flip(0) + 1))
+    few = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
+    assert math.isfinite(frechet_error(few, gaussian(100, [0.0] * 20, torch.eye(20))))
+
+
+def test_the_error_of_real_digits_is_the_scatter_of_disjoint_draws():
+    reference = reference_features()
+    order = torch.randperm(60_000, generator=torch.Generator().manual_seed(0))
+    draws = [reference["train"][part] for part in order.split(2000)]
+    scatter = torch.tensor([frechet_distance(draw, reference["test"]) for draw in draws]).std().item()
+    claimed = torch.tensor([frechet_error(draw, reference["test"]) for draw in draws]).mean().item()
+    assert 0.8 < claimed / scatter < 1.5
 
 
 # --- Kernel distance -----------------------------------------------------------------------------
@@ -151,7 +205,7 @@ def test_nearest_finds_distance_and_index(monkeypatch):
     assert index.tolist() == [1, 0, 2, 1]
 
 
-@pytest.mark.parametrize("function", [frechet_distance, kernel_distance, precision_recall, nearest])
+@pytest.mark.parametrize("function", [frechet_distance, frechet_error, kernel_distance, precision_recall, nearest])
 def test_features_that_cannot_be_compared_are_refused(function):
     good = torch.randn(9, 4)
     for bad in (torch.randn(9, 3), torch.randn(1, 4), torch.randn(9), torch.randn(9, 4).fill_(math.nan)):
@@ -187,36 +241,29 @@ def test_the_card_of_the_classifier_promises_what_the_measures_need():
 
 
 def test_the_floor_is_small_and_falls_with_the_number():
-    assert floor(10_000) < floor(2000) < floor(1000)
-    assert floor(10_000) < 0.5
-    for number in (500, 2000):
-        assert floor(number, natural=True) < 0.7 * floor(number)  # spared the luck of the shares
-    assert frechet_distance(reference_features()["test"], 2 * reference_features()["test"]) > 100 * floor(10_000)
+    assert floor(10_000).mean < floor(2000).mean < floor(1000).mean
+    assert floor(10_000).mean < 0.5
+    assert floor(10_000).std < floor(2000).std < floor(1000).std
+    assert frechet_distance(reference_features()["test"], 2 * reference_features()["test"]) > 100 * floor(10_000).mean
 
 
-def test_the_floor_is_the_mean_over_random_handfuls_of_real_pictures():
-    test = reference_features()["test"]
-    handfuls = [measures._handful(500, False, seed) for seed in range(measures.HANDFULS)]
-    found = torch.tensor([frechet_distance(each, test) for each in handfuls])
-    assert floor(500) == pytest.approx(found.mean().item())
-    assert found.std() > 0.02  # a single one would be luck
+def test_the_floor_is_mean_and_scatter_of_ten_draws_of_training_pictures():
+    reference = reference_features()
+    draws = [reference["train"][measures.real_indices(500, draw)] for draw in range(10)]
+    found = torch.tensor([frechet_distance(draw, reference["test"]) for draw in draws])
+    assert floor(500) == pytest.approx((found.mean().item(), found.std().item()), rel=1e-5)
+    assert found.unique().numel() == 10
 
 
-def test_a_natural_handful_holds_each_digit_as_often_as_it_is_asked_for():
-    found = measures._handful(1000, True, 3)
-    digits = classifier().head(found).argmax(dim=1)
-    assert torch.equal(digits.bincount(minlength=10), natural_labels(1000).bincount(minlength=10))
-    assert not torch.equal(found, measures._handful(1000, True, 4))
-
-
-def test_the_real_subset_is_the_same_at_every_call():
-    assert torch.equal(real_subset(100), real_subset(100))
-    assert torch.equal(real_subset(100)[:10], real_subset(10))
-    every = real_subset(60_000).double().sum(0)
+def test_a_draw_of_real_pictures_is_the_same_at_every_call():
+    assert torch.equal(real_features(100), real_features(100))
+    assert torch.equal(real_features(100)[:10], real_features(10))
+    assert not torch.equal(real_features(100), real_features(100, draw=1))
+    every = real_features(60_000).double().sum(0)
     torch.testing.assert_close(every, reference_features()["train"].double().sum(0))
     for number in (9, 60_001):
         with pytest.raises(BookError, match="the measures need 10 to 60000"):
-            real_subset(number)
+            real_features(number)
 
 
 def pictures(number: int, seed: int = 0) -> torch.Tensor:
@@ -255,6 +302,8 @@ def test_measures_of_rubbish_are_bad_and_complete(smaller_reference):
     found = measure(images, labels)
     assert found.num_samples == 40
     assert found.ratio == pytest.approx(found.cfid / found.floor)
+    assert found.ratio_error == pytest.approx(found.cfid_error / found.floor)
+    assert (found.floor, found.floor_std) == floor(40)
     assert found.ratio > 10
     assert found.kid > 0
     assert found.precision < 0.5
@@ -275,21 +324,80 @@ def test_pictures_that_cannot_be_measured_are_refused():
         measure(pictures(10).fill_(math.nan))
 
 
-def test_models_with_classes_are_asked_for_the_digits_in_the_shares_of_the_data():
-    for number in (10, 999, 10_000, 60_000):
-        labels = measures.natural_labels(number)
-        assert labels.shape == (number,)
-        assert torch.equal(labels, measures.natural_labels(number))
-        expected = torch.tensor(measures.CLASS_COUNTS) * number / 60_000
-        assert ((labels.bincount(minlength=10) - expected).abs() <= 1).all()
-    assert sum(measures.CLASS_COUNTS) == 60_000
-    halves = measures.natural_labels(10_000).chunk(2)  # mixed, so that each batch has all digits
-    assert (halves[0].bincount(minlength=10) - halves[1].bincount(minlength=10)).abs().max() < 150
+@pytest.mark.parametrize(
+    ("units", "words"),
+    [
+        (lambda x: (x + 1) / 2, r"between 0 and 1, .* \[0, 1\]: give 2 x - 1"),
+        (lambda x: ((x + 1) / 2 - 0.1307) / 0.3081, "standardised"),
+        (lambda x: (x + 1) / 2 - 0.1307, "standardised"),
+        (lambda x: (x + 1) * 127.5, "look like bytes"),
+        (lambda x: quantise(x).long(), "type int64: give bytes"),
+        (lambda x: quantise(x) > 127, "type bool: give bytes"),
+    ],
+)
+def test_pictures_in_other_units_are_refused_with_cause_and_remedy(digits, units, words):
+    """Else standardised digits are measured as if they were hundreds of floors away."""
+    with pytest.raises(BookError, match=words) as info:
+        measure(units(digits))
+    assert "\n" not in str(info.value)
+
+
+@pytest.fixture(scope="module", params=["mnist", "rf-one-step"])
+def digits(request):
+    """Real ones, where MNIST is here, and samples of a shipped model."""
+    if request.param == "rf-one-step":
+        return load("rf-one-step", device="cpu").sample(20, sampler="euler", steps=1)
+    try:
+        return quantise(data.crop(data.load("mnist", "test").batch(torch.arange(20))[0])).float() / 127.5 - 1
+    except BookError:
+        pytest.skip("MNIST is not here")
+
+
+def test_bytes_are_as_good_as_floats_and_overshoot_is_no_fault(digits, smaller_reference):
+    found = measure(digits)
+    assert measure(quantise(digits)) == found
+    assert measure(1.2 * digits).num_samples == 20  # as a sampler leaves them that does not clamp
+
+
+def test_a_sentence_says_how_far_and_how_doubtful(smaller_reference):
+    found = measure(pictures(40))
+    text = found.sentence()
+    assert text.startswith(
+        f"{found.ratio:.1f} times the distance of real digits; {100 * found.doubtful:.0f} in a hundred"
+    )
+    assert "(with 40 samples, which compares with no other number)" in text
+    assert "(real: 3)" in text
+    headline = {"ratio": 2.44, "doubtful": 0.061, "doubtful_real": 0.0317, "num_samples": 10_000}
+    assert sentence(headline) == "2.4 times the distance of real digits; 6 in a hundred doubtful (real: 3)"
+
+
+def test_doubtful_is_what_the_second_classifier_is_less_sure_of(smaller_reference):
+    images = pictures(40)
+    sure = logits(images).softmax(dim=1).amax(dim=1) >= 0.9
+    share = 1 - sure.double().mean().item()
+    assert 0 < share < 1
+    found = measure(images)
+    assert found.doubtful == pytest.approx(share)
+    assert found.doubtful_error == pytest.approx((share * (1 - share) / 40) ** 0.5)
+    assert found.doubtful_real == pytest.approx(1 - reference_features()["confident"].item())
+
+
+def test_models_with_classes_are_asked_for_digits_at_random():
+    """In the test set's proportions, and with as much luck in the shares as a random set of digits has."""
+    number = 10_000
+    labels = random_labels(number)
+    assert torch.equal(labels, random_labels(number))
+    assert random_labels(0).shape == (0,)
+    expected = torch.tensor(measures.CLASS_COUNTS) * number / 10_000
+    assert sum(measures.CLASS_COUNTS) == 10_000
+    chi = ((labels.bincount(minlength=10) - expected).square() / expected).sum().item()
+    assert 2 < chi < 22  # chi-squared with 9 degrees of freedom: neither exact shares nor others
+    assert random_labels(9000, 3).bincount().tolist() == pytest.approx([3000] * 3, abs=150)
 
 
 def test_the_shares_are_those_of_mnist():
     try:
-        labels = data.load("mnist").labels
+        labels = data.load("mnist", "test").labels
     except BookError:
         pytest.skip("MNIST is not here")
     assert tuple(labels.bincount().tolist()) == measures.CLASS_COUNTS

@@ -209,6 +209,11 @@ def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
     assert found["precision"] == expected["precision"]
     assert (found["sampler"], found["steps"], found["seed"], found["num_samples"]) == ("ddim", 2, 3, 30)
     assert any(line.startswith("cFID") and f"{found['cfid']:.4f}" in line for line in said)
+    assert f"samples: {measures.sentence(found)}" in said
+    (other,) = (line for line in said if line.startswith("this model was trained on the data set 'digits'"))
+    real = evaluate_command.real_of_kind("digits", 30)
+    assert real.ratio > 1.5  # real ones of that kind are far from MNIST
+    assert f"not 1 is perfect for it, but what 30 of its own real pictures reach: {real.sentence()}" in other
     assert "a checkpoint of your own has no card to compare with" in said
 
     # The same network as shipped weights, with a card that is right, and with one that is not.

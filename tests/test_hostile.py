@@ -500,10 +500,10 @@ def test_measures_judge_pictures_or_say_why_not(times):
             for look in (features.features, features.logits):
                 seen = answer(look, images)
                 assert seen is None or seen.isfinite().all()
-            order = answer(measures.subset_order, number)
+            order = answer(measures.real_indices, number)
             assert order is None or len(order) == number
-            natural = answer(measures.natural_labels, number)
-            assert natural is None or (len(natural) == number and ((natural >= 0) & (natural < 10)).all())
+            drawn = answer(measures.random_labels, number)
+            assert drawn is None or (len(drawn) == number and ((drawn >= 0) & (drawn < 10)).all())
 
         check()
         found = measures.measure(filled((12, 1, 28, 28)), torch.arange(12) % 10)

@@ -21,7 +21,7 @@ from tiny import SMALL_CLASS_UNETS, SMALL_VAE, pictures, random_autoencoder, ran
 
 from diffusion_book.cli.main import main
 from diffusion_book.evaluation import settings
-from diffusion_book.evaluation.measures import natural_labels
+from diffusion_book.evaluation.measures import random_labels
 from diffusion_book.evaluation.settings import ClassSetting
 from diffusion_book.models.checkpoints import load_checkpoint
 from diffusion_book.models.recipes import RECIPES, TrainingConfig
@@ -189,7 +189,7 @@ def test_evaluation_draws_each_sample_once_and_only_the_main_process_measures(mo
     """In one process that plays three in turn."""
     pipe = random_class_pipeline(random_autoencoder())
     setting = ClassSetting(steps=2, num_samples=11, guidance_scale=2.0, seed=3)
-    asked = {"labels": natural_labels(11), "guidance_scale": 2.0, "steps": 2, "seed": 3}
+    asked = {"labels": random_labels(11), "guidance_scale": 2.0, "steps": 2, "seed": 3}
     parts = []
     monkeypatch.setattr(processes, "number", lambda: 3)
     monkeypatch.setattr(processes, "collect", lambda part: parts.append(part))

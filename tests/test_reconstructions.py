@@ -28,7 +28,7 @@ def few_pictures(monkeypatch):
         monkeypatch.setattr(module, "reference_features", lambda: part)
     digits = pictures(1797)
     monkeypatch.setattr(data, "load", lambda name, split="train": digits)
-    caches = (measures.floor, measures._digits_of_train, measures._precision_recall_of_real, measures._nearest_of_real)
+    caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
     for cache in caches:
         cache.cache_clear()
     yield digits
@@ -50,11 +50,37 @@ def test_a_perfect_autoencoder_keeps_everything(few_pictures):
     found = reconstructions.measure_reconstructions(Perfect(), 60)
     assert found["mse"] == 0
     assert found["label_kept"] == 1
-    images, labels = few_pictures.batch(measures.subset_order(60))
+    images, labels = few_pictures.batch(measures.real_indices(60))
     expected = measures.measure(data.crop(images), labels).to_dict()
-    itself = frechet_distance(measures.real_subset(60), measures.reference_features()["test"])
-    expected |= {"floor": round(itself, 6), "ratio": pytest.approx(expected["cfid"] / itself)}
-    assert {key: found[key] for key in expected} == expected
+    paired = ("cfid", "cfid_error", "ratio", "ratio_error")
+    assert {key: found[key] for key in expected if key not in paired} == {
+        key: value for key, value in expected.items() if key not in paired
+    }
+
+
+def test_distances_of_reconstructions_are_those_of_the_floor_s_own_draws(few_pictures):
+    """One that loses nothing has R = 1 without any error, whichever pictures were drawn."""
+    test = measures.reference_features()["test"]
+    distances = []
+    for draw in range(measures.DRAWS):
+        images, _ = few_pictures.batch(measures.real_indices(60, draw))
+        distances.append(frechet_distance(features(data.crop(images)), test))
+    distances = torch.tensor(distances)
+    found = reconstructions.measure_reconstructions(Perfect(), 60)
+    assert found["cfid"] == pytest.approx(distances.mean().item(), rel=1e-4)
+    assert found["cfid_error"] == pytest.approx(distances.std().item() / 10**0.5, rel=1e-3)
+
+
+def test_what_loses_nothing_has_an_r_of_one_and_no_error(few_pictures, monkeypatch):
+    real = features(data.crop(few_pictures.batch(torch.arange(1000))[0]))
+    known = measures.reference_features() | {"train": real}
+    for module in (measures, reconstructions):
+        monkeypatch.setattr(module, "reference_features", lambda: known)
+    measures.floor.cache_clear()
+    found = reconstructions.measure_reconstructions(Perfect(), 60)
+    assert found["ratio"] == pytest.approx(1, rel=1e-4)
+    assert found["ratio_error"] < 1e-3 * found["cfid_error"] / found["floor"]
+    assert found["cfid_error"] > 0.01 * found["floor"]
 
 
 def test_a_lossy_one_is_measured_picture_by_picture(few_pictures):

@@ -48,7 +48,7 @@ def test_spread_is_that_of_the_features(noise):
 
 def test_real_pictures_vary_less_within_a_class_than_over_all():
     _, within = sweep._real(200)
-    points = sweep.real_subset(200)
+    points = sweep.real_features(200)
     assert 0 < within < 0.8 * spread(points, torch.zeros(200))
 
 

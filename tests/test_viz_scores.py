@@ -19,7 +19,8 @@ from diffusion_book.viz.style import COLOURS
 def row(model="ddpm", cfid=1.0, evaluations=10, number=2000, scale=None, **measures):
     setting = {"sampler": "ddim", "steps": evaluations, "eta": 0.0, "seed": 0, "num_samples": number}
     guidance = {} if scale is None else {"guidance_scale": scale}
-    found = {"cfid": cfid, "floor": 0.5, "ratio": cfid / 0.5, "class_accuracy": None, **measures}
+    found = {"cfid": cfid, "floor": 0.5, "ratio": cfid / 0.5, "ratio_error": 0.2, "class_accuracy": None}
+    found |= {"doubtful": 0.1, "doubtful_error": 0.01, "doubtful_real": 0.03, **measures}
     return Row(model, setting | guidance, evaluations, 1_500_000, 20.0, found)
 
 
@@ -43,6 +44,25 @@ def test_table_writes_every_number_and_marks_the_best_of_each_group():
 def test_the_best_can_be_the_highest_and_ties_are_all_marked():
     rows = [row(class_accuracy=0.991), row("ldm", class_accuracy=0.985), row("rf", class_accuracy=0.992)]
     assert [line[1] for line in cells(scores.score_table({"": rows}, ONE))] == ["<b>99%</b>", "98%", "<b>99%</b>"]
+
+
+def test_what_errors_do_not_tell_apart_is_as_good():
+    """2 and 2.5 lie within twice the error of their difference, 2 and 2.6 do not; an unknown error ties with nothing."""
+    column = (scores.measure("R", "ratio", ".1f", "low"),)
+    rows = [row(cfid=1.0), row("ldm", 1.25), row("rf", 1.3), row("vae", 1.01, ratio_error=None)]
+    assert [line[0] for line in cells(scores.score_table({"": rows}, column))] == [
+        "<b>2.0 ± 0.2</b>",
+        "<b>2.5 ± 0.2</b>",
+        "2.6 ± 0.2",
+        "2.0",
+    ]
+    share = (scores.measure("doubtful", "doubtful", ".0%", "low"),)
+    assert cells(scores.score_table({"": rows[:1]}, share)) == [["10 ± 1%"]]
+
+
+def test_a_table_holds_figures_of_one_number_of_samples():
+    with pytest.raises(BookError, match="figures of 2,000 and 10,000 samples do not compare"):
+        scores.score_table({"a": [row()], "b": [row(number=10_000)]})
 
 
 def test_what_stands_alone_is_not_the_best():
@@ -93,14 +113,16 @@ def test_models_of_one_colour_differ_in_marker_and_line():
     assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == 4
 
 
-def test_bars_are_as_long_as_cfid_and_share_one_scale():
-    left, right = scores.plot_bars({"a": [row(cfid=2.0), row("ldm", 1.0)], "b": [row(cfid=4.0)]}).axes
-    assert [bar.get_width() for bar in left.patches] == [2.0, 1.0]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in left.patches] == [COLOURS["ddpm"], COLOURS["ldm"]]
-    assert [segment[0][0] for segment in left.collections[0].get_segments()] == [0.5, 0.5]
-    assert left.get_xlim() == right.get_xlim()
-    assert left.get_xlim()[1] > 4
-    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first one on top
+def test_bars_are_as_long_as_r_and_doubt_with_their_errors():
+    rows = [row(cfid=2.0), row("ldm", 1.0, ratio_error=None, doubtful=0.25)]
+    ratio, doubtful = scores.plot_bars(rows).axes
+    assert [bar.get_width() for bar in ratio.patches] == [4.0, 2.0]
+    assert [bar.get_width() for bar in doubtful.patches] == [10.0, 25.0]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in ratio.patches] == [COLOURS["ddpm"], COLOURS["ldm"]]
+    (errors,) = (part for part in ratio.collections)
+    assert [[x for x, _ in segment] for segment in errors.get_segments()] == [[3.8, 4.2], [2.0, 2.0]]
+    assert [axis.lines[0].get_xdata()[0] for axis in (ratio, doubtful)] == [1.0, 3.0]  # of real digits
+    assert ratio.get_ylim()[0] > ratio.get_ylim()[1]  # the first one on top
 
 
 def test_frontier_takes_the_best_row_at_each_work_and_its_envelope_never_rises():
@@ -116,10 +138,9 @@ def test_frontier_takes_the_best_row_at_each_work_and_its_envelope_never_rises()
 
 
 def test_frontier_refuses_rows_of_different_numbers_of_samples():
-    with pytest.raises(BookError, match="one number of samples"):
-        scores.plot_frontier([row(), row(number=10_000)])
-    with pytest.raises(BookError, match="one number of samples"):
-        scores.plot_frontier([])
+    for draw in (scores.plot_frontier, scores.plot_bars):
+        with pytest.raises(BookError, match="do not compare"):
+            draw([row(), row(number=10_000)])
 
 
 def test_spreads_draw_the_median():
@@ -144,8 +165,8 @@ def test_sweep_has_a_panel_for_each_measure_and_dots_real_pictures():
     ("draw", "words"),
     [
         (lambda: scores.score_table({"empty": []}), "at least one row"),
-        (lambda: scores.plot_bars({}), "at least one panel"),
-        (lambda: scores.plot_bars({"a": []}), "at least one row"),
+        (lambda: scores.plot_bars([]), "at least one row"),
+        (lambda: scores.plot_frontier([]), "at least one row"),
         (lambda: scores.plot_spreads({}, "x"), "at least one set"),
         (lambda: scores.plot_sweep([row()], {"cFID": "cfid"}), "guidance scale"),
         (lambda: scores.plot_sweep([], {"cFID": "cfid"}), "guidance scale"),
@@ -157,6 +178,6 @@ def test_nothing_to_show_is_refused(draw, words):
 
 
 def test_the_shipped_board_can_be_shown_whole():
-    rows = [row for row in scoreboard() if row.setting["num_samples"] == 2000]
+    rows = scoreboard(10_000)
     assert len(cells(scores.score_table({"": rows}))) == len(rows)
     assert scores.plot_frontier(rows).axes[0].lines

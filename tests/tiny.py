@@ -95,12 +95,18 @@ def random_class_pipeline(
     return build(recipe, network.state_dict(), autoencoder=autoencoder, device="cpu", precision="fp32")
 
 
+def measured_entry(setting: object, images: torch.Tensor) -> dict:
+    """What `evaluate` finds, as far as `pretrain` reads it: no measuring, and other figures for other pictures."""
+    cfid = 2 + images.mean().item()
+    figures = {"cfid": cfid, "ratio": 10 * cfid, "ratio_error": 0.1, "doubtful": 0.1, "class_accuracy": None}
+    return {**dataclasses.asdict(setting), **figures}
+
+
 @contextlib.contextmanager
 def part_of_the_reference() -> Iterator[None]:
     """While inside, measures look at a part of the real pictures: the neighbours of all take a while."""
     caches = (
         measures.floor,
-        measures._digits_of_train,
         measures._precision_recall_of_real,
         measures._nearest_of_real,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.evaluation.features import DIGITS
-from diffusion_book.evaluation.measures import natural_labels, subset_order
+from diffusion_book.evaluation.measures import random_labels, real_indices
 from diffusion_book.evaluation.sweep import COLUMNS, ScaleMeasures, measure_scale, sweep_table
 from diffusion_book.guidance import check_guidance
 from diffusion_book.models.pipelines import Pipeline, list_models
@@ -97,7 +97,7 @@ def check(options: Guidance) -> None:
     if options.num_measured:
         if options.num_measured < 20:
             raise BookError(f"--num_measured is {options.num_measured}: it must be at least 20, or 0 for none")
-        subset_order(options.num_measured)
+        real_indices(options.num_measured)
     check_eta(options.eta)
     sample_generators(options.seed, range(1))
 
@@ -136,7 +136,7 @@ def draw_cells(model: str, pipe: Pipeline, options: Guidance) -> Tensor:
 
 def measured(model: str, pipe: Pipeline, options: Guidance) -> list[ScaleMeasures]:
     """Figures for every scale, of pictures that grow from the same noise at each."""
-    found, labels = [], natural_labels(options.num_measured, pipe.num_classes)
+    found, labels = [], random_labels(options.num_measured, pipe.num_classes)
     for number, scale in enumerate(options.guidance_scales, start=1):
         with progress_bar(f"{model}, scale {scale:g} ({number} of {len(options.guidance_scales)})") as bar:
             images = pipe.sample(

@@ -27,9 +27,9 @@ def classifier(name: str = "classifier") -> nn.Module:
 
 @torch.no_grad()
 def features(images: Tensor, batch_size: int = 500) -> Tensor:
-    """What the feature classifier sees in pictures: (N, 1, 28, 28) in [-1, 1] -> (N, 64) on the CPU.
+    """What the feature classifier sees in pictures: (N, 1, 28, 28), bytes or in [-1, 1] -> (N, 64) on the CPU.
 
-    The pictures are rounded to bytes first, as if they had been stored as files.
+    Floats are rounded to bytes first, as if they had been stored as files.
 
     Raises:
         BookError: pictures of another size, or not finite.
@@ -39,7 +39,7 @@ def features(images: Tensor, batch_size: int = 500) -> Tensor:
 
 @torch.no_grad()
 def logits(images: Tensor, name: str = "classifier-check", batch_size: int = 500) -> Tensor:
-    """What a classifier takes pictures for: (N, 1, 28, 28) in [-1, 1] -> (N, 10) on the CPU."""
+    """What a classifier takes pictures for: (N, 1, 28, 28), bytes or in [-1, 1] -> (N, 10) on the CPU."""
     return _look(classifier(name), images, batch_size)
 
 
@@ -50,7 +50,36 @@ def _look(look, images: Tensor, batch_size: int) -> Tensor:
         raise BookError(f"pictures of shape {tuple(images.shape)}: they must be (N, 1, {CROP_SIZE}, {CROP_SIZE})")
     if not images.isfinite().all():
         raise BookError("the pictures hold numbers that are not finite: look at the model that drew them")
-    return torch.cat([look(quantise(part).float() / 127.5 - 1) for part in images.cpu().split(batch_size)])
+    stored = images.cpu() if images.dtype == torch.uint8 else quantise(images.cpu())
+    return torch.cat([look(part.float() / 127.5 - 1) for part in stored.split(batch_size)])
+
+
+BRIGHTEST, DARKEST = 1.5, -0.5  # pictures in [-1, 1] may overshoot, and all have some background, at -1
+
+
+def check_units(images: Tensor) -> None:
+    """Refuse pictures whose numbers cannot mean what the measures take them for.
+
+    Bytes mean 0 to 255, floats -1 to 1. Pictures in [0, 1], standardised ones, and bytes in floats would be measured
+    without complaint, and come out tens of times too far from real ones.
+
+    Raises:
+        BookError: they are of another type or in other units.
+    """
+    if not isinstance(images, Tensor) or images.dtype == torch.uint8 or images.numel() == 0:
+        return
+    if not images.is_floating_point():
+        raise BookError(f"pictures of type {str(images.dtype)[6:]}: give bytes (uint8), or floats in [-1, 1]")
+    low, high = images.min().item(), images.max().item()
+    if (-BRIGHTEST <= low <= DARKEST and high <= BRIGHTEST) or not images.isfinite().all():
+        return
+    if low >= 0 and high <= 1:
+        remedy = "they look like pictures in [0, 1]: give 2 x - 1"
+    elif low >= 0 and high <= 255:
+        remedy = "they look like bytes: give x / 127.5 - 1, or x.to(torch.uint8)"
+    else:
+        remedy = "if they were standardised, take that back first: x times its standard deviation, plus its mean"
+    raise BookError(f"the pictures lie between {low:.3g} and {high:.3g}, not -1 (background) and 1 (ink); {remedy}")
 
 
 @functools.cache

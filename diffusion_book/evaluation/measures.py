@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffusion_book.evaluation.distances import frechet_distance, kernel_distance, nearest, precision_recall
-from diffusion_book.evaluation.features import classifier, features, logits, reference_features
+from diffusion_book.evaluation.distances import (
+    frechet_distance,
+    frechet_error,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
+from diffusion_book.evaluation.features import check_units, features, logits, reference_features
 from diffusion_book.system.errors import BookError, whole
 
-CLASS_COUNTS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
-"""how often each digit stands in the training set of MNIST"""
+CLASS_COUNTS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+"""how often each digit stands in the test set of MNIST"""
 
-
+HEADLINE = 10_000
+"""samples behind a figure that stands for a model"""
+SURE = 0.9
+"""a picture is doubtful where the second classifier gives no digit so much"""
 MOST = 10_000_000  # labels at once
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What was measured of a set of generated pictures, against the 10,000 test pictures of MNIST."""
+    """What was measured of a set of generated pictures, against the 10,000 test pictures of MNIST.
+
+    An `error` is a standard error: by how much the figure would scatter if other samples were drawn.
+    """
 
     num_samples: int
     cfid: float
     """Frechet distance of the classifier's features; lower is better"""
+    cfid_error: float
     floor: float
     """the same distance for as many real training pictures, see `floor`: what perfect samples would reach"""
+    floor_std: float
+    """how far a single draw of real pictures scatters about it"""
     ratio: float
     """R = cfid / floor; 1 is perfect"""
+    ratio_error: float
+    doubtful: float
+    """share of pictures of which the second classifier is less than 90 % sure"""
+    doubtful_error: float
+    doubtful_real: float
+    """the same for real test digits"""
     kid: float
     """kernel distance; 0 is perfect"""
     precision: float
@@ -40,10 +64,6 @@ class Measures:
     precision_real: float
     recall_real: float
     """the same two for as many real training pictures: what perfect samples would reach"""
-    confident: float
-    """share of pictures that the second classifier is at least 90 % sure about"""
-    confident_real: float
-    """the same for the real pictures that the classifiers' features were taken from"""
     nearest_train: float
     """median distance in feature space to the nearest of the 60,000 training pictures"""
     nearest_train_real: float
@@ -59,31 +79,56 @@ class Measures:
         values["class_share"] = [round(share, 4) for share in self.class_share]
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
+    def sentence(self) -> str:
+        """The figures to take away, see `sentence`."""
+        return sentence(dataclasses.asdict(self))
 
-def natural_labels(num_samples: int, num_classes: int = 10) -> Tensor:
-    """Labels 0 to 9 in the shares that the digits have in MNIST, in an order that is the same at every call: (N,), int64.
 
-    A number of classes other than ten cannot mean digits: then all classes in turn.
+def sentence(figures: Mapping) -> str:
+    """What to take away of a set of pictures: how far it is from real digits, and how much of it is doubtful.
 
-    A model with classes is asked for these when it is measured. Asked for as many of each digit, even real pictures
-    would be far from the data: 10,000 of them have a cFID of 0.18, twice the floor.
+    Args:
+        figures: of `Measures.to_dict`, a card, or a row of the scoreboard.
+    """
+    times, doubtful, real = (figures[key] for key in ("ratio", "doubtful", "doubtful_real"))
+    number = figures.get("num_samples", HEADLINE)
+    at = "" if number == HEADLINE else f" (with {number:,} samples, which compares with no other number)"
+    return (
+        f"{times:.1f} times the distance of real digits; "
+        f"{100 * doubtful:.0f} in a hundred doubtful (real: {100 * real:.0f}){at}"
+    )
+
+
+def random_labels(num_samples: int, num_classes: int = 10) -> Tensor:
+    """Labels drawn at random, the same ones at every call: (N,), int64.
+
+    Ten classes are digits, and drawn in the proportions of MNIST's test set; other numbers of classes alike. A model
+    with classes is asked for these when it is measured. So its digits are a random sample as those of a model without
+    classes are, and both have one floor. Had it exact shares, it would be spared the luck of the draw.
+
+    Raises:
+        BookError: fewer than 0 labels or too many of them, or no class.
     """
     if not 0 <= whole("num_samples", num_samples) <= MOST or whole("num_classes", num_classes) < 1:
         raise BookError(
             f"{num_samples!s:.20} labels of {num_classes!s:.20} classes: give 0 to {MOST:,}, and at least 1"
         )
-    if num_classes != len(CLASS_COUNTS):
-        return torch.arange(num_samples) % num_classes
-    shares = torch.tensor(CLASS_COUNTS, dtype=torch.float64).cumsum(0) / sum(CLASS_COUNTS)
-    last = (shares * num_samples).round().long()
-    labels = torch.repeat_interleave(
-        torch.arange(len(CLASS_COUNTS)), last.diff(prepend=torch.zeros(1, dtype=torch.int64))
-    )
-    return labels[torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))]
+    counts = CLASS_COUNTS if num_classes == len(CLASS_COUNTS) else (1,) * num_classes
+    shares = torch.tensor(counts, dtype=torch.float64).cumsum(0) / sum(counts)
+    drawn = torch.rand(num_samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.searchsorted(shares, drawn, right=True).clamp(max=num_classes - 1)
 
 
-def subset_order(num_samples: int) -> Tensor:
-    """Indices of `num_samples` training pictures, the same ones at every call.
+DRAWS = 10
+"""sets of real pictures behind a floor: the cFID of a single one of 2,000 is off by two fifths"""
+
+
+def real_indices(num_samples: int, draw: int = 0) -> Tensor:
+    """Which training pictures a random draw of `num_samples` holds, the same ones at every call: (num_samples,).
+
+    Args:
+        num_samples: 10 to 60,000.
+        draw: 0 to `DRAWS` - 1; a floor is their mean.
 
     Raises:
         BookError: fewer than 10, or more than the training set has.
@@ -91,58 +136,40 @@ def subset_order(num_samples: int) -> Tensor:
     size = len(reference_features()["train"])
     if not 10 <= whole("num_samples", num_samples) <= size:
         raise BookError(f"{num_samples} samples: the measures need 10 to {size}")
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:num_samples]
+    return torch.randperm(size, generator=torch.Generator().manual_seed(draw))[:num_samples]
 
 
-def real_subset(num_samples: int) -> Tensor:
-    """Features of the training pictures at `subset_order`: (num_samples, 64); errors as there."""
-    return reference_features()["train"][subset_order(num_samples)]
+def real_features(num_samples: int, draw: int = 0) -> Tensor:
+    """Features of the training pictures at `real_indices`: (num_samples, 64); errors as there."""
+    return reference_features()["train"][real_indices(num_samples, draw)]
 
 
-HANDFULS = 10  # sets of real pictures whose cFID is averaged: a single one of 2,000 is off by a quarter
+class Floor(NamedTuple):
+    """cFID of real pictures: over random draws of them its mean, and its standard deviation."""
+
+    mean: float
+    std: float
 
 
 @functools.cache
-def floor(num_samples: int, natural: bool = False) -> float:
-    """cFID of that many real training pictures against the test set, averaged over ten draws of them.
+def floor(num_samples: int) -> Floor:
+    """cFID of that many random training pictures against the test set, over ten draws: mean and standard deviation.
 
-    No model of MNIST can be expected below it.
-
-    Args:
-        num_samples: 10 to 60,000.
-        natural: draw each digit exactly as often as `natural_labels` does. A model that is asked for those is spared
-            the luck of the shares, so its floor must be too.
+    No model of MNIST can be expected below the mean. Every R has it below the line, so an error of the mean (a third of
+    the standard deviation) moves all R of one number of samples by the same factor, and their order by nothing.
 
     Raises:
-        BookError: too few or too many.
+        BookError: fewer than 10, or more than the training set has.
     """
-    subset_order(num_samples)
-    reference = reference_features()
-    found = [frechet_distance(_handful(num_samples, natural, seed), reference["test"]) for seed in range(HANDFULS)]
-    return sum(found) / len(found)
-
-
-def _handful(num_samples: int, natural: bool, seed: int) -> Tensor:
-    """Features of random training pictures: (num_samples, 64)."""
-    train = reference_features()["train"]
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    if not natural:
-        return train[order[:num_samples]]
-    digits = _digits_of_train()[order]
-    counts = natural_labels(num_samples).bincount(minlength=10)
-    return torch.cat([train[order[digits == digit][:count]] for digit, count in enumerate(counts.tolist())])
-
-
-@functools.cache
-def _digits_of_train() -> Tensor:
-    """Which digits the training pictures are, by the classifier that the features are from: (60000,)."""
-    with torch.no_grad():
-        return classifier().head(reference_features()["train"]).argmax(dim=1)
+    test = reference_features()["test"]
+    found = [frechet_distance(real_features(num_samples, draw), test) for draw in range(DRAWS)]
+    found = torch.tensor(found, dtype=torch.float64)
+    return Floor(found.mean().item(), found.std().item())
 
 
 @functools.cache
 def _precision_recall_of_real(num_samples: int) -> tuple[float, float]:
-    return precision_recall(real_subset(num_samples), reference_features()["test"])
+    return precision_recall(real_features(num_samples), reference_features()["test"])
 
 
 @functools.cache
@@ -155,38 +182,55 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
     """Measure generated pictures.
 
     Args:
-        images: (N, 1, 28, 28) in [-1, 1]; N from 10 to 60,000. The usual N is 10,000.
-        labels: (N,), what was asked for, in the shares of `natural_labels`; None for an unconditional model.
+        images: (N, 1, 28, 28), floats in [-1, 1] or bytes; N from 10 to 60,000. The usual N is 10,000.
+        labels: (N,), what was asked for, as `random_labels` draws it; None for an unconditional model.
 
     Raises:
-        BookError: too few or too many pictures, of another size, or not finite, or not one label each.
+        BookError: too few or too many pictures, of another size, in other units, or not finite, or not one label each.
     """
     if not isinstance(images, Tensor) or images.ndim == 0:
         raise BookError(f"the pictures are {type(images).__name__}: give a tensor (N, 1, 28, 28)")
-    lowest = floor(len(images), natural=labels is not None)
-    if labels is not None and tuple(labels.shape) != (len(images),):
-        raise BookError(f"labels of shape {tuple(labels.shape)} for {len(images)} pictures: give one for each")
+    number = len(images)
+    lowest = floor(number)
+    if labels is not None and tuple(labels.shape) != (number,):
+        raise BookError(f"labels of shape {tuple(labels.shape)} for {number} pictures: give one for each")
+    check_units(images)
     seen, reference = features(images), reference_features()
     test = reference["test"]
-    cfid = frechet_distance(seen, test)
+    cfid, error = frechet_distance(seen, test), frechet_error(seen, test)
     precision, recall = precision_recall(seen, test)
-    precision_real, recall_real = _precision_recall_of_real(len(images))
+    precision_real, recall_real = _precision_recall_of_real(number)
     certain = logits(images).softmax(dim=1)  # (N, 10)
     taken_for = certain.argmax(dim=1)
+    doubtful = (certain.max(dim=1).values < SURE).double().mean().item()
     return Measures(
-        num_samples=len(images),
+        num_samples=number,
         cfid=cfid,
-        floor=lowest,
-        ratio=cfid / lowest,
+        cfid_error=error,
+        floor=lowest.mean,
+        floor_std=lowest.std,
+        ratio=cfid / lowest.mean,
+        ratio_error=error / lowest.mean,
+        doubtful=doubtful,
+        doubtful_error=share_error(doubtful, number),
+        doubtful_real=doubtful_real(),
         kid=kernel_distance(seen, test),
         precision=precision,
         recall=recall,
         precision_real=precision_real,
         recall_real=recall_real,
-        confident=(certain.max(dim=1).values >= 0.9).double().mean().item(),
-        confident_real=reference["confident"].item(),
         nearest_train=nearest(seen, reference["train"])[0].median().item(),
         nearest_train_real=_nearest_of_real(),
         class_accuracy=None if labels is None else (taken_for == labels.cpu()).double().mean().item(),
-        class_share=tuple((taken_for.bincount(minlength=10) / len(images)).tolist()),
+        class_share=tuple((taken_for.bincount(minlength=10) / number).tolist()),
     )
+
+
+def share_error(share: float, number: int) -> float:
+    """Standard error of a share that was counted among so many."""
+    return math.sqrt(share * (1 - share) / number)
+
+
+def doubtful_real() -> float:
+    """Share of real test digits of which the second classifier is less than 90 % sure."""
+    return 1 - reference_features()["confident"].item()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from diffusion_book.evaluation.measures import floor, share_error
 from diffusion_book.models import weights
 from diffusion_book.models.pipelines import Pipeline, list_models
 from diffusion_book.samplers import evaluations
+from diffusion_book.system.errors import BookError
 
 SETTING = ("sampler", "steps", "eta", "seed", "num_samples", "guidance_scale")
 """what of a card's entry says how the samples were drawn"""
@@ -23,7 +25,7 @@ class Row:
         evaluations: of the network, for one picture; with guidance both branches count.
         parameters: of the network; a latent model's decoder is not counted.
         minutes: of training.
-        measures: as on the card: cfid, floor, ratio, kid, precision, recall, class_accuracy ...
+        measures: as in `Measures`: ratio, ratio_error, doubtful, cfid, floor, precision, recall ...
     """
 
     model: str
@@ -44,9 +46,45 @@ def scoreboard(num_samples: int | None = None) -> list[Row]:
     return [
         row_of(name, card, entry)
         for name, card in cards.items()
-        for entry in card.get("metrics", [])
+        for entry in figures(card)
         if num_samples in (None, entry["num_samples"])
     ]
+
+
+def figures(card: dict) -> list[dict]:
+    """What a card says of samples: for each setting that was measured, the setting and the measures.
+
+    Cards from before labels were drawn at random are read by today's yardstick where that can be done. Their rows
+    without classes get today's floor, and have no error bars. Those with classes had exact shares of the digits, which
+    no floor of random pictures can be set against: they are left out, until they are measured again.
+    """
+    entries = card.get("metrics", [])
+    return [
+        entry if is_current(entry) else _as_of_today(entry)
+        for entry in entries
+        if is_current(entry) or "guidance_scale" not in entry
+    ]
+
+
+def is_current(entry: dict) -> bool:
+    """Whether a card's entry was measured by today's yardstick."""
+    return "doubtful" in entry
+
+
+def _as_of_today(entry: dict) -> dict:
+    rest = {key: value for key, value in entry.items() if not key.startswith("confident")}
+    lowest, doubtful = floor(entry["num_samples"]), 1 - entry["confident"]
+    return {
+        **rest,
+        "cfid_error": None,
+        "floor": round(lowest.mean, 6),
+        "floor_std": round(lowest.std, 6),
+        "ratio": round(entry["cfid"] / lowest.mean, 6),
+        "ratio_error": None,
+        "doubtful": round(doubtful, 6),
+        "doubtful_error": round(share_error(doubtful, entry["num_samples"]), 6),
+        "doubtful_real": round(1 - entry["confident_real"], 6),
+    }
 
 
 def row_of(name: str, card: dict, entry: dict) -> Row:
@@ -68,7 +106,12 @@ def branches(entry: dict) -> int:
 
 
 def best(rows: list[Row], **wanted) -> dict[str, Row]:
-    """The row with the lowest cFID of each model, among those whose setting agrees with what is wanted."""
+    """The row with the lowest cFID of each model, among those whose setting agrees with what is wanted.
+
+    Raises:
+        BookError: rows of several numbers of samples, whose cFID does not compare.
+    """
+    one_number(rows)
     found: dict[str, Row] = {}
     for row in rows:
         if all(row.setting.get(key) == value for key, value in wanted.items()) and (
@@ -76,6 +119,18 @@ def best(rows: list[Row], **wanted) -> dict[str, Row]:
         ):
             found[row.model] = row
     return found
+
+
+def one_number(rows: list[Row]) -> None:
+    """Refuse to set figures of different numbers of samples beside each other.
+
+    Raises:
+        BookError: they are.
+    """
+    numbers = sorted({row.setting["num_samples"] for row in rows})
+    if len(numbers) > 1:
+        listed = " and ".join(f"{number:,}" for number in numbers)
+        raise BookError(f"figures of {listed} samples do not compare: choose rows of one number, scoreboard(10_000)")
 
 
 def milliseconds(pipe: Pipeline, setting: dict, num_samples: int = 64, repeats: int = 3) -> float:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from diffusion_book.evaluation.features import DIGITS
-from diffusion_book.evaluation.measures import measure, natural_labels, subset_order
-from diffusion_book.evaluation.scoreboard import SETTING
+from diffusion_book.evaluation.measures import measure, random_labels, real_indices
+from diffusion_book.evaluation.scoreboard import SETTING, figures
 from diffusion_book.models.pipelines import BATCH_SIZE, Pipeline
 from diffusion_book.samplers import SAMPLERS, check_eta, sample_generators, time_grid
 from diffusion_book.system import processes
@@ -35,7 +35,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ClassSetting(Setting):
-    """How the samples of a model with classes are drawn: each digit as often as in MNIST."""
+    """How the samples of a model with classes are drawn: digits at random, in MNIST's proportions."""
 
     guidance_scale: float = 1.0
     """how strongly they are pushed towards their class; 1 = as trained"""
@@ -51,7 +51,7 @@ def check(pipe: Pipeline, setting: Setting) -> None:
     time_grid(setting.steps, pipe.recipe.diffusion.timesteps)
     check_eta(setting.eta)
     sample_generators(setting.seed, range(1))
-    subset_order(setting.num_samples)
+    real_indices(setting.num_samples)
     pipe.ask(range(1), guidance_scale=getattr(setting, "guidance_scale", None))
     dataset = pipe.recipe.training.dataset
     if dataset not in DIGITS:
@@ -67,8 +67,8 @@ def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> 
     """
     part = processes.part_of_samples(setting.num_samples, batch_size)
     began = time.perf_counter()
-    # Asked for other shares of the digits than the data's, a perfect model would look bad.
-    labels = natural_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
+    # Asked for other shares of the digits than the data's, a perfect model would look bad; for exact ones, too good.
+    labels = random_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
     mine = {
         **asdict(setting),
         "num_samples": len(part),
@@ -87,5 +87,5 @@ def evaluate(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> 
 
 def find_entry(card: dict, entry: dict) -> dict | None:
     """What a card says of the same setting as `entry`'s; None where it is silent."""
-    found = (each for each in card.get("metrics", []) if all(each.get(key) == entry.get(key) for key in SETTING))
+    found = (each for each in figures(card) if all(each.get(key) == entry.get(key) for key in SETTING))
     return next(found, None)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion_book.evaluation.distances import frechet_distance, precision_recall
-from diffusion_book.evaluation.features import classifier, features, logits, reference_features
-from diffusion_book.evaluation.measures import floor, real_subset
+from diffusion_book.evaluation.features import check_units, classifier, features, logits, reference_features
+from diffusion_book.evaluation.measures import floor, real_features
 from diffusion_book.system.errors import BookError
 
 EVERY = 5  # of the test pictures count for the recall; the first ones alone would not do, they are easier than the rest
@@ -36,7 +36,7 @@ class ScaleMeasures:
     cfid: float
     """Frechet distance of the classifier's features to the test set; lower is better"""
     floor: float
-    """the same for as many real training pictures"""
+    """the same for as many real training pictures, the mean of ten draws"""
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -50,19 +50,20 @@ def measure_scale(images: Tensor, labels: Tensor, guidance_scale: float) -> Scal
     """Measure pictures that were drawn with one guidance scale.
 
     Args:
-        images: (N, 1, 28, 28) in [-1, 1]; N from 10 to 60,000.
+        images: (N, 1, 28, 28), floats in [-1, 1] or bytes; N from 10 to 60,000.
         labels: (N,), what was asked for; some class twice at least.
         guidance_scale: w.
 
     Raises:
-        BookError: too few or too many pictures, of another size, or not finite.
+        BookError: too few or too many pictures, of another size, in other units, or not finite.
     """
     number = len(images)
-    lowest = floor(number, natural=True)
+    lowest = floor(number).mean
     if tuple(labels.shape) != (number,):
         raise BookError(f"labels of shape {tuple(labels.shape)} for {number} pictures: give one for each")
     if not images.isfinite().all():
         raise BookError(f"pictures of guidance scale {guidance_scale:g} are not finite: give a smaller scale")
+    check_units(images)
     seen, test = features(images), reference_features()["test"]
     recall_real, spread_real = _real(number)
     return ScaleMeasures(
@@ -100,7 +101,7 @@ def spread(points: Tensor, labels: Tensor) -> float:
 @functools.cache
 def _real(number: int) -> tuple[float, float]:
     """Recall and spread of real training pictures, whose classes are what the first classifier says."""
-    found = real_subset(number)
+    found = real_features(number)
     with torch.no_grad():
         labels = classifier().head(found).argmax(dim=1)
     return precision_recall(found, reference_features()["test"][::EVERY])[1], spread(found, labels)
@@ -130,7 +131,7 @@ def sweep_table(sweeps: dict[str, list[ScaleMeasures]]) -> str:
     lines += [
         f"{'real pictures':29}{real}",
         "",
-        f"of {first.num_samples:,} samples a scale, each digit as often as in MNIST:",
+        f"of {first.num_samples:,} samples a scale, digits at random in MNIST's proportions:",
     ]
     lines += [f"{name:9}{meaning}" for name, _, _, meaning in COLUMNS]
     if any(row.guidance_scale == 0 for rows in sweeps.values() for row in rows):

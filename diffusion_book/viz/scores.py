@@ -1,4 +1,4 @@
-"""The scoreboard to look at: a table, bars beside their floor, quality against work, spreads of distances."""
+"""The scoreboard to look at: a table, bars with their errors, quality against work, spreads of distances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_book.evaluation.scoreboard import Row
+from diffusion_book.evaluation.scoreboard import Row, one_number
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.flows import colour_of
 from diffusion_book.viz.html import Html
@@ -31,23 +31,29 @@ class Column:
         value: row -> number; None leaves the cell empty.
         form: how the number is written, as in `format`.
         better: "low" or "high": the best of a group is set in bold; "" where no end is better.
+        error: row -> standard error of the number, written behind it; None where it is not known. Of numbers with an
+            error, all that are less than two errors of the difference behind the best are bold.
     """
 
     heading: str
     value: Callable[[Row], float | None]
     form: str
     better: str = ""
+    error: Callable[[Row], float | None] = lambda row: None
 
 
 def measure(heading: str, key: str, form: str, better: str) -> Column:
-    """A column of one of a row's measures."""
-    return Column(heading, lambda row: row.measures.get(key), form, better)
+    """A column of one of a row's measures, with its error where it has one."""
+    return Column(
+        heading, lambda row: row.measures.get(key), form, better, lambda row: row.measures.get(f"{key}_error")
+    )
 
 
 COLUMNS = (
     Column("evaluations", lambda row: row.evaluations, ",", "low"),
-    measure("cFID", "cfid", ".3f", "low"),
     measure("R", "ratio", ".2f", "low"),
+    measure("doubtful", "doubtful", ".1%", "low"),
+    measure("cFID", "cfid", ".3f", "low"),
     measure("KID", "kid", ".3f", "low"),
     measure("precision", "precision", ".1%", "high"),
     measure("recall", "recall", ".1%", "high"),
@@ -88,16 +94,18 @@ def score_table(groups: dict[str, list[Row]], columns: tuple[Column, ...] = COLU
     """Rows of the scoreboard as a table. It scrolls sideways on a narrow screen, and the model's name stays in view.
 
     Args:
-        groups: heading -> rows, in their order; the heading "" is not written. The best numbers of a group are bold.
+        groups: heading -> rows, in their order, all of one number of samples; the heading "" is not written. The best
+            numbers of a group are bold.
         columns: what is told of a row beside its model and setting.
         fold: hide the table behind this line until it is clicked; None shows it.
 
     Raises:
-        BookError: there are no rows.
+        BookError: there are no rows, or of several numbers of samples.
     """
     count = sum(len(rows) for rows in groups.values())
     if not count:
         raise BookError("a table of scores needs at least one row")
+    one_number([row for rows in groups.values() for row in rows])
     lines = []
     for heading, rows in groups.items():
         if heading:
@@ -118,14 +126,12 @@ def _lines(rows: list[Row], columns: tuple[Column, ...]) -> list[str]:
     """One group of the table."""
     cells = [[_written(column, row) for column in columns] for row in rows]
     for number, column in enumerate(columns):
-        values = [column.value(row) for row in rows]
-        known = [value for value in values if value is not None]
+        known = [row for row in rows if column.value(row) is not None]
         if column.better and len(known) > 1:
-            best = min(known) if column.better == "low" else max(known)
-            shown = _written(column, rows[values.index(best)])  # what reads the same is as good
-            for line in cells:
-                if line[number] == shown:
-                    line[number] = f"<b>{shown}</b>"
+            best = (min if column.better == "low" else max)(known, key=column.value)
+            for line, row in zip(cells, rows, strict=True):
+                if row in known and _tied(column, row, best):
+                    line[number] = f"<b>{line[number]}</b>"
     return [
         f'<tr><th scope="row"><span class="swatch" style="background:{colour_of(row.model) or GREY}"></span>'
         f"{html.escape(row.model)}<small>{html.escape(setting_name(row))}</small></th>"
@@ -135,13 +141,23 @@ def _lines(rows: list[Row], columns: tuple[Column, ...]) -> list[str]:
     ]
 
 
+def _tied(column: Column, row: Row, best: Row) -> bool:
+    """Whether a number is as good as the best: it reads the same, or their errors do not tell them apart."""
+    if _written(column, row) == _written(column, best):
+        return True
+    errors = column.error(row), column.error(best)
+    return None not in errors and abs(column.value(row) - column.value(best)) < 2 * math.hypot(*errors)
+
+
 def _written(column: Column, row: Row) -> str:
-    value = column.value(row)
+    value, error = column.value(row), column.error(row)
     if value is None:
         return ""
     form, _, unit = column.form.partition(" ")
-    text = f"{value:{form}} {unit}".strip()
-    return html.escape(text.replace("-", "−"))  # a minus sign as wide as a digit
+    text = f"{value:{form}}"
+    if error is not None:
+        text = f"{text.removesuffix('%')} ± {error:{form}}"
+    return html.escape(f"{text} {unit}".strip().replace("-", "−"))  # a minus sign as wide as a digit
 
 
 def looks(names: list[str]) -> dict[str, dict]:
@@ -160,40 +176,45 @@ def looks(names: list[str]) -> dict[str, dict]:
     return found
 
 
-def plot_bars(panels: dict[str, list[Row]]) -> Figure:
-    """The cFID of rows as lying bars beside what real pictures reach, one panel a number of samples,
-    all on one scale.
+PANELS = (
+    ("ratio", "R, times the distance of real digits", 1.0),
+    ("doubtful", "doubtful digits in a hundred", 100.0),
+)
+"""key of the measure, label, factor"""
+
+
+def plot_bars(rows: list[Row]) -> Figure:
+    """What to take away of each row: R and the share of doubtful digits, as lying bars with their standard errors.
 
     Args:
-        panels: title -> rows, the first one on top.
+        rows: of one number of samples, the first one on top.
 
     Raises:
-        BookError: there are no rows.
+        BookError: there are no rows, or of several numbers of samples.
     """
-    if not panels or not all(panels.values()):
-        raise BookError("plot_bars needs at least one panel, and in each at least one row")
-    most = max(len(rows) for rows in panels.values())
-    every = [row.measures[key] for rows in panels.values() for row in rows for key in ("cfid", "floor")]
-    figure, axes = new_figure(4.6 * len(panels), 0.42 * most + 1.2, 1, len(panels), squeeze=False)
-    for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
-        values = [row.measures["cfid"] for row in rows]
-        floors = [row.measures["floor"] for row in rows]
-        places = range(len(rows))
-        axis.barh(places, values, 0.66, color=[colour_of(row.model) or GREY for row in rows])
-        axis.vlines(floors, [place - 0.42 for place in places], [place + 0.42 for place in places], COLOURS["data"])
-        for place, (value, floor) in enumerate(zip(values, floors, strict=True)):
-            axis.text(max(value, floor), place, f" {value:.2f}", va="center", fontsize=9)
-        axis.set(title=title, xlabel="cFID; the upright line is real pictures", xlim=(0, 1.18 * max(every)))
-        axis.set_yticks(places, [f"{row.model}\n{setting_name(row)}" for row in rows], fontsize=8)
-        axis.set_ylim(most - 0.4, -0.6)
+    if not rows:
+        raise BookError("plot_bars needs at least one row")
+    one_number(rows)
+    figure, axes = new_figure(9.2, 0.42 * len(rows) + 1.0, 1, 2, sharey=True)
+    places = range(len(rows))
+    for axis, (key, label, factor) in zip(axes, PANELS, strict=True):
+        values = [factor * row.measures[key] for row in rows]
+        errors = [factor * (row.measures[f"{key}_error"] or 0) for row in rows]
+        axis.barh(places, values, 0.66, xerr=errors, color=[colour_of(row.model) or GREY for row in rows])
+        axis.axvline(factor * rows[0].measures.get(f"{key}_real", 1.0), color=COLOURS["data"], linestyle=":")
+        for place, (value, error) in enumerate(zip(values, errors, strict=True)):
+            axis.text(value + error, place, f"  {value:.1f}", va="center", fontsize=9)
+        axis.set(
+            xlabel=f"{label} (dotted: real)", xlim=(0, 1.2 * max(v + e for v, e in zip(values, errors, strict=True)))
+        )
         axis.grid(False, axis="y")
+    axes[0].set_yticks(places, [f"{row.model}\n{setting_name(row)}" for row in rows], fontsize=8)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
 
 def plot_frontier(rows: list[Row]) -> Figure:
     """Quality against work: the lowest R of each model at each number of evaluations, and the envelope of all.
-
-    R is cFID over its floor, so that models with classes and without, whose floors differ, stand on one scale.
 
     Args:
         rows: of one number of samples.
@@ -201,8 +222,9 @@ def plot_frontier(rows: list[Row]) -> Figure:
     Raises:
         BookError: there are no rows, or of several numbers of samples.
     """
-    if len({row.setting["num_samples"] for row in rows}) != 1:
-        raise BookError("quality can be compared at one number of samples only: hand in rows of one")
+    if not rows:
+        raise BookError("plot_frontier needs at least one row")
+    one_number(rows)
     figure, axes = new_figure(7.4, 4.4)
     points: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -234,7 +256,7 @@ def plot_sweep(rows: list[Row], measures: dict[str, str]) -> Figure:
     """Measures against the guidance scale, a panel each, with a line for each model.
 
     Args:
-        rows: with a guidance scale each. The scales are spaced evenly, whatever they are, so that small ones do not crowd.
+        rows: of one number of samples, with a guidance scale each. The scales are spaced evenly, whatever they are, so that small ones do not crowd.
         measures: title of the panel -> key of the measure; where real pictures have a figure too, it is dotted.
 
     Raises:
@@ -242,6 +264,7 @@ def plot_sweep(rows: list[Row], measures: dict[str, str]) -> Figure:
     """
     if not rows or not measures or any("guidance_scale" not in row.setting for row in rows):
         raise BookError("plot_sweep needs measures, and rows that were drawn with a guidance scale")
+    one_number(rows)
     scales = sorted({row.setting["guidance_scale"] for row in rows})
     names = list(dict.fromkeys(row.model for row in rows))
     figure, axes = new_figure(3.1 * len(measures), 3.3, 1, len(measures), squeeze=False)
@@ -250,7 +273,7 @@ def plot_sweep(rows: list[Row], measures: dict[str, str]) -> Figure:
             values = {row.setting["guidance_scale"]: row.measures[key] for row in rows if row.model == name}
             pairs = sorted((scales.index(scale), value) for scale, value in values.items())
             axis.plot(*zip(*pairs, strict=True), **look, label=name, markersize=4)
-        real = rows[0].measures.get("floor" if key == "cfid" else f"{key}_real")
+        real = 1.0 if key == "ratio" else rows[0].measures.get("floor" if key == "cfid" else f"{key}_real")
         if real is not None:
             axis.axhline(real, color=COLOURS["data"], linestyle=":", linewidth=1.5, label="real pictures")
         axis.set(title=title, xlabel="guidance scale w")
