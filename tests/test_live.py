@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import controls
 import numpy as np
 import pytest
 import torch
@@ -31,8 +32,10 @@ from diffusion_book.networks.unet import UNetConfig
 from diffusion_book.networks.vae import VAEConfig
 from diffusion_book.samplers import SAMPLERS, randn, sample, sample_generators, time_grid
 from diffusion_book.schedules import SCHEDULES
+from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS
-from diffusion_book.viz.in_page import live_figure, megabytes
+from diffusion_book.viz.in_page import PAPER, drawing_figure, live_after, live_figure, megabytes
+from diffusion_book.viz.scrubber import scrubber
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 import live
@@ -381,7 +384,8 @@ def test_memory_stays_as_it_is(engine):
 
 SHOWN = ["ldm-concat", "ldm-cross-attention", "rf-one-step"]
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Live</title><link rel="stylesheet" href="scripts/live.css"><script defer src="scripts/page.js"></script>
+<title>Live</title><link rel="stylesheet" href="scripts/live.css">
+<script defer src="scripts/paper.js"></script><script defer src="scripts/page.js"></script>
 <body style="margin: 8px">{figures}</body></html>"""
 
 
@@ -459,7 +463,12 @@ def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder,
     page.wait_for_timeout(300)
     size = sum(Path(unquote(urlsplit(address).path)).stat().st_size for address in page.asked)
     assert size < (folder / "page.html").stat().st_size + 50_000
-    assert [urlsplit(address).path.rpartition("/")[2] for address in page.asked] == ["page.html", "live.css", "page.js"]
+    assert [urlsplit(address).path.rpartition("/")[2] for address in page.asked] == [
+        "page.html",
+        "live.css",
+        "paper.js",
+        "page.js",
+    ]
 
     for model, wishes in WISHES.items():
         figure, pipe = Figure(page, model), load(model)
@@ -499,7 +508,91 @@ def test_first_picture_is_what_the_figure_began_with(folder, open_page):
     figure.press()
     assert still.is_hidden()
     difference = (torch.tensor(before).reshape(28, 280) - figure.pixels()).abs().float()
-    assert difference.mean() < 8, "grey levels that WebP may cost"
+    assert difference.mean() < 5, "grey levels that WebP may cost"
+
+
+def test_stored_control_plays_until_a_press_puts_a_live_one_in_its_place(folder, open_page):
+    frames = torch.rand(4, 1, 28, 28, generator=torch.manual_seed(0)) * 2 - 1
+    stored = scrubber(frames, label="Euler")
+    text = live_after("rf-one-step", stored, steps=3, sampler="heun").text
+    assert live_after("experiments/mine", stored) is stored, "a page has no weights of a model of the reader's own"
+    (folder / "after.html").write_text(PAGE.format(figures=text), encoding="utf-8")
+    page = open_page()
+    page.goto((folder / "after.html").as_uri())
+    figure = Figure(page, "rf-one-step")
+    assert figure.part.locator("canvas").is_hidden()
+    controls.move_slider(page.get_by_role("slider"))  # the only one that is there
+    drawn = figure.press()
+    assert (drawn["steps"], drawn["sampler"], drawn["seed"]) == (3, "heun", 0)
+    assert figure.part.locator(".live-still").is_hidden()
+    assert [slider.get_attribute("name") for slider in page.get_by_role("slider").all()] == ["steps", "seed"]
+    wanted = figure.wanted(load("rf-one-step"), steps=3, sampler="heun", seed=0)
+    assert (figure.pixels() - wanted).abs().max() <= 1
+    assert not page.troubles
+
+
+def test_paper_takes_mouse_and_keys_and_what_is_made_of_it_follows(folder, open_page):
+    figures = PAPER + drawing_figure("vae", "reconstruct").text
+    (folder / "paper.html").write_text(PAGE.format(figures=figures), encoding="utf-8")
+    page = open_page()
+    page.goto((folder / "paper.html").as_uri())
+    paper, vae = page.locator(".live-paper"), load("vae")
+    ink = "paper => [Array.from(paper.drawing.ink), Array.from(paper.drawing.holes)]"
+
+    def reconstruction() -> torch.Tensor:
+        drawn = torch.tensor(paper.evaluate(ink)[0]).reshape(1, 1, 28, 28) * 2 - 1
+        return (vae.reconstruct(drawn).clamp(-1, 1) + 1).mul(127.5).round().reshape(28, 28)
+
+    def shown() -> torch.Tensor:
+        page.wait_for_function("figure => figure.dataset.drawn", arg=figure.part.element_handle())
+        grey = figure.part.locator("canvas").evaluate(
+            "canvas => [...canvas.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"
+        )
+        return torch.tensor(grey).reshape(28, 28)
+
+    figure = Figure(page, "vae")
+    figure.press()
+    first = shown()
+    assert (first - reconstruction()).abs().max() <= 1
+    paper.get_by_role("button", name="Wipe all").click()
+    assert not any(paper.evaluate(ink)[0])
+
+    box = paper.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 3 / 4, steps=3)
+    page.mouse.up()
+    drawn = torch.tensor(paper.evaluate(ink)[0]).reshape(28, 28)
+    assert drawn[7:21, 13:15].min() > 0.9, "a line from top to bottom"
+    assert drawn[:, :11].max() == 0
+    assert (shown() - reconstruction()).abs().max() <= 1
+
+    paper.locator("canvas").focus()
+    page.keyboard.press(" ")  # the pen stands in the middle: down
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    drawn = torch.tensor(paper.evaluate(ink)[0]).reshape(28, 28)
+    assert drawn[13, 14:19].min() > 0.9, "and a line to the right"
+    paper.locator("select").select_option("scissors")
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert sum(paper.evaluate(ink)[1]) > 20
+    paper.get_by_role("button", name="Mend").click()
+    assert not any(paper.evaluate(ink)[1])
+    assert (shown() - reconstruction()).abs().max() <= 1
+    assert not page.troubles
+
+
+def test_what_cannot_be_made_of_a_drawing_is_refused():
+    for model, task, words in (
+        ("ldm", "change", "'ldm' cannot change: it takes a model with classes"),
+        ("ldm", "inpaint", "a latent has no place for each pixel"),
+        ("ddpm", "reconstruct", "it takes an autoencoder"),
+        ("ddpm", "dream", "dream"),
+    ):
+        with pytest.raises(BookError, match=words):
+            drawing_figure(model, task)
+    with pytest.raises(BookError, match="a 'vae' draws no pictures: choose a diffusion model"):
+        live_figure("vae")
 
 
 def test_thirty_quick_moves_leave_one_finished_picture(folder, open_page):
