@@ -728,6 +728,12 @@ def test_five_hundred_draws(folder, open_page):
     assert heap() < before + 1
 
 
+def test_playground_shows_every_diffusion_model():
+    text = (Path(live.FOLDER).parent / "playground.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"```{live} (\S+)\n", text)) == MODELS, "and `make pictures` draws what it begins with"
+    assert sorted(path.stem for path in live.STILLS.iterdir()) == MODELS
+
+
 def test_flow_of_one_step_asks_for_one(folder):
     text = live_figure("rf-one-step").text
     assert "steps=1" in text

@@ -15,6 +15,8 @@
   // The scripts call one of these two. (A page that was opened from a folder may read no file in another way.)
   window.liveEngine = window.liveWeights = what => { brought = what; };
 
+  const sorry = why => `This browser cannot run the model here (${why}): what stands above was drawn beforehand.`;
+
   /** Add a script to the page, once; what it brought. */
   function load(name) {
     loads[name] ||= new Promise((resolve, reject) => {
@@ -31,9 +33,9 @@
     const { source, kernels } = await load("engine");
     if (worker) return;
     worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-    worker.onerror = event => figures.forEach(figure => figure.said?.(`The engine stopped: ${event.message}`));
+    worker.onerror = event => figures.forEach(figure => figure.said(sorry(event.message || "no worker")));
     worker.onmessage = ({ data }) => {
-      if (data.loaded) waiting[data.loaded]();
+      if (data.loaded) waiting[data.loaded](data.error);
       else figures[data.figure].show(data);
     };
     worker.postMessage({ kernels });
@@ -43,8 +45,8 @@
   async function loadModel(name) {
     const model = await load(name);
     if (model.vae) await loadModel(model.vae);
-    model.ready ||= new Promise(resolve => {
-      waiting[name] = resolve;
+    model.ready ||= new Promise((resolve, reject) => {
+      waiting[name] = error => error ? reject(new Error(error)) : resolve();
       worker.postMessage({ ...model });
       delete model.data; // the worker has a copy
     });
@@ -122,7 +124,7 @@
         await wakeWorker();
         await loadModel(model);
       } catch (error) {
-        figure.said(`This browser cannot run the model here (${error.message}): what stands above was drawn beforehand.`);
+        figure.said(sorry(error.message));
         button.disabled = false;
         return;
       }

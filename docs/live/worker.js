@@ -2,7 +2,7 @@
 //   {kernels}                      once, first: see `begin` in layers.js
 //   {name, recipe, tensors, data, vae}   a model; vae: the name of the one that its latents belong to
 //   {figure, id, model, ...}       draw, for this figure; an older wish of the same figure is dropped
-// and answers {loaded}, {figure, id, pictures, t} on the way, and {figure, id, pictures, ms} at the end.
+// and answers {loaded} (or {loaded, error}), {figure, id, pictures, t} on the way, and {figure, id, pictures, ms} at the end.
 
 const models = {}, newest = {}; // newest: figure -> id of its last wish
 const PREVIEW = 120; // milliseconds between pictures on the way
@@ -41,18 +41,24 @@ async function draw(wish) {
   postMessage({ figure: wish.figure, id: wish.id, pictures, ms: performance.now() - begun });
 }
 
-onmessage = async ({ data: message }) => {
+function know(message) {
+  const { name, recipe, vae } = message;
   try {
-    if (message.kernels) begin(message.kernels);
-    else if (message.name) {
-      const { name, recipe, vae } = message;
-      models[name] = { recipe, weights: readWeights(message), vae: models[vae] };
-      postMessage({ loaded: name });
-    } else {
-      newest[message.figure] = message.id;
-      await draw(message);
-    }
+    models[name] = { recipe, weights: readWeights(message), vae: models[vae] };
+    postMessage({ loaded: name });
+  } catch (error) { // such as a memory that is too small
+    postMessage({ loaded: name, error: String(error) });
+  }
+}
+
+onmessage = async ({ data: message }) => {
+  if (message.kernels) return begin(message.kernels);
+  if (message.name) return know(message);
+  const { figure, id } = message;
+  newest[figure] = id;
+  try {
+    await draw(message);
   } catch (error) {
-    if (!(error instanceof Stale)) postMessage({ figure: message.figure, id: message.id, error: String(error) });
+    if (!(error instanceof Stale)) postMessage({ figure, id, error: String(error) });
   }
 };
