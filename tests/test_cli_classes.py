@@ -147,7 +147,7 @@ def asked_for(monkeypatch, tmp_path, *arguments):
     """The recipe that `train` would follow."""
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given[0]) or tmp_path)
+        patch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given[0]) or tmp_path)
         main(["train", *map(str, arguments)])
     return asked[0]
 
@@ -339,7 +339,7 @@ def test_generated_pictures_are_those_of_the_pipeline(tmp_path, untrained, model
         ("--guidance_scale nan", "guidance_scale is nan: give a finite number"),
         ("--guidance_scale inf", "guidance_scale is inf: give a finite number"),
         ("--guidance_scale much", "could not convert string to float: 'much'"),
-        ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
+        ("--num_samples 0", "0 samples: give at least 1"),
         ("--sampling_steps 0", f"0 steps: the number of steps must be 1 to {TIMESTEPS}"),
         ("--sampling_steps 7", f"7 steps: the number of steps must be 1 to {TIMESTEPS}"),
         ("--sampling_steps 3 --eta 1.5", "eta is 1.5: it must be between 0"),

@@ -137,7 +137,7 @@ def test_a_successor_takes_over_from_its_parent(folders, model, parent):
 
 def test_reflow_from_is_a_name_for_the_same_model(folders, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given) or tmp_path)
+    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
     for command in (
         ["rf", "--reflow-from", folders["rf"]],
         ["rf", f"--reflow_from={folders['rf']}"],
@@ -229,7 +229,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, said, capsys, tmp
 @pytest.mark.parametrize("sampling", ["uniform", "logit_normal", "u_shaped", "last"])
 def test_times_are_drawn_as_asked(sampling, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given: asked.append(given) or tmp_path)
+    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
     main(["train", "rf", "--time-sampling", sampling])
     assert asked[0][0].diffusion.time_sampling == sampling
 
