@@ -20,7 +20,7 @@ from diffusion_book.networks.layers import attention
 from diffusion_book.objective import diffusion_loss
 from diffusion_book.samplers import ddim, ddpm, euler, sample, time_grid
 from diffusion_book.schedules import SCHEDULES, add_noise, betas, cosine, expand, posterior, rectified, signal_to_noise
-from diffusion_book.targets import Prediction, prediction, velocity
+from diffusion_book.targets import Prediction, noise, prediction, velocity
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PRESERVING = {name: SCHEDULES[name] for name in ("cosine", "linear")}
@@ -46,15 +46,105 @@ def defined_in(chapter: str, name: str, **names):
 
 
 @every
+def test_the_score_gives_the_posterior_mean(schedule):
+    """Three Gaussians, one of them narrow: the score by autograd, the posterior mean by a sum over a fine mesh."""
+    mesh = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    means, stds, weights = torch.tensor([[-1.0, 0.3, 0.9], [0.2, 0.05, 0.4], [0.3, 0.5, 0.2]], dtype=torch.float64)
+    density = (weights / stds * torch.exp(-((mesh[:, None] - means) ** 2) / (2 * stds**2))).sum(dim=1)
+    for time in (0.2, 0.5, 0.9):
+        alpha, sigma = schedule(torch.tensor(time, dtype=torch.float64))
+        x_t = torch.linspace(-2, 2, 9, dtype=torch.float64).requires_grad_()
+        joint = density * torch.exp(-((x_t[:, None] - alpha * mesh) ** 2) / (2 * sigma**2))  # (9, mesh)
+        (score,) = torch.autograd.grad(joint.sum(dim=1).log().sum(), x_t)
+        mean = (joint @ mesh / joint.sum(dim=1)).detach()
+        x_t = x_t.detach()
+        torch.testing.assert_close((x_t + sigma**2 * score) / alpha, mean)
+        found = prediction(noise, -sigma * score, x_t, alpha.expand(9), sigma.expand(9))
+        torch.testing.assert_close(found.x0, mean)
+
+
+def test_the_chapter_s_density_is_that_of_its_toy():
+    """It integrates to 1, and by Tweedie's formula its score is the chapter's denoiser."""
+    log_density = defined_in("01_ddpm", "log_density", torch=torch, math=math, cosine=cosine)
+    denoiser = defined_in("01_ddpm", "toy_denoiser", torch=torch, cosine=cosine, Prediction=Prediction)
+    t, x = torch.tensor(0.4, dtype=torch.float64), torch.linspace(-6, 6, 12_001, dtype=torch.float64)
+    assert log_density(x, t).exp().sum().item() * 0.001 == pytest.approx(1.0)
+    slope = (log_density(x + 1e-5, t) - log_density(x - 1e-5, t)) / 2e-5
+    _, sigma = cosine(t)
+    torch.testing.assert_close(denoiser(x, t).eps, -sigma * slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [5, 50, 1000])
+def test_the_bound_is_the_likelihood_where_the_chain_is_reversed_exactly_and_above_it_elsewhere(steps):
+    """Standard normal data and their ideal denoiser, alpha x: the whole chain is Gaussian, so both sides are known."""
+    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    alpha, sigma = cosine(times)
+    from_x_t, from_x_0, beta_tilde = posterior(cosine, times[1:], times[:-1])
+    beta = betas(cosine, steps)
+    prior = 0.5 * (alpha[-1] ** 2 + sigma[-1] ** 2 - 1) - sigma[-1].log()
+    decoder = 0.5 * (math.log(2 * math.pi) + sigma[1].square().log() + 1)  # the data are N(alpha x_1, sigma_1^2)
+    gaps = []
+    for variance in (beta, beta_tilde):  # of the steps k = 2 ... T; beta is that of the chain turned round
+        # Equation (7) for any variance: E (x_0 - alpha_k x_k)^2 is sigma_k^2.
+        ratio, distance = beta_tilde / variance, (from_x_0 * sigma[1:]) ** 2
+        divergences = (0.5 * (ratio - 1 - ratio.log() + distance / variance))[1:]
+        model = torch.tensor(1.0, dtype=torch.float64)  # the variance of p(x_T), then of p(x_{T-1}), and so on
+        for k in range(steps, 0, -1):
+            step = variance[k - 1] if k > 1 else sigma[1] ** 2
+            model = (from_x_t[k - 1] + from_x_0[k - 1] * alpha[k]) ** 2 * model + step
+        likelihood = 0.5 * (math.log(2 * math.pi) + model.log() + 1 / model)  # of standard normal data, nats
+        gaps.append((prior + decoder + divergences.sum() - likelihood).item())
+    assert gaps[0] == pytest.approx(0, abs=1e-7)
+    assert gaps[1] > 0.1
+
+
+def test_the_chapter_s_estimate_of_the_bound_is_unbiased():
+    """On standard normal data with their ideal denoiser, the terms of all steps are known."""
+    _, sigma = cosine(torch.arange(1001, dtype=torch.float64) / 1000)
+    snr = (1 - sigma**2) / sigma**2
+    probability = torch.nn.functional.pad((sigma[2:] / sigma[1:-1]).log(), (2, 0))
+    names = {"torch": torch, "add_noise": add_noise, "cosine": cosine, "T": 1000, "snr": snr}
+    one_step = defined_in("01_ddpm", "one_step", **names, probability=probability / probability.sum())
+
+    def ideal(x, t):
+        return expand(cosine(t)[0], x) * x
+
+    nats, step = one_step(ideal, normal(100_000, 1, 1, 1), torch.Generator().manual_seed(1))
+    exact = ((snr[1:-1] - snr[2:]) / 2 * sigma[2:] ** 2).sum()
+    assert (nats.mean() - exact).abs() < 4 * nats.std() / 100_000**0.5
+    assert nats.std() / 100_000**0.5 < 0.02 * exact
+    assert step.min() >= 2
+    assert step.max() <= 1000
+
+
+def test_the_chapter_s_decoder_gives_probabilities_of_the_256_grey_levels():
+    """They sum to 1, and with a narrow decoder the predicted level has nearly all."""
+    for predicted, std, level in ((-1.0, 0.004, 0), (0.2, 0.01, 153), (1.0, 0.001, 255)):
+        names = {
+            "torch": torch,
+            "add_noise": add_noise,
+            "cosine": cosine,
+            "k": torch.arange(1001, dtype=torch.float64),
+            "T": 1000,
+            "denoise": lambda x, t, predicted=predicted: torch.full_like(x, predicted),
+        }
+        decoder = defined_in("01_ddpm", "decoder", **names)
+        levels = (torch.arange(256).double() / 127.5 - 1).reshape(256, 1, 1, 1)
+        nats = decoder(levels, torch.Generator().manual_seed(0), std)
+        assert (-nats).exp().sum().item() == pytest.approx(1.0, abs=1e-6)
+        assert nats.argmin() == level
+
+
+@every
 def test_the_bound_weighs_an_error_by_the_signal_that_is_lost(schedule):
-    """The divergence of two steps back, with the picture and with a guess: (SNR_s - SNR_t) / 2 times the square."""
-    x_t, x0, guess = 0.3, 0.7, -0.2
+    """The divergence of two steps back, of the picture and of a prediction: (SNR_s - SNR_t) / 2 times the square."""
+    x_t, x0, predicted = 0.3, 0.7, -0.2
     times = torch.tensor([(1.0, 0.999), (0.7, 0.2), (0.5, 0.499), (0.002, 0.001)], dtype=torch.float64)
     for t, s in times:
         from_x_t, from_x_0, variance = posterior(schedule, t, s)
-        steps = (Normal(from_x_t * x_t + from_x_0 * picture, variance.sqrt()) for picture in (x0, guess))
+        steps = (Normal(from_x_t * x_t + from_x_0 * picture, variance.sqrt()) for picture in (x0, predicted))
         weight = (signal_to_noise(schedule, s) - signal_to_noise(schedule, t)) / 2
-        torch.testing.assert_close(kl_divergence(*steps), weight * (x0 - guess) ** 2, rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(kl_divergence(*steps), weight * (x0 - predicted) ** 2, rtol=1e-7, atol=1e-12)
 
 
 @preserving

@@ -37,7 +37,7 @@ MISTAKES = {
         ("x0.clamp(-1, 1)", "x0", "x0 is not clipped"),
         ("variance.sqrt() * z", "beta[k].sqrt() * z", "the variance is beta_k"),
         ("variance.sqrt() * z", "variance * z", "z is multiplied by the variance"),
-        ("missing[k - 1]", "missing[k]", "alpha-bar_k stands where alpha-bar_{k-1} belongs"),
+        ("alpha_bar[k - 1]", "alpha_bar[k]", "alpha-bar_k stands where alpha-bar_{k-1} belongs"),
         (
             "return from_x_k * x_k + from_x_0 * x0.clamp(-1, 1) + variance.sqrt() * z",
             "return (from_x_k * x_k + from_x_0 * x0 + variance.sqrt() * z).clamp(-1, 1)",
@@ -45,10 +45,10 @@ MISTAKES = {
         ),
     ],
     "ideal_x0": [
-        ("shares.log() - ", "-", "the shares of the points do not count"),
+        ("weights.log() - ", "-", "the weights of the points do not count"),
         ("alpha * points", "points", "x_t is compared with the points themselves"),
         ("2 * sigma**2", "2 * sigma", "sigma is not squared"),
-        ("softmax(dim=1)", "softmax(dim=0)", "the softmax runs over the noisy numbers"),
+        ("softmax(dim=1)", "softmax(dim=0)", "the softmax runs over the noisy states"),
     ],
     "turned": [
         ("- delta.sin()", "+ delta.sin()", "it turns towards v"),

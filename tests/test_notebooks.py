@@ -1,5 +1,6 @@
 """The chapters: the two halves of each agree, and it is executed and whole."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -62,6 +63,24 @@ def test_shows_figures_and_compares_numbers(chapter):
     for cell in compared:
         assert cell.outputs, f"this cell has no output to compare: {cell.source}"
         assert not any("image/png" in output.get("data", {}) for output in cell.outputs), "a figure cannot be compared"
+
+
+@every_chapter
+def test_figures_are_numbered_in_order_and_the_text_refers_to_each(chapter):
+    """A figure that is shown with a number: `show(picture, "1.3", ...)` of `viz.figures`."""
+    cells = jupytext.read(NOTEBOOKS / f"{chapter}.py").cells
+    numbers = []
+    for cell in cells:
+        if cell.cell_type == "code":
+            calls = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+            named = [call for call in calls if getattr(call.func, "id", "") == "show" and len(call.args) > 1]
+            values = [getattr(call.args[1], "value", None) for call in named]  # None: not written out
+            numbers += [value for value in values if re.fullmatch(r"\d+\.\d+", str(value))]
+    assert numbers == [f"{int(chapter[:2])}.{count}" for count in range(1, len(numbers) + 1)]
+    text = " ".join(" ".join(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    lists = re.findall(r"[Ff]igures? ((?:\d+\.\d+(?:, | and )?)+)", text)
+    referred = {number for each in lists for number in re.findall(r"\d+\.\d+", each)}
+    assert set(numbers) == referred
 
 
 @every_chapter

@@ -27,7 +27,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Returns:
         (N, rows, columns).
 
-    Source: Jordan et al. 2024 ("Muon").
+    Source: Liu et al. 2025, section 2.1 (Muon, which K. Jordan published in 2024).
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -55,7 +55,7 @@ class Muon:
         weight_decay: each step takes lr times this share from every weight.
         momentum: of the matrices, with Nesterov's look ahead.
 
-    Source: Jordan et al. 2024; the scale: Liu et al. 2025, equation 4.
+    Source: Liu et al. 2025, section 2; the scale: their equation 4.
     """
 
     def __init__(self, network: nn.Module, lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
