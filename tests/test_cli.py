@@ -138,7 +138,9 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
 
 def test_defaults_are_the_recipe(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
+    monkeypatch.setattr(
+        "diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path
+    )
     main(["train", "ddpm"])
     main(
         [

@@ -147,7 +147,9 @@ def asked_for(monkeypatch, tmp_path, *arguments):
     """The recipe that `train` would follow."""
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given[0]) or tmp_path)
+        patch.setattr(
+            "diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given[0]) or tmp_path
+        )
         main(["train", *map(str, arguments)])
     return asked[0]
 

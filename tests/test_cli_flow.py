@@ -137,7 +137,9 @@ def test_a_successor_takes_over_from_its_parent(folders, model, parent):
 
 def test_reflow_from_is_a_name_for_the_same_model(folders, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
+    monkeypatch.setattr(
+        "diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path
+    )
     for command in (
         ["rf", "--reflow-from", folders["rf"]],
         ["rf", f"--reflow_from={folders['rf']}"],
@@ -229,7 +231,9 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, said, capsys, tmp
 @pytest.mark.parametrize("sampling", ["uniform", "logit_normal", "u_shaped", "last"])
 def test_times_are_drawn_as_asked(sampling, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
+    monkeypatch.setattr(
+        "diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path
+    )
     main(["train", "rf", "--time-sampling", sampling])
     assert asked[0][0].diffusion.time_sampling == sampling
 
@@ -283,7 +287,6 @@ def test_generate_refuses_what_it_cannot_draw(folders, tmp_path, capsys):
     for steps in (0, 9):
         line = refused(capsys, *given, "--sampling_steps", steps)
         assert f"{steps} steps: the number of steps must be 1 to 8" in line
-        assert "0 steps: the number of steps must be 1 to" in line
     assert "invalid" in refused(capsys, *given, "--sampling_steps", "few").lower()
     other = ["generate", "rf", "--checkpoint", folders["rf-reflow"], *here]
     assert "holds a 'rf-reflow', not a 'rf'" in refused(capsys, *other)

@@ -184,7 +184,9 @@ def test_latents_of_any_shape_are_trained_and_drawn(tmp_path, model, options, sh
 
 def test_defaults_are_the_recipe_and_options_change_it(monkeypatch, tmp_path, vae):
     asked = []
-    monkeypatch.setattr("diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path)
+    monkeypatch.setattr(
+        "diffusion_book.cli.train.run_training", lambda *given, **named: asked.append(given) or tmp_path
+    )
     main(["train", "vae"])
     main(["train", "vae-2d"])
     options = "--kl_weight 0.5 --latent-channels 4 --base_channels 16 --epochs 7"
