@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_book.denoiser import DenoiserFunction
-from diffusion_book.samplers import DETERMINISTIC, State, Step, euler, randn, sample
+from diffusion_book.samplers import State, Step, euler, facts_of, randn, sample
 from diffusion_book.schedules import Schedule, add_noise, expand, transition
 from diffusion_book.system.errors import BookError, whole
 from diffusion_book.targets import Prediction
@@ -146,16 +146,16 @@ def invert(
         denoiser: (x_t, t, **condition) -> Prediction, without clipping, which cannot be undone.
         x0: the pictures, or latents, (B, ...).
         times: from `time_grid`, or `times_from` for a part of the way.
-        step: one of `samplers.DETERMINISTIC` that does not look back: euler, midpoint or heun.
+        step: one that may start at t = 0 (`samplers.Facts`): euler, midpoint or heun.
 
     Yields:
         The picture first, its noise last.
 
     Raises:
-        BookError: a step that draws noise or looks back.
+        BookError: a step that needs noise to start from.
 
     Source: Song et al. 2020 (DDIM), section 5.4.
     """
-    if step not in DETERMINISTIC or step.__name__ == "dpm_plus_plus":
+    if not facts_of(step).from_data:
         raise BookError(f"'{step.__name__}' cannot be walked backwards: use euler, midpoint or heun")
     yield from sample(denoiser, x0, times.flip(0), step, schedule=schedule, generator=torch.Generator(), **condition)

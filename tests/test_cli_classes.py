@@ -344,7 +344,7 @@ def test_generated_pictures_are_those_of_the_pipeline(tmp_path, untrained, model
         ("--guidance_scale nan", "guidance_scale is nan: give a finite number"),
         ("--guidance_scale inf", "guidance_scale is inf: give a finite number"),
         ("--guidance_scale much", "could not convert string to float: 'much'"),
-        ("--num_samples 0", "--num_samples is 0: it must be at least 1"),
+        ("--num_samples 0", "0 samples: give at least 1"),
         ("--sampling_steps 0", f"0 steps: the number of steps must be 1 to {TIMESTEPS}"),
         ("--sampling_steps 7", f"7 steps: the number of steps must be 1 to {TIMESTEPS}"),
         ("--sampling_steps 3 --eta 1.5", "eta is 1.5: it must be between 0"),

@@ -286,7 +286,6 @@ def test_generate_refuses_what_it_cannot_draw(folders, tmp_path, capsys):
     for steps in (0, 9):
         line = refused(capsys, *given, "--sampling_steps", steps)
         assert f"{steps} steps: the number of steps must be 1 to 8" in line
-        assert "--sampling_steps" in line
     assert "invalid" in refused(capsys, *given, "--sampling_steps", "few").lower()
     other = ["generate", "rf", "--checkpoint", folders["rf-reflow"], *here]
     assert "holds a 'rf-reflow', not a 'rf'" in refused(capsys, *other)

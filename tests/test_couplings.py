@@ -61,13 +61,13 @@ def class_flow():
 @pytest.fixture
 def drawn(monkeypatch):
     """How many samples were drawn from a flow."""
-    counted, states = [], Pipeline.states
+    counted, walk = [], Pipeline.walk
 
-    def counting(self, indices, **options):
-        counted.append(len(indices))
-        return states(self, indices, **options)
+    def counting(self, request):
+        counted.append(len(request))
+        return walk(self, request)
 
-    monkeypatch.setattr(Pipeline, "states", counting)
+    monkeypatch.setattr(Pipeline, "walk", counting)
     return counted
 
 
