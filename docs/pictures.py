@@ -8,8 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 import diffusion_book
 from diffusion_book.evaluation.features import logits
+from diffusion_book.models.recipes import RECIPES
 from diffusion_book.viz.animation import save_animation
 from diffusion_book.viz.grids import grid
+from diffusion_book.viz.in_page import COUNT, start_of
 
 HERE = Path(__file__).parent
 ROWS, COLUMNS, ZOOM = 6, 20, 3  # of the picture: digits down and across, screen pixels for each of theirs
@@ -66,6 +68,12 @@ def guidance(pipe: diffusion_book.Pipeline) -> Image.Image:
     return image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
 
 
+def still(model: str) -> Image.Image:
+    """What a live figure of a model begins with: the ten digits that it draws first, 280 x 28."""
+    pipe = diffusion_book.load(model, device="cpu", precision="fp32")
+    return Image.fromarray(grid(pipe.sample(COUNT, **start_of(pipe.recipe)), columns=COUNT, padding=0).numpy())
+
+
 def social(digits: Image.Image) -> Image.Image:
     """The card that other sites show of a link to the book: its name above the digits, 1200 x 630."""
     card = Image.new("RGB", (1200, 630), NIGHT)
@@ -88,11 +96,15 @@ if __name__ == "__main__":
     save_animation(forming(states), HERE / "forming.webp", milliseconds=80)
     classes = diffusion_book.load("ldm-concat", device="cpu", precision="fp32")
     guidance(classes).save(HERE / "guidance.png", optimize=True)
+    for name in diffusion_book.list_models():
+        if RECIPES[name].diffusion:
+            still(name).save(HERE / "live" / "stills" / f"{name}.webp", quality=60, method=6)
     print(
         "docs/samples.png",
         "docs/_static/social.png",
         "docs/forming.webp",
         "docs/guidance.png",
         "docs/_static/logo.svg",
+        "docs/live/stills/",
         sep="\n",
     )

@@ -54,7 +54,7 @@ from diffusion_book.interpolation import slerp
 from diffusion_book.models import weights
 from diffusion_book.schedules import cosine, expand
 from diffusion_book.targets import TARGETS, Prediction
-from diffusion_book.viz import animation, grids, paths, plots, scrubber, style
+from diffusion_book.viz import animation, grids, in_page, paths, plots, scrubber, style
 
 style.use_style()
 pipe = diffusion_book.load("ddpm")
@@ -600,7 +600,10 @@ COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50, 100)
 more = {count: pipe.sample(6, steps=count, noise=noise) for count in COUNTS if count not in rows}
 frames = torch.stack([grids.grid((more | rows)[count], columns=3) for count in COUNTS])
 captions = [f"{count} step{'s' if count > 1 else ''}" for count in COUNTS]
-scrubber.scrubber(frames, captions, label="DDIM", alt="Six digits, each from one noise, in 1 to 100 steps", start=4)
+stored = scrubber.scrubber(
+    frames, captions, label="DDIM", alt="Six digits, each from one noise, in 1 to 100 steps", start=4
+)
+in_page.live_after("ddpm", stored, steps=10)
 
 # %% [markdown]
 # A single step shows $\hat x_0$ at $t = 1$: the mean of all digits, which is the best guess when there is nothing

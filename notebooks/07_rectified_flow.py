@@ -63,7 +63,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion, loss_of_reflow
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import flows, grids, plots, scrubber, strips, style
+from diffusion_book.viz import flows, grids, in_page, plots, scrubber, strips, style
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 10
 MODEL = "rf"  # the weights that come with the book; or the folder of a training of your own
@@ -585,14 +585,18 @@ grids.show_rows({steps_of(n): pictures for n, pictures in by_steps.items()})
 # One step gives $\hat x_0$ at $t = 1$. The best answer there is the mean of all digits, whatever the noise: the
 # crossing in the middle of section 2. (The network's answer is not quite that. Logit-normal times seldom visit the end,
 # so nobody taught it to ignore the noise there altogether.) Go down the rows, or pull the slider below: from how many
-# steps on can you read every digit, and from where does nothing change any more?
+# steps on can you read every digit, and from where does nothing change any more? (On the book's site a button below the
+# slider loads the flow into the page: then you choose the sampler and the seed as well.)
 
 # %%
 COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50)
 more = {n: pipe.sample(12, sampler="euler", steps=n, noise=noise) for n in COUNTS if n not in by_steps} | by_steps
 frames = torch.stack([grids.grid(more[n][:6], columns=3) for n in COUNTS])
 captions = [steps_of(n) for n in COUNTS]
-scrubber.scrubber(frames, captions, label="Euler", alt="Six digits of a rectified flow, in 1 to 50 steps", start=4)
+alt = "Six digits of a rectified flow, in 1 to 50 steps"
+in_page.live_after(
+    MODEL, scrubber.scrubber(frames, captions, label="Euler", alt=alt, start=4), steps=5, sampler="euler"
+)
 
 # %% [markdown]
 # How straight are its paths? The same measure as in the plane, now in 1,024 dimensions, and the paths of `ddpm` beside

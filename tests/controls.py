@@ -14,7 +14,7 @@ def move_slider(slider) -> None:
     slider.scroll_into_view_if_needed()
     named = re.search(r'slider "([^"]+)"', slider.aria_snapshot())
     assert named, f"a slider without a name: {slider.aria_snapshot()}"
-    figure = slider.locator("xpath=ancestor::figure")
+    figure = slider.locator("xpath=ancestor::figure[1]")
     picture, words = figure.locator(":scope > div").first, figure.locator("output")
     low, high, step = (float(slider.get_attribute(name) or "1") for name in ("min", "max", "step"))
 
@@ -57,7 +57,7 @@ def move_slider(slider) -> None:
 def choose(list_of_choices) -> None:
     """Choose in a list (a Locator of a `select`) by mouse and keys, and assert that the picture follows."""
     assert re.search(r'combobox "[^"]+"', list_of_choices.aria_snapshot()), "a list without a name"
-    picture = list_of_choices.locator("xpath=ancestor::figure").locator(":scope > div").first
+    picture = list_of_choices.locator("xpath=ancestor::figure[1]").locator(":scope > div").first
     before = picture.screenshot()
     list_of_choices.press("End")
     last = picture.screenshot()

@@ -27,7 +27,7 @@ FLOORS = [
     {"system"},
     {"networks"},
     {"data", "schedules", "targets"},
-    {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation"},
+    {"denoiser", "objective", "elbo", "samplers", "guidance", "interpolation", "editing"},
     {"models"},
     {"training"},
     {"evaluation"},

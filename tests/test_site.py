@@ -181,7 +181,8 @@ def load(page, address: str) -> None:
 
 def own_size(page) -> int:
     """Bytes of the files that a page has asked for."""
-    return sum(Path(unquote(urlsplit(address).path)).stat().st_size for address in set(map(without_query, page.asked)))
+    files = {without_query(address) for address in page.asked if address.startswith("file:")}
+    return sum(Path(unquote(urlsplit(address).path)).stat().st_size for address in files)
 
 
 def without_query(address: str) -> str:
@@ -203,9 +204,10 @@ def test_page_works_in_a_browser(site, open_page, name):
         assert len(words) > 10, "a picture without words for those who do not see it"
         assert "_images/" not in words
 
-    for slider in page.locator("article input[type=range]").all():
+    # Those that play what was drawn beforehand. The others wait for their button: see test_live.py.
+    for slider in page.locator("article input[type=range]:enabled").all():
         controls.move_slider(slider)
-    for choices in page.locator("article figure select").all():
+    for choices in page.locator("article figure select:enabled").all():
         controls.choose(choices)
 
     page.set_viewport_size({"width": PHONE, "height": 844})
@@ -316,6 +318,36 @@ def test_dark_theme_can_be_chosen_and_everything_stays_legible(site, open_page):
     pixels = np.array(Image.open(io.BytesIO(chart.screenshot())).convert("L"))
     assert np.median(pixels) > 180, "a figure brings its own paper"
     assert np.percentile(pixels, 1) < 100, "and its ink is dark on it"
+
+
+def test_playground_draws_on_a_dark_phone(site, open_page):
+    """What test_live.py proves of a bare page holds under the site's theme: seen, legible, and nothing from outside."""
+    page = open_page(width=PHONE, height=844, color_scheme="dark")
+    load(page, (site / "playground.html").as_uri())
+    before = own_size(page)
+    figure = page.locator("figure.live[data-model=ldm-concat][data-task=sample]")
+    figure.locator("button.live-start").click()
+    page.wait_for_function("figure => figure.dataset.drawn", arg=figure.element_handle())
+    assert figure.locator("canvas").is_visible()
+    assert own_size(page) > before + 5_000_000, "the weights come with the press, not before"
+    for part in ("label span", ".live-said", ".live-call", "select"):
+        assert contrast(*colours(figure.locator(part).first)) > 4.5, part
+    button = page.locator("button.live-start:visible").first
+    assert contrast(*colours(button)) > 4.5
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE
+    assert not page.troubles
+    assert all(address.startswith((site.as_uri(), "blob:")) for address in page.asked), page.asked
+
+
+def test_only_pages_with_a_live_figure_load_its_script(site):
+    live = {name for name in PAGES if '<figure class="live' in (site / f"{name}.html").read_text(encoding="utf-8")}
+    loading = {
+        name for name in PAGES if any("live/page.js" in each for each in addresses(site / f"{name}.html").loaded)
+    }
+    assert "playground" in live
+    assert loading == live
+    scripts = site / "_static" / "live"
+    assert sum((scripts / name).stat().st_size for name in ("page.js", "paper.js", "live.css")) < 50_000
 
 
 def test_ways_across_a_map_move_without_a_kernel(tmp_path, open_page):

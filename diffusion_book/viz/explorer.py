@@ -18,6 +18,7 @@ from diffusion_book.samplers import SAMPLERS, evaluations
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import grid
 from diffusion_book.viz.html import Html, data_uri, script
+from diffusion_book.viz.in_page import live_after
 from diffusion_book.viz.live import LatestOnly, when_live
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def guidance_explorer(pipe: Pipeline, steps: int = STEPS, seed: int = 0) -> Guid
     With a kernel, as in JupyterLab, every move samples anew, and steps, seed and sampler can be moved as well; while
     a slider is dragged only its latest place is drawn to the end. Everywhere else (on the site, in a stored notebook,
     without ipywidgets) the same control plays pictures that are drawn now, for each digit and every half of scale.
-    Mouse, touch and keys move both. Neither needs a network.
+    Mouse, touch and keys move both. Neither needs a network. On the book's site one press of a button has the page
+    itself sample, where the weights are those that come with the book.
 
     With the book's latent models, an evaluation of ten guided digits takes 14 milliseconds on one free CPU core. A
     move should be answered within 0.3 seconds, so 15 steps are the default: 0.2 seconds. Drawing beforehand takes
@@ -183,7 +185,10 @@ def guidance_explorer(pipe: Pipeline, steps: int = STEPS, seed: int = 0) -> Guid
     scale = min(STRONGEST, max(0.0, APART * round(pipe.recipe.condition.guidance_scale / APART)))
     start = Wish(ALL, scale, steps, seed, "ddim")
     frames = draw_frames(pipe, start)
-    return GuidanceExplorer(pipe, start, frames, still_control(frames, pipe, start))
+    still = still_control(frames, pipe, start)
+    if pipe.card:  # the weights that come with the book: a page has them too
+        still = live_after(pipe.recipe.model, still, guidance_scale=scale, steps=steps, seed=seed)
+    return GuidanceExplorer(pipe, start, frames, still)
 
 
 def draw_frames(pipe: Pipeline, wish: Wish) -> Tensor:
