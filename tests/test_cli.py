@@ -158,7 +158,7 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("a file, not a folder")
     for arguments in (["train", "ddpm", "--dataset", "digits"],):
         line = refused(capsys, *arguments, "--output-dir", tmp_path / "file" / "inside")
-        assert "cannot write to the folder" in line
+        assert "cannot make the folder" in line
         assert "choose another folder" in line
 
 
@@ -314,7 +314,7 @@ def test_weights_that_are_there_stay_until_the_new_ones_are_measured(tiny_recipe
     with pytest.raises(SystemExit, match="130"):
         main(again)
     assert {path.name: path.read_bytes() for path in (tmp_path / "pretrained").iterdir() if path.is_file()} == before
-    measured = measured_entry(Setting("ddim", 4), torch.zeros(2, 1, 28, 28))
+    measured = {**measured_entry(Setting("ddim", 4), torch.zeros(2, 1, 28, 28)), "cfid": 2.0}
     monkeypatch.setattr(pretrain, "evaluate", lambda pipe, setting: (None, measured))
     main(again)
     assert {path.name for path in (tmp_path / "pretrained").iterdir()} == set(before)
@@ -326,7 +326,7 @@ def test_weights_that_are_there_stay_until_the_new_ones_are_measured(tiny_recipe
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux")
 def test_a_folder_for_weights_that_cannot_be_is_refused_before_the_training(capsys, monkeypatch):
     monkeypatch.setattr(pretrain, "train", lambda *_: pytest.fail("it trained"))
-    assert "cannot write to the folder /proc/x" in refused(capsys, "pretrain", "vae", "--weights_dir", "/proc/x")
+    assert "cannot make the folder /proc/x" in refused(capsys, "pretrain", "vae", "--weights_dir", "/proc/x")
 
 
 def test_doctor_notices_weights_that_were_made_with_others(tmp_path, monkeypatch):

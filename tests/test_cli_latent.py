@@ -19,6 +19,7 @@ from diffusion_book.models.checkpoints import load_checkpoint, save_checkpoint
 from diffusion_book.models.recipes import RECIPES
 from diffusion_book.system.hashes import hash_of_tensors
 from diffusion_book.training import run
+from diffusion_book.viz.grids import SCALE
 from diffusion_book.viz.style import colour_of_label
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -158,7 +159,7 @@ def test_reconstructions_are_drawn_below_their_pictures(vae):
     loaded = diffusion_book.load(vae, **FP32)
     images = data.load("digits", "test").batch(torch.arange(10))[0]
     restored = loaded.reconstruct(data.crop(images))
-    drawn = np.array(Image.open(vae / "final_samples" / "reconstructions.png"))
+    drawn = np.array(Image.open(vae / "final_samples" / "reconstructions.png"))[::SCALE, ::SCALE]
     for row, expected in ((0, data.crop(images)), (1, restored)):
         for column in (0, 9):
             tile = drawn[2 + 30 * row : 30 + 30 * row, 2 + 30 * column : 30 + 30 * column].astype(int)

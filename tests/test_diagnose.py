@@ -399,7 +399,7 @@ def test_refuses_what_it_cannot_do(concat, tmp_path, capsys):
     save(concat, path)
     out = ["--output_dir", tmp_path / "out"]
     own = ["diagnose", name, "--checkpoint", path, *CPU, *out]
-    assert "unknown model 'vae'" in refused(capsys, "diagnose", "vae")
+    assert "unknown model 'gan'" in refused(capsys, "diagnose", "gan")
     assert "no checkpoint" in refused(capsys, "diagnose", name, "--checkpoint", tmp_path / "none.pt", *out)
     assert f"holds a '{name}'" in refused(capsys, "diagnose", "ldm", "--checkpoint", path, *out)
     assert "--class_label is 10" in refused(capsys, *own, "--class_label", 10)

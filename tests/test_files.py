@@ -69,7 +69,7 @@ def test_what_is_no_file_is_refused_before_and_when_it_is_written(tmp_path, path
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux")
 def test_a_folder_that_cannot_be_is_refused_and_one_that_can_is_not_made(tmp_path):
-    with pytest.raises(BookError, match="cannot write to the folder /proc/none/here"):
+    with pytest.raises(BookError, match="cannot make the folder /proc/none/here"):
         check_folder("/proc/none/here")
     check_folder(tmp_path / "not" / "yet")
     check_file(tmp_path / "not" / "yet" / "file.json")

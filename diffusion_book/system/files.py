@@ -90,7 +90,8 @@ def check_folder(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=nearest, prefix=WRITING):
             pass
     except (OSError, ValueError) as error:
-        raise BookError(f"cannot write to the folder {path} ({_reason(error)}): choose another folder") from None
+        what = "write to" if os.path.isdir(path) else "make"
+        raise BookError(f"cannot {what} the folder {path} ({_reason(error)}): choose another folder") from None
 
 
 def _refuse_no_file(path: Path) -> None:
