@@ -5,7 +5,7 @@
 ...     alpha_bar = (1 - beta).cumprod(0)[k].reshape(-1, 1, 1, 1)
 ...     return alpha_bar * x0 + (1 - alpha_bar).sqrt() * eps
 >>> check(noisy)
-Not yet: the square root of alpha-bar is missing. alpha-bar is the picture's share of the variance.
+Not yet: the square root of alpha-bar is missing. alpha-bar is the picture's fraction of the variance.
 """
 
 from __future__ import annotations
