@@ -24,7 +24,6 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
 from diffusion_book.models.request import Request
 from diffusion_book.networks.gaussian import DiagonalGaussian
-from diffusion_book.samplers import sample_generators
 from diffusion_book.system.errors import BookError, NotFinite
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
@@ -52,7 +51,8 @@ def diagnose(model: str, options: Diagnose) -> Path:
     if options.num_pictures < FEWEST:
         raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST}")
     if model in AUTOENCODERS:
-        sample_generators(options.seed, range(1))
+        if options.seed < 0:
+            raise BookError(f"--seed is {options.seed}: it must be 0 or more")
         return diagnose_autoencoder(model, options)
     where = {"vae": options.vae, "device": options.device, "precision": options.precision}
     pipe = load_model(model, ModelOptions(options.checkpoint, **where))
