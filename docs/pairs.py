@@ -5,6 +5,8 @@ both the same; another editor changes one of them. What is changed in the source
 the copy alone would be lost.
 """
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +19,12 @@ def cells(path: Path) -> list[tuple[str, str]]:
 
 
 def changed_alone(source: Path) -> bool:
-    """Whether the copy of this source says something else, and was written after it."""
+    """Whether the copy of this source says something else, and was written after it, by somebody who has not committed it."""
     copy = source.with_suffix(".ipynb")
-    return copy.is_file() and copy.stat().st_mtime > source.stat().st_mtime and cells(copy) != cells(source)
+    if not copy.is_file() or copy.stat().st_mtime <= source.stat().st_mtime or cells(copy) == cells(source):
+        return False
+    same = ["git", "diff", "--quiet", "HEAD", "--", copy.name]  # 0: as committed; else changed, or there is no git
+    return shutil.which("git") is None or subprocess.run(same, cwd=copy.parent, capture_output=True).returncode != 0
 
 
 if __name__ == "__main__":
