@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 # Read by libgomp when torch is loaded. By default a thread that has finished its part spins for milliseconds while it
-# waits for the others; beside any other busy program it then holds the core that they need (docs/threads.md).
+# waits for the others; beside any other busy program it then holds the core that they need.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from diffusion_book.system.errors import BookError
