@@ -10,7 +10,7 @@ import pytest
 from diffusion_book.system.streams import Steady, steady
 
 TALK = "import sys\nfrom diffusion_book.cli import main as cli\n"
-TALK += "def talk(arguments):\n    for _ in range(100_000):\n        print('a line of words')\n"
+TALK += "def talk(*arguments):\n    for _ in range(100_000):\n        print('a line of words')\n"
 TALK += "    open(sys.argv[1], 'w').write('done')\n    return 0\n"
 TALK += (
     "import types\nsys.modules['diffusion_book.cli.doctor'] = types.SimpleNamespace(main=talk)\ncli.main(['doctor'])\n"

@@ -17,6 +17,7 @@ FLOORS: list[tuple[str, dict[str, str], str]] = [
             "samplers": "steps",
             "objective": "the loss",
             "interpolation": "between noises",
+            "editing": "pictures changed",
             "elbo": "the VAE's bound",
             "denoiser": "$x_t$ to $x_0$, $ε$",
             "targets": "$ε$, $x_0$, $v$, $u$",
