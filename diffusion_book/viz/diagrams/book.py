@@ -13,11 +13,11 @@ FLOORS: list[tuple[str, dict[str, str], str]] = [
     (
         "mathematics",
         {
+            "editing": "pictures changed",
             "guidance": "$ε_u$, $ε_c$, $w$",
             "samplers": "steps",
             "objective": "the loss",
             "interpolation": "between noises",
-            "editing": "pictures changed",
             "elbo": "the VAE's bound",
             "denoiser": "$x_t$ to $x_0$, $ε$",
             "targets": "$ε$, $x_0$, $v$, $u$",
