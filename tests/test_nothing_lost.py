@@ -449,5 +449,5 @@ def test_memory_that_does_not_suffice_is_named_with_what_to_lower(forks, models,
     forks.said()
     assert forks.run(SCARCE + work.format(folder=tmp_path, **models)) in (2, 70)
     line = forks.said()[-1]
-    assert "out of memory: lower " in line
+    assert "out of memory: lower --" in line
     assert not list(tmp_path.rglob("*.pt"))
