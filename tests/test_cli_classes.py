@@ -191,7 +191,10 @@ def test_defaults_are_the_recipe_and_options_change_it(monkeypatch, tmp_path, va
         ),
         ("ldm-concat --unconditional-probability -0.1", "unconditional_probability is -0.1: it must be at least 0"),
         ("ldm-cross-attention --unconditional_probability nan", "unconditional_probability is nan: it must be"),
-        ("ldm-cross-attention --unconditional_probability often", "--unconditional-probability is 'often': give a number"),
+        (
+            "ldm-cross-attention --unconditional_probability often",
+            "--unconditional-probability is 'often': give a number",
+        ),
         ("ldm-concat --guidance_scale nan", "guidance_scale is nan: it must be a finite number"),
         ("ldm-concat --num_classes 0", "num_classes is 0: it must be at least 1"),
         ("ldm-cross-attention --num_tokens 0", "num_tokens is 0: it must be at least 1"),
