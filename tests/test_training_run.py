@@ -129,8 +129,16 @@ def test_killed_training_continues_as_if_nothing_had_been(tmp_path, undisturbed)
     assert not cut_off.exists()
 
 
+@pytest.fixture
+def unblocked(number):
+    """The signal as a terminal hands it on: what `nohup` ignores stays ignored, in the tests as well."""
+    before = signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    yield
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signal_saves_and_says_how_to_continue(tmp_path, undisturbed, number, monkeypatch, capsys):
+def test_signal_saves_and_says_how_to_continue(tmp_path, undisturbed, number, unblocked, monkeypatch, capsys):
     show = run._Run.show
 
     def signalled(self, bar, report):

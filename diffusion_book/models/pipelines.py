@@ -215,7 +215,7 @@ class Pipeline:
         if request.labels is not None:
             denoiser = guided(denoiser, request.guidance_scale, request.guidance_interval)
             condition = {"labels": request.labels.to(self.device)}
-        with out_of_memory_names("the number of samples at once (batch_size)"):
+        with out_of_memory_names("--batch_size"):
             generators = sample_generators(request.seed, request.indices)
             # Drawn in any case: else the first fresh noise would be the very noise that came from this seed.
             drawn = randn((len(request), *self.shape), generators)
