@@ -198,9 +198,9 @@ print(f"{arrived:.0%} of the points end at -1 or +1, {right:.0%} at +1")
 
 # %%
 show(
-    paths.show_line_paths({"": (grid_of_times[::5], path[::5, :40])}),
+    paths.show_line_paths({"": (grid_of_times[::5], path[::5, :24])}),
     "1.5",
-    "Forty of the 2,000 samples, from noise at the left to data at the right. The paths wander while noise dominates, "
+    "Twenty-four of the 2,000 samples, from noise at the left to data at the right. The paths wander while noise dominates, "
     "part around the middle, and settle at one of the two pictures.",
 )
 

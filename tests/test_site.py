@@ -142,7 +142,7 @@ EQUATIONS = """() => {
   const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT), raw = [];
   while (walker.nextNode()) {
     const text = walker.currentNode;
-    if (/\\$|\\\\[([]/.test(text.data) && !text.parentElement.closest('pre, code, script, style, mjx-container'))
+    if (/\\$|\\\\[([]/.test(text.data) && !text.parentElement.closest('pre, code, .sig, script, style, mjx-container'))
       raw.push(text.data);
   }
   const all = [...document.querySelectorAll('.math')];

@@ -23,7 +23,7 @@ def show(picture: Diagram | Html | Figure, number: str, caption: str, alt: str |
     Args:
         picture: a diagram, a control such as a scrubber, or a chart.
         number: chapter and figure, such as "1.3". The figure can be linked to as `#figure-1-3`.
-        caption: what to see in it. Formulas stand between dollar signs: "$x_{k-1}$".
+        caption: what to see in it. Formulas stand between dollar signs: ``$x_{k-1}$``.
         alt: for those who do not see it; None takes the picture's own words.
     """
     words = f"<b>Figure {html.escape(number)}.</b> {to_html(caption)}"

@@ -4,7 +4,7 @@ A diagram is part of the page: its letters are the page's, and its ink is the pa
 in the light theme and in the dark one. A canvas is as wide as the page of a phone, and 13 of its units are letters
 that can be read there. Coordinates run to the right and down.
 
-Words may hold formulas between dollar signs, with single letters in italics, `_{...}` and `^{...}`: "noise $x_{k-1}$".
+Words may hold formulas between dollar signs, with single letters in italics, `_{...}` and `^{...}`: ``noise $x_{k-1}$``.
 """
 
 from __future__ import annotations
