@@ -100,7 +100,7 @@ class DescribedFigure(Figure):
         parts = [self.get_suptitle(), *map(describe, self.axes), *(text.get_text() for text in self.texts)]
         words = "; ".join(dict.fromkeys(filter(None, parts)))  # panels repeat names: once each
         words = re.sub(r"\\mathrm|[$\\{}]", "", words)  # mathematics is read out as it is written
-        kind = "Pictures" if any(axes.images for axes in self.axes) else "Chart"
+        kind = "A grid of pictures" if any(axes.images for axes in self.axes) else "Chart"
         return textwrap.shorten(f"{kind}: {words}" if words else kind, 300, placeholder=" ...")
 
     @styled
