@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusion_book.cli.detach import detach
 from diffusion_book.cli.options import RENAMED, read_train_as, recipe_asked
+from diffusion_book.data import is_place
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder, autoencoder_from_state
 from diffusion_book.models.checkpoints import find_checkpoint, load_checkpoint
@@ -32,13 +33,14 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
         arguments: of the command, after the model.
         options: as they were read from the arguments, with the recipe's values as defaults.
     """
-    checkpoint = {}
+    checkpoint, classes = {}, ()
     if options.run.resume is not None:
         checkpoint = load_checkpoint(find_checkpoint(options.run.resume), model)
         stored = recipe_from_dict(checkpoint["recipe"])
         # Once more, with the checkpoint's recipe as the default: what differs now was asked for.
         options = read_train_as(model, arguments, stored)
         check_same(recipe_asked(options, model), stored)
+        classes = stored.classes
     resumed = find_checkpoint(options.run.resume) if checkpoint else None
     run = options.run
     check_place(run.output_dir, run.name, resumed, checkpoint.get("step", 0), run.rewind)
@@ -46,7 +48,7 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
         return detach(model, [model, *arguments], options.run)
     with processes.together(options.run.device) as device:
         run = dataclasses.replace(options.run, device=device)
-        recipe, autoencoder, parent = recipe_asked(options, model), None, None
+        recipe, autoencoder, parent = dataclasses.replace(recipe_asked(options, model), classes=classes), None, None
         if recipe.reflow:
             parent = find_parent(options.reflow_from, model, run)
             autoencoder = parent.autoencoder
@@ -132,7 +134,10 @@ def check_same(asked: Recipe, stored: Recipe) -> None:
     asked_values = asked.to_dict()
     for section, values in stored.to_dict().items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            if asked_values[section][key] != value and key not in MAY_CHANGE:
+            same = asked_values[section][key] == value
+            if key == "dataset" and is_place(asked_values[section][key]):
+                same = str(Path(asked_values[section][key]).expanduser().resolve()) == value
+            if not same and key not in MAY_CHANGE:
                 option = RENAMED.get(section, {}).get(key, key).replace("-", "_")
                 raise BookError(
                     f"--{option} {asked_values[section][key]} contradicts the checkpoint, which was trained with {value}: "

@@ -12,6 +12,7 @@ from diffusion_book.data.dataset import (
     quantise,
     shuffled_batches,
 )
+from diffusion_book.data.own import is_place, load_own
 from diffusion_book.data.sources import HASHES, MNIST_SIZES, NAMES, TORCHVISION_NAMES, data_folder, load
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "Dataset",
     "crop",
     "data_folder",
+    "is_place",
     "load",
+    "load_own",
     "normalise",
     "pad",
     "quantise",

@@ -7,7 +7,7 @@ processes here: a batch is an index into a tensor that already lives on the devi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,21 +29,25 @@ class Dataset:
     """A whole data set in memory.
 
     Attributes:
-        name: which one it is: "mnist", "fashion-mnist", "kmnist" or "digits" (never "auto").
-        images: uint8, (N, 1, 28, 28), 0 = background, 255 = ink.
+        name: which one it is: "mnist", "fashion-mnist", "kmnist" or "digits" (never "auto"), or that of your own folder.
+        images: uint8, (N, 1, 28, 28), 0 = background, 255 = ink; your own may be of another size, and in three colours.
         labels: int64, (N,), 0 to 9; in files of your own 0 to 255.
+        classes: names of the classes of your own pictures; none where they have no classes.
+        place: of your own pictures, where `load` finds them again.
     """
 
     name: str
     images: Tensor
     labels: Tensor
+    classes: tuple[str, ...] = ()
+    place: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
-        return Dataset(self.name, self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures at `index` as the networks want them: (B, 1, 32, 32) in [-1, 1], and labels."""
@@ -52,6 +56,8 @@ class Dataset:
     @property
     def label_names(self) -> list[str]:
         """What each class is called, for captions."""
+        if self.place:
+            return list(self.classes) or [self.name]
         return LABELS.get(
             self.name, [str(label) for label in range(max(10, int(self.labels.max()) + 1 if len(self) else 0))]
         )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from diffusion_book.data.dataset import CROP_SIZE, Dataset
 from diffusion_book.data.idx import FILES, find, read
+from diffusion_book.data.own import is_place, load_own
 from diffusion_book.system.caches import cache_folder
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import WRITING, make_folder, remove_leftovers
@@ -36,11 +37,12 @@ HASHES = {
 MNIST_SIZES = {"train": 60_000, "test": 10_000}
 
 
-def load(name: str = "auto", split: str = "train", *, root: str | Path | None = None) -> Dataset:
+def load(name: str | Path = "auto", split: str = "train", *, root: str | Path | None = None) -> Dataset:
     """Load a data set whole.
 
     Args:
-        name: "mnist", "fashion-mnist", "kmnist", "digits" or "auto". "auto" is MNIST from `root`
+        name: "mnist", "fashion-mnist", "kmnist", "digits" or "auto"; or a folder of your own pictures, or an .npz of
+            arrays (see `own.load_own`). "auto" is MNIST from `root`
             or by download, and where neither can be had, "digits" with a notice on stderr, once a process.
             "digits" comes with scikit-learn: 1,797 pictures of 8 x 8 pixels, resized.
         split: "train" or "test".
@@ -54,8 +56,10 @@ def load(name: str = "auto", split: str = "train", *, root: str | Path | None = 
         BookError: the name or split is unknown, or the files are missing, damaged, of another size or cannot be
             downloaded; the one line says which, and what to do. Where files are, "auto" takes nothing else.
     """
-    choose("data set", name, dict.fromkeys(NAMES))
     choose("split", split, dict.fromkeys(("train", "test")))
+    if name not in NAMES and isinstance(name, str | Path) and is_place(name):
+        return load_own(name, split)
+    choose("data set", name, dict.fromkeys((*NAMES, "or a folder or .npz of your own")))
     if name == "digits":
         return _load_digits(split)
     root = Path(root or data_folder()).expanduser()

@@ -143,7 +143,7 @@ class TrainingConfig:
     """How long to train, on what, and how fast."""
 
     dataset: str = "auto"
-    """auto, mnist, fashion-mnist, kmnist or digits"""
+    """auto, mnist, fashion-mnist, kmnist or digits; or a folder of your own pictures, or an .npz of arrays"""
     epochs: int = 100
     """passes over the data set"""
     optimizer: str = "muon"
@@ -220,6 +220,7 @@ class Recipe:
         reflow: of a model that learns from another flow; else None.
         vae, elbo: of an autoencoder; else None.
         is_latent: whether it is a diffusion model that works on an autoencoder's latents.
+        classes: of pictures of one's own, the names of their classes.
     """
 
     model: str
@@ -231,6 +232,7 @@ class Recipe:
     vae: VAEConfig | None = None
     elbo: ELBOConfig | None = None
     is_latent: bool = False
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kind in SECTIONS.items():
@@ -253,9 +255,15 @@ class Recipe:
         """Whether it is a diffusion model whose path from picture to noise is straight."""
         return self.diffusion is not None and self.diffusion.schedule == "rectified"
 
+    @property
+    def class_names(self) -> list[str]:
+        """What the classes that the model can be asked for are called, in every picture and table."""
+        return list(self.classes) or [str(label) for label in range(self.condition.num_classes if self.condition else 0)]
+
     def to_dict(self) -> dict:
         """Plain numbers, strings, lists and dictionaries, ready for JSON and for checkpoints."""
-        return {key: value for key, value in _plain(dataclasses.asdict(self)).items() if value is not None}
+        values = _plain(dataclasses.asdict(self))
+        return {key: value for key, value in values.items() if value is not None and value != []}
 
 
 SECTIONS = {
@@ -282,10 +290,14 @@ def recipe_from_dict(values: dict) -> Recipe:
         is_latent = values.get("is_latent", values["model"].startswith(("ldm", "latent-")))
         if type(is_latent) is not bool:
             raise TypeError(f"is_latent is {is_latent!r:.60}")
+        classes = tuple(values.get("classes", ()))
+        if not all(type(name) is str for name in classes):
+            raise TypeError(f"classes is {classes!r:.60}")
         return Recipe(
             values["model"],
             **{name: kind(**_typed(kind, values[name])) for name, kind in SECTIONS.items() if name in values},
             is_latent=is_latent,
+            classes=classes,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BookError(f"this is not a recipe of this version of the book ({error}): train the model again") from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 from diffusion_book import data
 from diffusion_book.models.autoencoder import Autoencoder, check_fits
 from diffusion_book.models.pipelines import Pipeline
-from diffusion_book.models.recipes import Recipe
+from diffusion_book.models.recipes import RECIPES, Recipe
+from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.hashes import hash_of_tensors
 from diffusion_book.training.couplings import CouplingDataset, draw_couplings
@@ -29,8 +31,11 @@ def training_data(
         recipe, dataset, test = reflow_data(recipe, parent, expected_parent)
     else:
         dataset = data.load(recipe.training.dataset)
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset.name))
-        test = data.load(dataset.name, "test")
+        found = dataset.place or dataset.name
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=found))
+        test = data.load(found, "test")
+        if dataset.place:
+            recipe = of_own(recipe, dataset, autoencoder)
     if recipe.condition and dataset.labels.max() >= recipe.condition.num_classes:
         raise BookError(
             f"{dataset.name} has {dataset.labels.max() + 1} classes, the model {recipe.condition.num_classes}: "
@@ -43,6 +48,42 @@ def training_data(
     if recipe.is_latent and not recipe.reflow:
         dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
     return recipe, dataset, test
+
+
+FEW = 1000  # pictures that a network of the book learns by heart within minutes
+
+
+def of_own(recipe: Recipe, dataset: data.Dataset, autoencoder: Autoencoder | None) -> Recipe:
+    """The recipe for pictures of one's own: it names their classes. What is likely to go wrong is said.
+
+    Raises:
+        BookError: a model of classes and pictures without, or other classes than the training began with.
+    """
+    if recipe.classes and recipe.classes != dataset.classes:
+        before, now = (", ".join(names) or "none" for names in (recipe.classes, dataset.classes))
+        raise BookError(f"this training began with the classes {before:.100}, and {dataset.name} has {now:.100}")
+    if recipe.condition and not dataset.classes:
+        raise BookError(
+            f"'{recipe.model}' learns classes, and {dataset.name} has none: put the pictures of each into a folder of its own, "
+            "or train a model without classes"
+        )
+    if processes.is_main():
+        if len(dataset) < FEW:
+            print(
+                f"notice: {len(dataset)} pictures are few, and a model may learn them by heart; "
+                f"diffusion-book evaluate {recipe.model} --checkpoint ... shows samples beside the pictures nearest to them",
+                file=sys.stderr,
+            )
+        if autoencoder is not None and autoencoder.recipe.training.dataset != recipe.training.dataset:
+            print(
+                f"notice: the VAE has learned {autoencoder.recipe.training.dataset}, not {dataset.name}: "
+                "train one on the same pictures, and give it as --vae",
+                file=sys.stderr,
+            )
+    condition = recipe.condition
+    if condition and condition.num_classes == RECIPES[recipe.model].condition.num_classes:  # nobody asked for another
+        condition = dataclasses.replace(condition, num_classes=len(dataset.classes))
+    return dataclasses.replace(recipe, condition=condition, classes=dataset.classes)
 
 
 TEST_COUPLINGS = 1024
@@ -76,7 +117,7 @@ def reflow_data(
     seeds = [seed_of(recipe.training.seed, number) for number in (3, 4)]
     dataset = draw_couplings(parent, recipe.reflow, recipe.reflow.couplings, seeds[0])
     test = draw_couplings(parent, recipe.reflow, TEST_COUPLINGS, seeds[1])
-    return dataclasses.replace(recipe, training=training), dataset, test
+    return dataclasses.replace(recipe, training=training, classes=parent.recipe.classes), dataset, test
 
 
 def _kind(recipe: Recipe) -> tuple:
