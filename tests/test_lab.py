@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_book.book import REQUIREMENTS
+
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 LIVE = "05_guidance_by_concatenation"  # the chapter with a control that a kernel answers
@@ -34,9 +36,8 @@ CONFIG = {
 def lab(browser, tmp_path_factory):
     """The address of the server that `make lab` starts, over a copy of the chapters."""
     folder = tmp_path_factory.mktemp("lab")
-    for name in ("Makefile", "pyproject.toml"):
+    for name in REQUIREMENTS:  # by which the folder is known for the book's
         shutil.copy(ROOT / name, folder)
-    (folder / "diffusion_book").mkdir()  # the Makefile looks into it; the kernels import the one that is tested
     (folder / "notebooks").mkdir()
     for path in (ROOT / "notebooks").glob("[0-9][0-9]_*"):
         shutil.copy(path, folder / "notebooks")
@@ -49,7 +50,7 @@ def lab(browser, tmp_path_factory):
     scratch |= {f"JUPYTERLAB_{kind.upper()}_DIR": str(folder / kind) for kind in ("workspaces", "settings")}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **scratch, "JUPYTER_TOKEN": TOKEN, "BROWSER": "true", "PYTHONPATH": path}
-    command = ["make", "--silent", "-o", f"{sys.prefix}/.ready", "lab", f"VENV={sys.prefix}", f"PORT={port}"]
+    command = [sys.executable, "-m", "diffusion_book.book", "lab", "--as-is", "--venv", sys.prefix, "--port", str(port)]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
