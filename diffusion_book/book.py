@@ -204,7 +204,12 @@ def format_(book: Book) -> None:
 
 def lab(book: Book) -> None:
     """open the chapters in JupyterLab (PORT=8888)"""
+    copies = sorted((book.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     first = "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"
+    # JupyterLab takes the scripts out of stored outputs unless the notebook is trusted. These are the book's own.
+    book.run(
+        book.program("jupyter"), "trust", *(f"notebooks/{path.name}" for path in copies), stdout=subprocess.DEVNULL
+    )
     root = ("--allow-root", "--no-browser") if hasattr(os, "geteuid") and os.geteuid() == 0 else ()
     book.run(book.program("jupyter"), "lab", "--port", str(book.port), first, *root)
 

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import controls
 import pytest
 
 from diffusion_book.book import REQUIREMENTS
@@ -33,14 +34,20 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
+def notebooks(tmp_path_factory) -> Path:
+    """The folder of the chapters that JupyterLab shows."""
+    return tmp_path_factory.mktemp("lab") / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def lab(browser, notebooks):
     """The address of the server that `make lab` starts, over a copy of the chapters."""
-    folder = tmp_path_factory.mktemp("lab")
+    folder = notebooks.parent
     for name in REQUIREMENTS:  # by which the folder is known for the book's
         shutil.copy(ROOT / name, folder)
-    (folder / "notebooks").mkdir()
+    notebooks.mkdir()
     for path in (ROOT / "notebooks").glob("[0-9][0-9]_*"):
-        shutil.copy(path, folder / "notebooks")
+        shutil.copy(path, notebooks)
     (folder / "config").mkdir()
     (folder / "config" / "jupyter_lab_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     with socket.socket() as free:
@@ -118,6 +125,37 @@ def test_make_lab_opens_at_the_start(page):
     page.get_by_role("heading", name="Start here").wait_for()
     errors = [trouble for trouble in page.troubles if trouble.startswith("error:")]
     assert not errors
+
+
+OPEN = """async path => {
+  const panel = await jupyterapp.commands.execute('docmanager:open', {path});
+  await panel.context.ready;
+  const index = panel.content.widgets.findIndex(cell => /scrubber\\(frames/.test(cell.model.sharedModel.getSource()));
+  panel.content.activeCellIndex = index;
+  await panel.content.scrollToItem(index, 'center');
+  return panel.content.widgets[index].model.trusted;
+}"""
+HINT = "run the cell to wake it"
+
+
+def test_committed_chapter_works_before_anything_runs(page):
+    assert page.evaluate(OPEN, START)
+    slider = page.get_by_role("slider", name="time").locator("visible=true").first
+    slider.wait_for()
+    controls.move_slider(slider)
+    assert HINT not in slider.locator("xpath=ancestor::figure[1]").aria_snapshot()
+
+
+def test_notebook_that_is_not_trusted_shows_the_first_frame_and_how_to_wake_it(page, notebooks):
+    text = (ROOT / START).read_text(encoding="utf-8")
+    (notebooks / "strange.ipynb").write_text(text.replace("Eight digits", "8 digits"), encoding="utf-8")
+    assert not page.evaluate(OPEN, "notebooks/strange.ipynb")
+    image = page.locator("img[alt^='8 digits']").locator("visible=true").first
+    image.wait_for()
+    box, sheet = image.locator("xpath=..").bounding_box(), image.bounding_box()
+    assert box["height"] > 100
+    assert sheet["width"] > 3 * box["width"], "one frame of many, as large as its box"
+    assert HINT in image.locator("xpath=ancestor::figure[1]").aria_snapshot()
 
 
 def test_chapter_runs_and_its_slider_samples_live(page):
