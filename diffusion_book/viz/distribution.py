@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion_book.data import CROP_SIZE, quantise
 from diffusion_book.system.errors import BookError
-from diffusion_book.viz.html import ASLEEP, KEYS, Html, data_uri, script
+from diffusion_book.viz.html import ASLEEP, Html, data_uri, script
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, colour_of_label, new_figure, styled
 
 MARKERS = "ox+^svD*P"  # the first, for what is real, is a dot that others can lie on
@@ -124,7 +124,7 @@ _HANDLER = script("ways.js")
 _PLAY = script("play.js")
 
 _TEMPLATE = """\
-<figure {keys} data-ways="{data}" oninput="{handler}" style="margin:0;max-width:{width}px;color:inherit;--sheet:url({sheet})">
+<figure data-ways="{data}" oninput="{handler}" style="margin:0;max-width:{width}px;color:inherit;--sheet:url({sheet})">
 <div style="display:flex;flex-wrap:wrap;gap:1em">{maps}</div>
 <div style="display:flex;flex-wrap:wrap;gap:0.5em;margin-top:0.8em">{digits}</div>
 <div style="display:flex;flex-wrap:wrap;gap:0.8em;align-items:center;margin-top:0.6em">
@@ -224,7 +224,6 @@ def ways_across(
     captions = [str(caption) for caption in captions]
     text = _TEMPLATE.format(
         data=html.escape(json.dumps({"maps": places, "captions": captions}, ensure_ascii=False, separators=(",", ":"))),
-        keys=KEYS,
         asleep=ASLEEP,
         handler=_HANDLER,
         play=_PLAY,

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_book.samplers import SAMPLERS, evaluations
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import grid
-from diffusion_book.viz.html import ASLEEP, KEYS, Html, data_uri, script
+from diffusion_book.viz.html import ASLEEP, Html, data_uri, script
 from diffusion_book.viz.in_page import live_after
 from diffusion_book.viz.live import LatestOnly, when_live
 
@@ -36,7 +36,7 @@ _HANDLER = script("explorer.js")
 _NAME_HANDLES = script("name_handles.js")
 
 _TEMPLATE = """\
-<figure {keys} data-columns="{columns}" data-rows="{rows}" data-apart="{apart}" oninput="{handler}" \
+<figure data-columns="{columns}" data-rows="{rows}" data-apart="{apart}" oninput="{handler}" \
 style="margin:0;max-width:{width}px;color:inherit">
 <div style="position:relative;overflow:hidden;width:100%;height:0;padding-bottom:{high}%">
 <img src="{source}" alt="All digits at guidance scale {start}" style="position:absolute;left:0;top:{top}%;width:100%;\
@@ -216,7 +216,6 @@ def still_control(frames: Tensor, pipe: Pipeline, start: Wish) -> Html:
         rows=rows,
         high=100 * rows / columns,
         asleep=ASLEEP,
-        keys=KEYS,
         apart=APART,
         strongest=STRONGEST,
         width=max(280, HEIGHT * columns // rows),

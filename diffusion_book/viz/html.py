@@ -46,10 +46,6 @@ it does not know. `aspect-ratio` is one of these, `content-visibility` another: 
 """
 
 
-KEYS = 'data-lm-suppress-shortcuts="true"'
-"""An attribute of a figure: in it JupyterLab leaves the arrow keys, which else fold headings, to the sliders."""
-
-
 def to_frames(frames: Tensor) -> Tensor:
     """Frames as bytes (T, H, W), from (T, 1, H, W) or (T, H, W), floats in [-1, 1] or bytes.
 

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_book.system.errors import BookError, positive, whole
-from diffusion_book.viz.html import ASLEEP, KEYS, Html, data_uri, script, to_frames
+from diffusion_book.viz.html import ASLEEP, Html, data_uri, script, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and a page should stay small
 
 _HANDLER = script("scrubber.js")
 
 _TEMPLATE = """\
-<figure {keys} data-columns="{columns}" data-captions="{captions}" style="margin:0;max-width:{width}px;color:inherit">
+<figure data-columns="{columns}" data-captions="{captions}" style="margin:0;max-width:{width}px;color:inherit">
 <div style="position:relative;overflow:hidden;width:100%;height:0;padding-bottom:{high}%">
 <img src="{source}" alt="{alt}" style="position:absolute;left:{left}%;top:{top}%;width:{sheet_width}%;\
 max-width:none;height:auto;margin:0;image-rendering:pixelated">
@@ -99,6 +99,5 @@ def scrubber(
         caption=html.escape(captions[start]),
         caption_width=max(len(caption) for caption in captions),
         asleep=ASLEEP,
-        keys=KEYS,
     )
     return Html(text, f"{alt} ({count} frames)")
