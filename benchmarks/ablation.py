@@ -80,7 +80,11 @@ def run(network_options: dict, training_options: dict, minutes: float, num_sampl
 def table(rows: dict[str, dict], minutes: float, num_samples: int) -> str:
     """The page of the docs."""
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     precision = "bf16" if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"

@@ -32,7 +32,7 @@ import diffusion_book
 from diffusion_book import data, schedules
 from diffusion_book.models import weights
 from diffusion_book.system import devices
-from diffusion_book.viz import grids, overview, plots, scrubber
+from diffusion_book.viz import grids, in_page, overview, plots, scrubber
 
 pipe = diffusion_book.load("ldm-concat")
 grids.show_grid(pipe.sample(40, guidance_scale=1.5, seed=0), columns=10)
@@ -49,7 +49,8 @@ states = list(ddpm.states(range(8), steps=50, seed=1))
 chosen = states[::2]
 frames = torch.stack([grids.grid(ddpm.to_images(state.x), columns=4) for state in chosen])
 captions = [f"t = {state.t:.2f}" for state in chosen]
-scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from noise")
+stored = scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from noise")
+in_page.live_after("ddpm", stored, steps=25, seed=1, until=0.5)
 
 # %% [markdown]
 # ## The map

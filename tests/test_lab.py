@@ -12,7 +12,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+import controls
 import pytest
+
+from diffusion_book.book import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -31,15 +34,20 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
+def notebooks(tmp_path_factory) -> Path:
+    """The folder of the chapters that JupyterLab shows."""
+    return tmp_path_factory.mktemp("lab") / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def lab(browser, notebooks):
     """The address of the server that `make lab` starts, over a copy of the chapters."""
-    folder = tmp_path_factory.mktemp("lab")
-    for name in ("Makefile", "pyproject.toml"):
+    folder = notebooks.parent
+    for name in REQUIREMENTS:  # by which the folder is known for the book's
         shutil.copy(ROOT / name, folder)
-    (folder / "diffusion_book").mkdir()  # the Makefile looks into it; the kernels import the one that is tested
-    (folder / "notebooks").mkdir()
+    notebooks.mkdir()
     for path in (ROOT / "notebooks").glob("[0-9][0-9]_*"):
-        shutil.copy(path, folder / "notebooks")
+        shutil.copy(path, notebooks)
     (folder / "config").mkdir()
     (folder / "config" / "jupyter_lab_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     with socket.socket() as free:
@@ -49,7 +57,7 @@ def lab(browser, tmp_path_factory):
     scratch |= {f"JUPYTERLAB_{kind.upper()}_DIR": str(folder / kind) for kind in ("workspaces", "settings")}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **scratch, "JUPYTER_TOKEN": TOKEN, "BROWSER": "true", "PYTHONPATH": path}
-    command = ["make", "--silent", "-o", f"{sys.prefix}/.ready", "lab", f"VENV={sys.prefix}", f"PORT={port}"]
+    command = [sys.executable, "-m", "diffusion_book.book", "lab", "--as-is", "--venv", sys.prefix, "--port", str(port)]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -117,6 +125,42 @@ def test_make_lab_opens_at_the_start(page):
     page.get_by_role("heading", name="Start here").wait_for()
     errors = [trouble for trouble in page.troubles if trouble.startswith("error:")]
     assert not errors
+
+
+OPEN = """async path => {
+  const panel = await jupyterapp.commands.execute('docmanager:open', {path});
+  await panel.context.ready;
+  const index = panel.content.widgets.findIndex(cell => /scrubber\\(frames/.test(cell.model.sharedModel.getSource()));
+  panel.content.activeCellIndex = index;
+  await panel.content.scrollToItem(index, 'center');
+  return panel.content.widgets[index].model.trusted;
+}"""
+HINT = "run the cell to wake it"
+
+
+def test_committed_chapter_works_before_anything_runs(page):
+    assert page.evaluate(OPEN, START)
+    slider = page.get_by_role("slider", name="time").locator("visible=true").first
+    slider.wait_for()
+    figure = slider.locator("xpath=ancestor::figure[1]")
+    picture = figure.locator(":scope > div").first
+    before = picture.evaluate(controls.PLACES)
+    slider.fill("12")
+    assert picture.evaluate(controls.PLACES) != before, "its handler works"
+    assert figure.get_by_text(HINT).bounding_box()["height"] == 0
+
+
+def test_notebook_that_is_not_trusted_shows_the_first_frame_and_how_to_wake_it(page, notebooks):
+    text = (ROOT / START).read_text(encoding="utf-8")
+    (notebooks / "strange.ipynb").write_text(text.replace("Eight digits", "8 digits"), encoding="utf-8")
+    assert not page.evaluate(OPEN, "notebooks/strange.ipynb")
+    image = page.locator("img[alt^='8 digits']").locator("visible=true").first
+    image.wait_for()
+    box, sheet = image.locator("xpath=..").bounding_box(), image.bounding_box()
+    assert box["height"] > 100
+    assert sheet["width"] > 3 * box["width"], "one frame of many, as large as its box"
+    hint = image.locator("xpath=ancestor::figure[1]").get_by_text(HINT)
+    assert hint.bounding_box()["height"] > 10
 
 
 def test_chapter_runs_and_its_slider_samples_live(page):

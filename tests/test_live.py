@@ -531,6 +531,22 @@ def test_stored_control_plays_until_a_press_puts_a_live_one_in_its_place(folder,
     assert not page.troubles
 
 
+def test_control_of_time_stops_on_the_way(folder, open_page):
+    stored = scrubber(torch.zeros(2, 1, 28, 28))
+    text = live_after("rf-one-step", stored, steps=8, seed=2, until=0.5).text
+    (folder / "until.html").write_text(PAGE.format(figures=text), encoding="utf-8")
+    page = open_page()
+    page.goto((folder / "until.html").as_uri())
+    figure, pipe = Figure(page, "rf-one-step"), load("rf-one-step")
+    figure.press()
+    for until in (0.5, 1.0, 0.3, 0.0):
+        figure.set(until=until)
+        x = next(state.x for state in pipe.states(range(10), sampler="euler", steps=8, seed=2) if state.t <= until)
+        wanted = (pipe.to_images(x)[:, 0].permute(1, 0, 2).reshape(28, 280).clamp(-1, 1) + 1).mul(127.5).round()
+        assert (figure.pixels() - wanted).abs().max() <= 1, until
+    assert not page.troubles
+
+
 def test_paper_takes_mouse_and_keys_and_what_is_made_of_it_follows(folder, open_page):
     figures = PAPER + drawing_figure("vae", "reconstruct").text
     (folder / "paper.html").write_text(PAGE.format(figures=figures), encoding="utf-8")

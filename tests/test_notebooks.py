@@ -62,12 +62,6 @@ def test_a_notebook_that_was_changed_alone_is_not_written_over(tmp_path):
     assert check(newer=source) == ""  # what is changed in the source comes into the copy
 
 
-def test_whatever_writes_notebooks_looks_at_them_first():
-    rules = (ROOT / "Makefile").read_text()
-    for target in ("format", "book", "notebooks"):
-        assert f"\n{target}: pairs ##" in rules
-
-
 @every_chapter
 def test_is_executed_in_order_without_errors_or_warnings(chapter):
     cells = code_cells(chapter)

@@ -57,7 +57,7 @@ def steady() -> Iterator[Steady]:
     before = sys.stdout, sys.stderr
     # Opened in this order, these take the numbers of the streams that the caller closed: no file of ours gets them.
     with contextlib.ExitStack() as stack:
-        out, err = (stream or stack.enter_context(open(os.devnull, "w")) for stream in before)
+        out, err = (stream or stack.enter_context(open(os.devnull, "w", encoding="utf-8")) for stream in before)
         sys.stdout, sys.stderr = Steady(out), Steady(err)
         try:
             yield sys.stdout

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion_book.data import CROP_SIZE, quantise
 from diffusion_book.system.errors import BookError
-from diffusion_book.viz.html import Html, data_uri, script
+from diffusion_book.viz.html import ASLEEP, Html, data_uri, script
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, colour_of_label, new_figure, styled
 
 MARKERS = "ox+^svD*P"  # the first, for what is real, is a dot that others can lie on
@@ -133,12 +133,13 @@ _TEMPLATE = """\
 aria-valuetext="{caption}" style="flex:1;min-width:8em;height:2em">
 <output style="min-width:min({caption_width}ch,100%);font-variant-numeric:tabular-nums">{caption}</output>
 </div>
+{asleep}
 <figcaption style="font-size:0.9em;margin-top:0.6em">{note}</figcaption>
 </figure>"""
 
 _MAP = """\
 <div style="flex:1;min-width:min(280px,100%)"><div>{title}</div>
-<div data-map style="position:relative;aspect-ratio:1;overflow:hidden">
+<div data-map style="position:relative;height:0;padding-bottom:100%;overflow:hidden">
 <img src="{source}" alt="{alt}" style="position:absolute;width:100%;height:100%;margin:0;max-width:none">
 <svg viewBox="0 0 100 100" aria-hidden="true" style="position:absolute;width:100%;height:100%">{lines}</svg>
 {thumbs}</div></div>"""
@@ -223,6 +224,7 @@ def ways_across(
     captions = [str(caption) for caption in captions]
     text = _TEMPLATE.format(
         data=html.escape(json.dumps({"maps": places, "captions": captions}, ensure_ascii=False, separators=(",", ":"))),
+        asleep=ASLEEP,
         handler=_HANDLER,
         play=_PLAY,
         width=(SIDE + 16) * len(panels),

@@ -15,9 +15,7 @@ Object.assign(image.style, {
   left: -100 * left / width + '%',
   top: -100 * top / height + '%',
 });
-Object.assign(image.parentNode.style, {
-  width: one ? 100 * rows / columns + '%' : '100%',
-  aspectRatio: width + '/' + height,
-});
+// As high as all of them, so that the page does not jump: `padding-bottom` is of the figure's width.
+image.parentNode.style.width = one ? 100 * rows / columns + '%' : '100%';
 image.alt = (one ? 'Digit ' + digit : 'All digits') + ' at guidance scale ' + scale;
 this.querySelector('output').textContent = (+scale).toFixed(1);

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_book.samplers import SAMPLERS, evaluations
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import grid
-from diffusion_book.viz.html import Html, data_uri, script
+from diffusion_book.viz.html import ASLEEP, Html, data_uri, script
 from diffusion_book.viz.in_page import live_after
 from diffusion_book.viz.live import LatestOnly, when_live
 
@@ -38,7 +38,7 @@ _NAME_HANDLES = script("name_handles.js")
 _TEMPLATE = """\
 <figure data-columns="{columns}" data-rows="{rows}" data-apart="{apart}" oninput="{handler}" \
 style="margin:0;max-width:{width}px;color:inherit">
-<div style="position:relative;overflow:hidden;width:100%;aspect-ratio:{columns}/{rows}">
+<div style="position:relative;overflow:hidden;width:100%;height:0;padding-bottom:{high}%">
 <img src="{source}" alt="All digits at guidance scale {start}" style="position:absolute;left:0;top:{top}%;width:100%;\
 max-width:none;height:auto;margin:0;image-rendering:pixelated">
 </div>
@@ -51,6 +51,7 @@ aria-label="guidance scale" style="flex:1;min-width:0;height:2em">
 <output style="min-width:4ch;text-align:right;font-variant-numeric:tabular-nums">{start}</output>
 </label>
 </div>
+{asleep}
 <figcaption style="font-size:0.85em">Drawn beforehand: {how}.</figcaption>
 </figure>"""
 
@@ -213,6 +214,8 @@ def still_control(frames: Tensor, pipe: Pipeline, start: Wish) -> Html:
     text = _TEMPLATE.format(
         columns=columns,
         rows=rows,
+        high=100 * rows / columns,
+        asleep=ASLEEP,
         apart=APART,
         strongest=STRONGEST,
         width=max(280, HEIGHT * columns // rows),

@@ -35,6 +35,17 @@ class Html:
         return self.summary
 
 
+ASLEEP = (
+    '<div style="content-visibility:hidden">This notebook is not trusted, so JupyterLab holds the control still: '
+    "run the cell to wake it.</div>"
+)
+"""What stands below a control that JupyterLab has put to sleep.
+
+In a notebook that it does not trust JupyterLab takes handlers out of stored outputs, and every property of style that
+it does not know. `aspect-ratio` is one of these, `content-visibility` another: where handlers work this line is hidden.
+"""
+
+
 def to_frames(frames: Tensor) -> Tensor:
     """Frames as bytes (T, H, W), from (T, 1, H, W) or (T, H, W), floats in [-1, 1] or bytes.
 

@@ -89,7 +89,7 @@ def live_after(model: str, stored: Html, **start) -> Html:
     Args:
         model: a diffusion model. One that does not come with the book keeps the stored control: no page has its weights.
         stored: the control.
-        start: as for `live_figure`.
+        start: as for `live_figure`; and `until`, a time from 1, noise, to 0: the figure gets a control that stops there.
     """
     if model not in weights.shipped():
         return stored
@@ -114,6 +114,8 @@ def _controls(recipe: Recipe, start: dict) -> list[str]:
     if recipe.condition:
         controls.append(_select("label", "digit", [("", "all"), *_classes(recipe)], ""))
         controls.append(_range("scale", "guidance scale", 0, STRONGEST, APART, start["guidance_scale"]))
+    if "until" in start:
+        controls.append(_range("until", "time", 0, 1, 0.02, start["until"]))
     controls.append(_range("steps", "steps", 1, min(MOST_STEPS, recipe.diffusion.timesteps), 1, start["steps"]))
     controls.append(_range("seed", "seed", 0, LAST_SEED, 1, start["seed"]))
     controls.append(_select("sampler", "sampler", [(name, name) for name in SAMPLERS], start["sampler"]))

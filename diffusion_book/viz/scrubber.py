@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_book.system.errors import BookError, positive, whole
-from diffusion_book.viz.html import Html, data_uri, script, to_frames
+from diffusion_book.viz.html import ASLEEP, Html, data_uri, script, to_frames
 
 QUALITY = 35  # of WebP, 0 to 100: noise compresses badly, and a page should stay small
 
@@ -20,7 +20,7 @@ _HANDLER = script("scrubber.js")
 
 _TEMPLATE = """\
 <figure data-columns="{columns}" data-captions="{captions}" style="margin:0;max-width:{width}px;color:inherit">
-<div style="position:relative;overflow:hidden;width:100%;aspect-ratio:{frame_width}/{frame_height}">
+<div style="position:relative;overflow:hidden;width:100%;height:0;padding-bottom:{high}%">
 <img src="{source}" alt="{alt}" style="position:absolute;left:{left}%;top:{top}%;width:{sheet_width}%;\
 max-width:none;height:auto;margin:0;image-rendering:pixelated">
 </div>
@@ -30,6 +30,7 @@ max-width:none;height:auto;margin:0;image-rendering:pixelated">
 aria-valuetext="{caption}" style="flex:1;min-width:0;height:2em" oninput="{handler}">
 <output style="min-width:{caption_width}ch;text-align:right;font-variant-numeric:tabular-nums">{caption}</output>
 </label>
+{asleep}
 </figure>"""
 
 
@@ -85,8 +86,7 @@ def scrubber(
         columns=columns,
         captions=html.escape(json.dumps(captions, ensure_ascii=False)),
         width=max(280, round(scale * width)),
-        frame_width=width,
-        frame_height=height,
+        high=100 * height / width,
         source=data_uri(Image.fromarray(sheet.numpy()), quality=QUALITY),
         alt=html.escape(alt),
         left=-100 * (start % columns),
@@ -98,5 +98,6 @@ def scrubber(
         handler=_HANDLER,
         caption=html.escape(captions[start]),
         caption_width=max(len(caption) for caption in captions),
+        asleep=ASLEEP,
     )
     return Html(text, f"{alt} ({count} frames)")

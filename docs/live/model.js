@@ -27,7 +27,7 @@ function denoiser(model, scale, pause) {
 
 /** Every state on the way to `count` pictures.
  *
- * wish: {task, count, labels, scale, sampler, steps, eta, seed}. Every task but "sample" begins from a drawing, and
+ * wish: {task, count, labels, scale, sampler, steps, eta, seed}, and `until`, a time to stop at. Every task but "sample" begins from a drawing, and
  * knows its `ink` and `holes` too (see paper.js); "sdedit" and "change" go to time t, and "change" from the class `from`.
  */
 async function* states(model, wish, pause) {
@@ -41,8 +41,10 @@ async function* states(model, wish, pause) {
   const denoise = denoiser(model, scale, pause), rest = { schedule, generators, eta, labels };
   if (wish.task === "sample") {
     const noise = randn(generators, network.in_channels * network.image_size ** 2);
-    yield* sample(denoise, noise, times, sampler, rest);
-    return;
+    for await (const state of sample(denoise, noise, times, sampler, rest)) {
+      yield state;
+      if (state.t <= (wish.until ?? 0)) return;
+    }
   }
   const picture = drawn(wish.ink), x0 = repeat(model.vae ? encode(model.vae, picture) : picture, count);
   if (wish.task === "sdedit") yield* sdedit(denoise, x0, wish.t, times, sampler, rest);

@@ -142,23 +142,27 @@
   }
 
   /** What draws the same in Python. */
-  function call({ model, count, label, scale, steps, sampler, eta, seed }) {
+  function call({ model, count, label, scale, until, steps, sampler, eta, seed }) {
     const given = [`${count}`];
     if (label !== undefined && label !== null) given.push(`labels=${label}`);
     given.push(`sampler='${sampler}'`, `steps=${steps}`);
     if (eta) given.push(`eta=${eta}`);
     if (scale !== undefined) given.push(`guidance_scale=${scale.toFixed(1)}`);
-    return `load('${model}').sample(${[...given, `seed=${seed}`].join(", ")})`;
+    given.push(`seed=${seed}`);
+    if (!until) return `load('${model}').sample(${given.join(", ")})`;
+    given[0] = `range(${count})`;
+    return `next(state.x for state in load('${model}').states(${given.join(", ")}) if state.t <= ${until})`;
   }
 
   /** What a picture shows, in words. */
-  function describe({ task, count, label, scale, t, steps, sampler, eta, seed }) {
+  function describe({ task, count, label, scale, until, t, steps, sampler, eta, seed }) {
     if (task === "reconstruct") return "The drawing, encoded and decoded";
     const some = { sample: "digits", sdedit: "digits out of the noised drawing", inpaint: "drawings filled in",
       change: "digits in the style of the drawing" }[task];
     const what = label === undefined || label === null ? `${count} ${some}` : `${count} ${some}, all ${label}`;
     const how = [`${steps} ${steps === 1 ? "step" : "steps"} of ${sampler}`];
     if (t !== undefined) how.unshift(`from time ${t.toFixed(2)}`);
+    if (until) how.unshift(`stopped at time ${until.toFixed(2)}`);
     if (scale !== undefined) how.unshift(`guidance scale ${scale.toFixed(1)}`);
     if (eta) how.push(`eta ${eta.toFixed(1)}`);
     return `${what}, ${how.join(", ")}, seed ${seed}`;

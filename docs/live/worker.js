@@ -30,7 +30,7 @@ async function draw(wish) {
     x = state.x;
     const now = performance.now();
     // A picture on the way costs time too, for latents have to be decoded: it may take a fifth of it.
-    if (state.prediction && state.t > 0 && now - shown > Math.max(PREVIEW, 4 * cost)) {
+    if (state.prediction && state.t > 0 && wish.until === undefined && now - shown > Math.max(PREVIEW, 4 * cost)) {
       const pictures = toImages(model, state.prediction.x0);
       postMessage({ figure: wish.figure, id: wish.id, pictures, t: state.t });
       shown = performance.now(), cost = shown - now;
