@@ -68,7 +68,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
         measured = measure(pipe, batch, options, shown)
         ways, grids = draw(pipe, ways, requests, 0 if shown is None else SHOWN)
         measured = dataclasses.replace(measured, ways=ways)
-        draw_pictures(folder, measured, grids)
+        draw_pictures(folder, measured, grids, pipe.recipe.class_names)
     return write_report(folder, model, options, measured)
 
 
@@ -191,8 +191,8 @@ def draw(
     return seen, grids
 
 
-def draw_pictures(folder: Path, measured: Diagnosis, grids: dict[str, Tensor]) -> None:
-    """A picture for each measurement that was made."""
+def draw_pictures(folder: Path, measured: Diagnosis, grids: dict[str, Tensor], classes: list[str]) -> None:
+    """A picture for each measurement that was made; the classes by their names."""
     for name, images in grids.items():
         save_grid(images.nan_to_num(-1.0), folder / f"samples_{name.lower()}.png", columns=10)
     rows = {caption(name, measured.ways[name]): images[:SHOWN].nan_to_num(-1.0) for name, images in grids.items()}
@@ -201,8 +201,7 @@ def draw_pictures(folder: Path, measured: Diagnosis, grids: dict[str, Tensor]) -
     limit = DWARFED * (statistics.median(finite) if finite else 1.0)
     write_whole(folder / "gradients.png", plot_gradients(measured.gradients, limit).savefig)
     if measured.embeddings is not None:
-        number = len(measured.embeddings.norms) - 1
-        names = [*map(str, range(number)), "none"]
+        names = [*classes, "none"]
         title = "Distances of the class embeddings"
         write_whole(folder / "embeddings.png", plot_distances(measured.embeddings.distances, names, title).savefig)
         norms = dict(zip(names, measured.embeddings.norms.tolist(), strict=True))

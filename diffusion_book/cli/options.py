@@ -279,8 +279,9 @@ class LatentSpace:
     """.pt file or experiment folder of a VAE; without one, weights that come with the book"""
     model: str = "vae"
     """which of the book's weights, where no checkpoint is given: vae or vae-2d"""
-    dataset: str = "auto"
-    """auto, mnist, fashion-mnist, kmnist or digits"""
+    dataset: str | None = None
+    """auto, mnist, fashion-mnist, kmnist, digits, or a folder or .npz of your own; without it, your own pictures for a VAE
+    that has learned them, else auto"""
     num_pictures: int = 2000
     """test pictures in the scatter plots, at least 20; no more than the data set has are taken"""
     picture: int = 0
@@ -399,7 +400,7 @@ class Diagnose:
     class_label: int | None = None
     """the class whose samples are shown, for a model with classes; without it 7, or the last where there are fewer"""
     dataset: str | None = None
-    """auto, mnist, fashion-mnist, kmnist or digits; without it, the data set the model was trained on"""
+    """auto, mnist, fashion-mnist, kmnist, digits, or a folder or .npz of your own; without it, what the model was trained on"""
     num_samples: int = 50
     """samples drawn in each way and judged, at least 10; and 10 more of the class shown"""
     sampling_steps: int = 50

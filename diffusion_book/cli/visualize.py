@@ -46,7 +46,7 @@ def draw_latent_space(options: LatentSpace) -> Path:
     if options.num_pictures < FEWEST_PICTURES:
         raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST_PICTURES}")
     autoencoder = load_autoencoder(options)
-    test = data.load(options.dataset, "test")
+    test = data.load(options.dataset or data_of(autoencoder), "test")
     if not 0 <= options.picture < len(test):
         raise BookError(f"--picture is {options.picture}: {test.name} has test pictures 0 to {len(test) - 1}")
     check_folder(options.output_dir)
@@ -67,6 +67,12 @@ def load_autoencoder(options: LatentSpace) -> Autoencoder:
     if not isinstance(loaded, Autoencoder):
         raise BookError(f"{path or 'this'} is a '{loaded.recipe.model}', not a VAE: give one of vae, vae-2d")
     return loaded
+
+
+def data_of(autoencoder: Autoencoder) -> str:
+    """The data set whose test pictures are drawn where none is named: pictures of one's own for a VAE that learned them."""
+    learned = autoencoder.recipe.training.dataset
+    return learned if data.is_place(learned) else "auto"
 
 
 def drawings(autoencoder: Autoencoder, test: data.Dataset, options: LatentSpace) -> dict[str, Callable[[Path], object]]:

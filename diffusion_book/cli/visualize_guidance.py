@@ -35,12 +35,12 @@ def draw_guidance(options: Guidance) -> Path:
     check(options)
     pipes = load_pipes(options)
     requests = {model: request_of(pipe, options) for model, pipe in pipes.items()}
-    if len({pipe.num_classes for pipe in pipes.values()}) > 1:
-        raise BookError("the two models know different numbers of classes: draw them one by one")
+    if len({tuple(pipe.recipe.class_names) for pipe in pipes.values()}) > 1:
+        raise BookError("the two models know different classes: draw them one by one")
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, "guidance")
     panels = {model: draw_cells(model, pipe, requests[model], options) for model, pipe in pipes.items()}
-    rows = [str(label) for label in range(next(iter(pipes.values())).num_classes)]
+    rows = next(iter(pipes.values())).recipe.class_names
     write_whole(folder / "guidance.png", show_cells(panels, rows, options.guidance_scales).savefig)
     known = {model: pipe for model, pipe in pipes.items() if pipe.recipe.training.dataset in DIGITS}
     for model in set(pipes) - set(known):

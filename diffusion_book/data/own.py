@@ -111,11 +111,11 @@ def load_own(path: str | Path, split: str = "train", image_size: int = CROP_SIZE
         lambda: convert_all(pictures, image_size, channels, name),
     )
     notes = json.loads(bytes(tensors["notes"].tolist()))
+    if len(tensors["images"]) < FEWEST:
+        why = "".join(f" ({note})" for note in notes if note.startswith("skipped"))
+        raise BookError(f"{path} holds {len(tensors['images'])} pictures that can be used{why}: give at least {FEWEST}")
     for note in notes:
         _say_once(f"notice: {note}, in {name}")
-    if len(tensors["images"]) < FEWEST:
-        why = f" ({notes[0]})" if notes else ""
-        raise BookError(f"{path} holds {len(tensors['images'])} pictures that can be used{why}: give at least {FEWEST}")
     chosen = tensors["test"].bool() == (split == "test")
     if not chosen.any():
         raise BookError(f"{path} has no pictures for '{split}' that can be used: put some there")

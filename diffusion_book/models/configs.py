@@ -258,7 +258,9 @@ class Recipe:
     @property
     def class_names(self) -> list[str]:
         """What the classes that the model can be asked for are called, in every picture and table."""
-        return list(self.classes) or [str(label) for label in range(self.condition.num_classes if self.condition else 0)]
+        return list(self.classes) or [
+            str(label) for label in range(self.condition.num_classes if self.condition else 0)
+        ]
 
     def to_dict(self) -> dict:
         """Plain numbers, strings, lists and dictionaries, ready for JSON and for checkpoints."""

@@ -15,7 +15,8 @@ from diffusion_book.viz.grids import GAP, place, to_bytes
 from diffusion_book.viz.style import DPI, new_figure, styled
 
 HEAD = 0.6  # inches above the pictures, for the model and its scales
-MARGIN = 0.35  # inches beside the pictures, for the rows' names
+MARGIN = 0.35  # inches beside the pictures, for rows named by a digit
+LETTER = 0.09  # inches more for each further letter
 WHITE = 247  # between cells, 0 to 255: the paper
 ROOM = 6  # pixels between cells
 
@@ -37,10 +38,11 @@ def show_cells(panels: dict[str, Tensor], rows: Sequence[str], scales: Sequence[
         raise BookError(f"show_cells needs pictures of shape ({len(rows)}, {len(scales)}, K, 1, H, W), a table a panel")
     tables = [_table(pictures) for pictures in panels.values()]
     high, wide = (scale * size / DPI for size in tables[0].shape)  # inches
-    whole_high, whole_wide = high + HEAD, (wide + MARGIN) * len(tables)
+    margin = MARGIN + LETTER * (max(map(len, rows)) - 1)
+    whole_high, whole_wide = high + HEAD, (wide + margin) * len(tables)
     figure, axes = new_figure(whole_wide, whole_high, 1, len(tables), squeeze=False, layout="none")
     for number, (axis, title, table) in enumerate(zip(axes[0], panels, tables, strict=True)):
-        left = MARGIN + number * (wide + MARGIN)
+        left = margin + number * (wide + margin)
         place(axis, table, (left / whole_wide, 0, wide / whole_wide, high / whole_high))
         for set_ticks, size, names in (
             (axis.set_xticks, table.shape[1], [f"w = {value:g}" for value in scales]),
