@@ -70,8 +70,8 @@ def of_own(recipe: Recipe, dataset: data.Dataset, autoencoder: Autoencoder | Non
     if processes.is_main():
         if len(dataset) < FEW:
             print(
-                f"notice: {len(dataset)} pictures are few, and a model may learn them by heart; "
-                f"diffusion-book evaluate {recipe.model} --checkpoint ... shows samples beside the pictures nearest to them",
+                f"notice: {len(dataset)} pictures are few, and a model may learn them by heart: "
+                "lay its samples beside them before you call them new",
                 file=sys.stderr,
             )
         if autoencoder is not None and autoencoder.recipe.training.dataset != recipe.training.dataset:
