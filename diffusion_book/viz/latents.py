@@ -16,7 +16,7 @@ from diffusion_book.evaluation.projection import principal_components, umap_plan
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, grid, place
-from diffusion_book.viz.style import DPI, colour_of_label, new_figure, styled
+from diffusion_book.viz.style import COLOURS, DPI, colour_of_label, new_figure, styled
 from diffusion_book.viz.tables import show_table
 
 DIGITS = tuple("0123456789")
@@ -255,3 +255,50 @@ def between(first: Tensor, second: Tensor, count: int = 9) -> Tensor:
     """From one latent or picture to another in a straight line: twice (...) -> (count, ...), both ends included."""
     weight = torch.linspace(0, 1, count, device=first.device).reshape(-1, *[1] * first.ndim)
     return torch.lerp(first, second, weight)
+
+
+@styled
+def plot_small_multiples(
+    points: Tensor, labels: Tensor, xlabel: str = "", ylabel: str = "", names: Sequence[str] = DIGITS
+) -> Figure:
+    """Points in the plane, one panel a label: its own points in colour, before all others in grey.
+
+    Args:
+        points: (N, 2).
+        labels: (N,), 0 or more.
+        xlabel, ylabel: what the axes are.
+        names: of the labels.
+    """
+    columns = min(5, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, panels = new_figure(
+        1.35 * columns + 0.3, 1.45 * rows + 0.4, rows, columns, squeeze=False, sharex=True, sharey=True
+    )
+    for label, axes in enumerate(panels.flat):
+        axes.set_axis_off() if label >= len(names) else axes.set_title(names[label])
+        axes.scatter(*points.T, c="#CFCFCA", s=4, alpha=0.5, linewidths=0)
+        own = points[labels == label]
+        axes.scatter(*own.T, c=colour_of_label(label), s=9, alpha=0.6, linewidths=0)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+    figure.supxlabel(xlabel, fontsize=11)
+    figure.supylabel(ylabel, fontsize=11)
+    return figure
+
+
+@styled
+def plot_against_prior(panels: dict[str, Tensor], limit: float = 3.5) -> Figure:
+    """Samples of the aggregate posterior beside samples of the prior, each with the prior's circles.
+
+    Args:
+        panels: title -> points, (N, 2).
+        limit: the square reaches from -limit to limit on both axes.
+    """
+    figure, axes_of = new_figure(2.3 * len(panels) + 0.2, 2.7, 1, len(panels), squeeze=False, sharex=True, sharey=True)
+    angle = torch.linspace(0, 2 * math.pi, 100)
+    for axes, (title, points) in zip(axes_of.flat, panels.items(), strict=True):
+        axes.scatter(*points.T, c=COLOURS["vae"], s=6, alpha=0.35, linewidths=0)
+        for radius in (1, 2):
+            axes.plot(radius * angle.cos(), radius * angle.sin(), color=COLOURS["data"], linewidth=1.2)
+        axes.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    return figure
