@@ -703,7 +703,10 @@ for moment in (1.0, 0.8, 0.6, 0.4, 0.2):
         u = pipe.denoiser(x_t, torch.tensor(moment), labels=torch.full_like(of_label, NO_CLASS)).x0
     apart[moment] = (c - u).square().mean().sqrt().item()
     print(f"t = {moment}: a label changes the prediction of x0 by {apart[moment]:.2f}")
-assert list(apart.values()) == sorted(apart.values(), reverse=True)
+
+# %% tags=["remove-cell"]
+if train.name == "mnist":
+    assert list(apart.values()) == sorted(apart.values(), reverse=True)
 
 # %% [markdown]
 # At high noise the label says all there is to know, and a push of 5 or 10 throws the prediction far out of the data. At
@@ -740,8 +743,8 @@ if train.name == "mnist":
 
 # %% [markdown]
 # Guided early only, the digits of figure 5.12 are as uniform as if guided always: that is where variety is lost. Guided
-# in the middle only, they keep much more of their handwriting, and no fewer are what was asked for than at $w = 1$.
-# Guided late only, they hardly differ from $w = 1$. The middle interval is cheaper too: outside of it the network is
+# in the middle only, they keep more of their handwriting, and no fewer are what was asked for than at $w = 1$.
+# Guided late only, they differ little from $w = 1$. The middle interval is cheaper too: outside of it the network is
 # evaluated once and not twice.
 #
 # ## 13. Guided by a worse version of itself
