@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfi
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.system.devices import resolve_precision
 from diffusion_book.system.files import write_text
+from diffusion_book.system.machine import cpu_name
 from diffusion_book.training.losses import loss_of_diffusion
 from diffusion_book.training.trainer import Trainer
 
@@ -79,14 +79,6 @@ def run(network_options: dict, training_options: dict, minutes: float, num_sampl
 
 def table(rows: dict[str, dict], minutes: float, num_samples: int) -> str:
     """The page of the docs."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
     precision = "bf16" if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
     threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "one thread"
     shipped = recipe_of("ddpm")
@@ -94,7 +86,7 @@ def table(rows: dict[str, dict], minutes: float, num_samples: int) -> str:
     lines = [
         "# The size of the U-Net",
         "",
-        f"Every variant trained for {minutes:g} minutes on {threads} of one machine ({cpu}, "
+        f"Every variant trained for {minutes:g} minutes on {threads} of one machine ({cpu_name()}, "
         f"torch {torch.__version__.split('+')[0]}, {precision}), then {num_samples:,} digits drawn with 20 DDIM steps. "
         "Fold is `patch_size`, width `base_channels`, depth `layers_per_block`. R is cFID over its floor, the value "
         f"for as many real digits ({next(iter(rows.values()))['floor']:.3f}). The network in bold is the one that `ddpm` is "

@@ -25,7 +25,6 @@ import argparse
 import importlib.metadata
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -50,6 +49,7 @@ from diffusion_book.models.recipes import Recipe, recipe_of
 from diffusion_book.networks.unet import UNet
 from diffusion_book.system.devices import autocast, resolve_precision
 from diffusion_book.system.files import write_text
+from diffusion_book.system.machine import cpu_name
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.losses import loss_of_diffusion
 from diffusion_book.training.trainer import Trainer, learning_rate
@@ -617,18 +617,8 @@ def _ratio(first: dict, row: dict, key: str) -> str:
 
 def machine() -> dict:
     """What the figures were taken on."""
-    info = Path("/proc/cpuinfo")
-    models = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
-        if info.is_file()
-        else []
-    )
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES if is_here(name)},

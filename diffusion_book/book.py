@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusion_book.system.errors import BookError
+from diffusion_book.system.files import write_text
 
 REQUIREMENTS = ("pyproject.toml", "constraints.txt")
 READY = ".ready"  # in the environment: when the requirements were last installed
-CHAPTERS = "[0-9][0-9]_*.py"
+CHAPTERS = "[0-9][0-9]_*"
 LIBRARY = ("*.py", "*.js", "*.safetensors", "*.json")
 # The libraries of an accelerator are not pinned: PyTorch brings its own.
 UNPINNED = ("nvidia", "cuda", "triton")
@@ -52,12 +53,12 @@ class Book:
     jobs: int = 2
     port: int = 8888
     as_is: bool = False
-    words: Sequence[str] = field(default=())
+    words: Sequence[str] = ()
 
     @property
     def chapters(self) -> list[str]:
         """The names of the chapters in their order."""
-        return sorted(path.stem for path in (self.root / "notebooks").glob(CHAPTERS))
+        return sorted(path.stem for path in (self.root / "notebooks").glob(f"{CHAPTERS}.py"))
 
     def program(self, name: str) -> str:
         """The path of a program of the environment."""
@@ -165,7 +166,7 @@ def book_and_site(book: Book) -> None:
     """execute every chapter from the shipped weights and build the site"""
     pairs(book)
     execute(book)
-    site(Book(**{**vars(book), "notebooks": book.build / "chapters"}))
+    site(replace(book, notebooks=book.build / "chapters"))
 
 
 def notebooks(book: Book) -> None:
@@ -204,7 +205,7 @@ def format_(book: Book) -> None:
 
 def lab(book: Book) -> None:
     """open the chapters in JupyterLab (PORT=8888)"""
-    copies = sorted((book.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    copies = sorted((book.root / "notebooks").glob(f"{CHAPTERS}.ipynb"))
     first = "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"
     # JupyterLab takes the scripts out of stored outputs unless the notebook is trusted. These are the book's own.
     book.run(
@@ -236,9 +237,7 @@ def constraints(book: Book) -> None:
         "# The libraries of an accelerator are left out: PyTorch brings its own.",
     ]
     pins = [line for line in compiled.stdout.splitlines() if not line.startswith(UNPINNED)]
-    unfinished = book.root / "constraints.new"
-    unfinished.write_text("\n".join([*head, *pins, ""]), encoding="utf-8")
-    unfinished.replace(book.root / "constraints.txt")
+    write_text(book.root / "constraints.txt", "\n".join([*head, *pins, ""]))
 
 
 def help_(book: Book) -> None:

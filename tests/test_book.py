@@ -1,5 +1,6 @@
 """Setting up, building and testing the book, with make and without."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -94,7 +95,7 @@ def test_a_chapter_is_executed_again_when_it_or_the_library_changed(copy, ran):
     assert len(ran) == 2
     assert all("02_two" in " ".join(command) for command in ran)
     with pytest.raises(BookError, match="no chapter '03': give some of 01_one, 02_two"):
-        book.execute(book.Book(**{**vars(copy), "words": ["03"]}))
+        book.execute(dataclasses.replace(copy, words=["03"]))
 
 
 def test_a_chapter_that_fails_leaves_no_executed_copy(copy, ran, monkeypatch):

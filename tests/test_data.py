@@ -17,6 +17,7 @@ import torchvision.datasets
 
 from diffusion_book import data
 from diffusion_book.data import sources
+from diffusion_book.system import streams
 from diffusion_book.system.errors import BookError
 
 FILES = {
@@ -269,7 +270,7 @@ def test_the_notice_comes_once_and_leaves_the_home_folder_out(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("DIFFUSION_BOOK_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    sources._say_once.cache_clear()
+    streams.say_once.cache_clear()
     assert [data.load("auto", split).name for split in ("train", "test", "train")] == ["digits"] * 3
     _, err = capsys.readouterr()
     assert err.count("\n") == 1

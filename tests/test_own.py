@@ -1,5 +1,7 @@
 """Pictures of your own: drawn shapes, from a folder to a trained model, its samples and its pictures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ from commands import refused
 from PIL import Image, ImageDraw
 
 from diffusion_book import data
+from diffusion_book.cli import train
 from diffusion_book.cli.main import main
 from diffusion_book.data import own
 from diffusion_book.models import pipelines
 from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.recipes import recipe_of
+from diffusion_book.system import streams
 from diffusion_book.system.errors import BookError
 
 SHAPES = ("circle", "square", "triangle")
@@ -45,7 +50,7 @@ def write_shapes(folder, each: int = 20, paper: int = 255):
 @pytest.fixture(autouse=True)
 def fresh_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    own._say_once.cache_clear()
+    streams.say_once.cache_clear()
 
 
 @pytest.fixture
@@ -257,3 +262,14 @@ def test_a_model_without_classes_from_the_folder_to_its_diagnosis(tmp_path, caps
     options = f"--checkpoint {folder} --device cpu --sampling_steps 2 --num_samples 10 --num_pictures 128"
     report = run(capsys, f"diagnose ddpm {options} --output_dir {tmp_path / 'diagnosis'}")
     assert Image.open(f"{report}/samples.png")
+
+
+def test_a_folder_that_is_called_like_a_set_of_the_book_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of("vae")
+    for name in data.NAMES:
+        (tmp_path / name).mkdir()
+        assert not data.is_place(name)
+        assert data.is_place(f"./{name}")
+        asked = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=name))
+        train.check_same(asked, asked)  # a training of it goes on

@@ -134,12 +134,11 @@ def check_same(asked: Recipe, stored: Recipe) -> None:
     asked_values = asked.to_dict()
     for section, values in stored.to_dict().items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            same = asked_values[section][key] == value
-            if key == "dataset" and is_place(asked_values[section][key]):
-                same = str(Path(asked_values[section][key]).expanduser().resolve()) == value
-            if not same and key not in MAY_CHANGE:
+            given = asked_values[section][key]
+            whole = str(Path(given).expanduser().resolve()) if key == "dataset" and is_place(given) else given
+            if whole != value and key not in MAY_CHANGE:
                 option = RENAMED.get(section, {}).get(key, key).replace("-", "_")
                 raise BookError(
-                    f"--{option} {asked_values[section][key]} contradicts the checkpoint, which was trained with {value}: "
+                    f"--{option} {given} contradicts the checkpoint, which was trained with {value}: "
                     f"leave out --{option} to continue, or --resume to begin anew"
                 )

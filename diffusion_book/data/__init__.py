@@ -12,8 +12,8 @@ from diffusion_book.data.dataset import (
     quantise,
     shuffled_batches,
 )
-from diffusion_book.data.own import is_place, load_own
-from diffusion_book.data.sources import HASHES, MNIST_SIZES, NAMES, TORCHVISION_NAMES, data_folder, load
+from diffusion_book.data.own import load_own
+from diffusion_book.data.sources import HASHES, MNIST_SIZES, NAMES, TORCHVISION_NAMES, data_folder, is_place, load
 
 __all__ = [
     "CROP_SIZE",

@@ -7,12 +7,9 @@ or none: the book's ink is bright.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
 import re
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -28,6 +25,7 @@ from tqdm import tqdm
 from diffusion_book.data.dataset import CROP_SIZE, Dataset
 from diffusion_book.system.caches import cache_folder, cached
 from diffusion_book.system.errors import BookError
+from diffusion_book.system.streams import say_once
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIZES = (28, 32, 64)
@@ -59,12 +57,6 @@ class Picture:
     label: int
     test: bool
     content: Path | np.ndarray
-
-
-def is_place(name: str | Path) -> bool:
-    """Whether a data set is named by the place of its files."""
-    text = str(name)
-    return isinstance(name, Path) or text.endswith(".npz") or "/" in text or os.sep in text or os.path.exists(text)
 
 
 def load_own(path: str | Path, split: str = "train", image_size: int = CROP_SIZE, channels: int = 1) -> Dataset:
@@ -115,16 +107,11 @@ def load_own(path: str | Path, split: str = "train", image_size: int = CROP_SIZE
         why = "".join(f" ({note})" for note in notes if note.startswith("skipped"))
         raise BookError(f"{path} holds {len(tensors['images'])} pictures that can be used{why}: give at least {FEWEST}")
     for note in notes:
-        _say_once(f"notice: {note}, in {name}")
+        say_once(f"notice: {note}, in {name}")
     chosen = tensors["test"].bool() == (split == "test")
     if not chosen.any():
         raise BookError(f"{path} has no pictures for '{split}' that can be used: put some there")
     return Dataset(name, tensors["images"][chosen], tensors["labels"][chosen], classes, str(place))
-
-
-@functools.cache
-def _say_once(notice: str) -> None:
-    print(notice, file=sys.stderr)
 
 
 # Where the pictures are
@@ -153,7 +140,7 @@ def pictures_in(folder: Path) -> tuple[list[Picture], tuple[str, ...]]:
                     test = split == "test" or (not split and len(pictures) % HELD_OUT == HELD_OUT - 1)
                     pictures.append(Picture(path.relative_to(folder).as_posix(), label, test, path))
             if classes:  # beside the folders: nobody knows of which class they are
-                strays = (path for path in files_below(half, deep=False))
+                strays = files_below(half, deep=False)
                 pictures += [Picture(path.relative_to(folder).as_posix(), -1, False, path) for path in strays]
     except OSError as error:
         raise BookError(f"{folder} cannot be read ({error.strerror}): give a folder that you may read") from None

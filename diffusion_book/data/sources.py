@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import http.client
 import os
 import socket
-import sys
 import tempfile
 import urllib.error
 from pathlib import Path
@@ -18,10 +16,11 @@ import torch.nn.functional as F
 
 from diffusion_book.data.dataset import CROP_SIZE, Dataset
 from diffusion_book.data.idx import FILES, find, read
-from diffusion_book.data.own import is_place, load_own
+from diffusion_book.data.own import load_own
 from diffusion_book.system.caches import cache_folder
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import WRITING, make_folder, remove_leftovers
+from diffusion_book.system.streams import say_once
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as failed
 
@@ -57,7 +56,7 @@ def load(name: str | Path = "auto", split: str = "train", *, root: str | Path | 
             downloaded; the one line says which, and what to do. Where files are, "auto" takes nothing else.
     """
     choose("split", split, dict.fromkeys(("train", "test")))
-    if name not in NAMES and isinstance(name, str | Path) and is_place(name):
+    if is_place(name):
         return load_own(name, split)
     choose("data set", name, dict.fromkeys((*NAMES, "or a folder or .npz of your own")))
     if name == "digits":
@@ -71,18 +70,21 @@ def load(name: str | Path = "auto", split: str = "train", *, root: str | Path | 
         if _find("mnist", root):
             raise  # who has files wants them, and no others
         reason = str(error).replace(f"{Path.home()}/", "~/")  # the notice ends up in notebooks that others read
-        _say_once(f"notice: no MNIST ({reason}); using scikit-learn's 1,797 small digits instead")
+        say_once(f"notice: no MNIST ({reason}); using scikit-learn's 1,797 small digits instead")
         return _load_digits(split)
+
+
+def is_place(name: str | Path) -> bool:
+    """Whether a data set is named by the place of its files. The names of the book's sets are none, whatever lies here."""
+    if not isinstance(name, str | Path) or name in NAMES:
+        return False
+    text = str(name)
+    return isinstance(name, Path) or text.endswith(".npz") or "/" in text or os.sep in text or os.path.exists(text)
 
 
 def data_folder() -> Path:
     """The torchvision root: `$DIFFUSION_BOOK_DATA`, else `data` in the cache folder."""
     return Path(os.environ.get("DIFFUSION_BOOK_DATA") or cache_folder() / "data").expanduser()
-
-
-@functools.cache
-def _say_once(notice: str) -> None:
-    print(notice, file=sys.stderr)
 
 
 def _find(name: str, root: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -73,3 +74,9 @@ def say(line: str) -> None:
 
     if processes.is_main() and sys.stderr is not None and sys.stderr.isatty():
         print(line, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def say_once(notice: str) -> None:
+    """Print a notice on stderr, the first time in a process."""
+    print(notice, file=sys.stderr)

@@ -7,7 +7,7 @@ from diffusion_book.viz.diagrams.kit import CLASS, DDPM, FLOW, LATENT, NOISE, SM
 # From the top down, and on a floor from the left: a room imports only what stands lower, or to its right.
 FLOORS: list[tuple[str, dict[str, str], str]] = [
     ("the book", {"notebooks": "the chapters"}, NOISE),
-    ("doors", {"cli": "commands", "exercises": "that answer back"}, CLASS),
+    ("doors", {"cli": "commands", "exercises": "that answer back", "book": "set up, build, test"}, CLASS),
     ("work", {"viz": "pictures", "evaluation": "measures", "training": "loops, EMA"}, LATENT),
     ("models", {"models": "recipes, weights, the pipeline"}, FLOW),
     (
