@@ -119,7 +119,7 @@ def test_damaged_and_strange_files_are_named_and_counted(shapes, capsys):
         try:
             own.convert(picture.content, 28, 1)
         except Exception as error:
-            reasons[picture.name] = own._reason(error)
+            reasons[picture.name] = own.reason_of(error)
     assert reasons["triangle/white.png"] == "blank"
     assert reasons["triangle/moves.webp"] == "an animation"
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffusion_book import data
-from diffusion_book.evaluation import measures
+from diffusion_book.evaluation import digits, measures
 from diffusion_book.evaluation.features import reference_features
 from diffusion_book.models.autoencoder import Autoencoder, build_autoencoder
 from diffusion_book.models.pipelines import Pipeline, build, build_network
@@ -36,8 +36,8 @@ SMALL_CLASS_UNETS = {
 
 def pictures(number: int) -> data.Dataset:
     """The first of scikit-learn's digits."""
-    digits = data.load("digits")
-    return data.Dataset(digits.name, digits.images[:number], digits.labels[:number])
+    found = data.load("digits")
+    return data.Dataset(found.name, found.images[:number], found.labels[:number])
 
 
 def wake(network: nn.Module) -> nn.Module:
@@ -121,7 +121,8 @@ def part_of_the_reference() -> Iterator[None]:
         cache.cache_clear()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(measures, "reference_features", lambda: part)
+            for module in (measures, digits):
+                patch.setattr(module, "reference_features", lambda: part)
             yield
     finally:
         for cache in caches:

@@ -1,4 +1,4 @@
-"""`diffusion-book evaluate MODEL`: draw samples, measure them, and compare with the model's card."""
+"""`diffusion-book evaluate MODEL|PICTURES`: draw samples, or read some, measure them, and compare with the model's card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from diffusion_book import data
 from diffusion_book.cli.generate import load_model
-from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
+from diffusion_book.data.samples import read_samples
+from diffusion_book.evaluation.digits import check_digits
+from diffusion_book.evaluation.measures import Copies, Measures, closest, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
 from diffusion_book.evaluation.settings import draw_and_measure, evaluate, find_entry, request_of
@@ -25,8 +27,9 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
-from diffusion_book.system.files import check_folder, make_folder, timestamped_folder, write_text
-from diffusion_book.viz.grids import save_grid
+from diffusion_book.system.files import check_folder, make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.streams import say, say_once
+from diffusion_book.viz.grids import save_grid, show_rows
 
 RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
 MNIST = ("auto", "mnist")  # data sets of models that are measured against their own kind
@@ -44,10 +47,13 @@ ROWS = (
 """name, key of the measure, what it says"""
 
 
-def main(model: str | None, options: Any) -> int:
-    """Run the command; without a model, `evaluate --all`."""
+def main(model: str | Path | None, options: Any) -> int:
+    """Run the command; with a path, of pictures; without a model, `evaluate --all`."""
     if model is None:
         return evaluate_all(options)
+    if isinstance(model, Path):
+        print(evaluate_pictures(model, options))
+        return 0
     restores = not hasattr(options, "setting")
     if restores and processes.launched() > 1:
         raise BookError(f"evaluate {model} is the work of one process: leave out the launcher")
@@ -63,6 +69,48 @@ def main(model: str | None, options: Any) -> int:
     save_grid(images, folder / "grid.png", columns=10)
     print(folder)
     return 0
+
+
+def evaluate_pictures(place: Path, options: Any) -> Path:
+    """Read digits from anywhere, measure them and report; gives the folder of what was found.
+
+    Raises:
+        BookError: they cannot be measured. It comes before the work.
+    """
+    if processes.launched() > 1:
+        raise BookError(f"evaluate {place} is the work of one process: leave out the launcher")
+    check_folder(options.output_dir)
+    images, labels = read_samples(place, options.labels)
+    if not options.anyway:
+        check_digits(images)
+    say(f"measuring {len(images):,} pictures ...")
+    entry, copies = measure(images, labels).to_dict(), closest(images)
+    print(f"{len(images):,} pictures of {place}")
+    print(rows(entry))
+    print(report(entry, "pictures", "mnist"))
+    distances = ", ".join(f"{distance:.2f}" for distance in copies.distances.tolist())
+    print(
+        f"those nearest to a training picture: {distances} (real ones, in the middle: {entry['nearest_train_real']:.2f})"
+    )
+    folder = timestamped_folder(options.output_dir, place.stem or "pictures")
+    found = {name: [round(value, 4) for value in values.tolist()] for name, values in copies._asdict().items()}
+    write_text(
+        folder / "measures.json", json.dumps({"pictures": str(place), **entry, "nearest": found}, indent=2) + "\n"
+    )
+    save_grid(images[:100], folder / "grid.png", columns=10)
+    draw_copies(images, copies, folder / "nearest.png")
+    return folder
+
+
+def draw_copies(images: Tensor, copies: Copies, path: Path) -> None:
+    """The pictures that are nearest to training pictures, above these; where MNIST is not here, a notice."""
+    try:
+        training = data.load("mnist").images[copies.training]
+    except BookError as error:
+        say_once(f"notice: the nearest training pictures are told by their numbers alone ({error})")
+        return
+    drawn = {"pictures": images[copies.pictures], "nearest in training": training}
+    write_whole(path, show_rows(drawn, title="The pictures nearest to training pictures, and these").savefig)
 
 
 def evaluate_all(options: Any) -> int:
@@ -194,7 +242,7 @@ def report(entry: dict, what: str, dataset: str) -> str:
 
     Args:
         entry: the measures.
-        what: was measured: "samples" or "reconstructions".
+        what: was measured: "samples", "reconstructions" or "pictures".
         dataset: that the model was trained on.
     """
     said = f"{what}: {sentence(entry)}"

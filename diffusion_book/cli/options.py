@@ -6,6 +6,7 @@ Nothing here imports torch, which takes seconds: help and refusals come at once.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import tyro
 from diffusion_book.cli.main import HELP, choose_model, parse
 from diffusion_book.models.configs import BATCH_SIZE
 from diffusion_book.models.recipes import MODELS, RECIPES, SECTIONS, Recipe
-from diffusion_book.system.errors import choose
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.training.options import RunOptions
 
 DIFFUSION = tuple(name for name, recipe in RECIPES.items() if recipe.diffusion)
@@ -240,6 +241,25 @@ EVALUATE_ALL = options(
 )
 
 
+EVALUATE_PICTURES = options(
+    "EvaluatePictures",
+    labels=option(
+        Path | None,
+        None,
+        "file of the digit that each picture shall show, 0 to 9, in the order of their names or places: .npy, .npz or text; "
+        "without it, the names of the folders, or the labels in the .npz",
+    ),
+    anyway=option(bool, False, "measure pictures also where they look like no digits"),
+    output_dir=output_dir("evaluations", "results"),
+)
+
+
+def is_place(word: str) -> bool:
+    """Whether a word of the command line names files, and no model."""
+    files = word.lower().endswith((".npz", ".png", ".webp", ".jpg", ".jpeg"))
+    return word not in RECIPES and (files or "/" in word or os.sep in word or os.path.exists(word))
+
+
 def evaluate_options(model: str) -> Any:
     """Options of `evaluate` for a model: an autoencoder restores pictures, the others draw as for their first figure."""
     if model in AUTOENCODERS:
@@ -250,7 +270,7 @@ def evaluate_options(model: str) -> Any:
 
 
 def read_evaluate(arguments: Sequence[str]) -> tuple | None:
-    """The model, or None for --all, and what is asked of it."""
+    """The model, the path of pictures, or None for --all, and what is asked of it."""
     if "--all" in arguments:
         description = (
             "Recompute the scoreboard: draw and measure again every setting on the cards of the shipped diffusion models, "
@@ -258,9 +278,21 @@ def read_evaluate(arguments: Sequence[str]) -> tuple | None:
         )
         rest = [argument for argument in arguments if argument != "--all"]
         return None, read(EVALUATE_ALL, rest, "evaluate --all", description)
+    if arguments and not arguments[0].startswith("-") and is_place(arguments[0]):
+        place, *rest = arguments
+        about = (
+            "Measure digits from anywhere: a folder of pictures (or with a folder for each digit, named 0 to 9), an .npz of "
+            "arrays images and labels, or one picture of many in rows. They must be 28 x 28, or 32 x 32 with a border, bright "
+            "ink on black; 10 to 60,000, best 10,000."
+        )
+        return Path(place), read(EVALUATE_PICTURES, rest, "evaluate PICTURES", about)
     measured = [name for name in RECIPES if name in AUTOENCODERS or MODELS[name].figures]
-    model, rest = choose_model(arguments, "evaluate", measured)
+    try:
+        model, rest = choose_model(arguments, "evaluate", measured)
+    except BookError as error:
+        raise BookError(f"{error}, or give a folder, an .npz or a picture of digits that is there") from None
     if not model:
+        print("diffusion-book evaluate FOLDER|FILE.npz|GRID.png: digits from anywhere (FOLDER --help: its options)")
         print("diffusion-book evaluate --all: every setting on the cards again (--all --help: its options)")
         return None
     what = "Restore pictures with" if model in AUTOENCODERS else "Draw samples of"

@@ -316,7 +316,7 @@ def convert_all(pictures: list[Picture], image_size: int, channels: int, name: s
             made.append(convert(picture.content, image_size, channels))
             kept.append(picture)
         except Exception as error:  # whatever a decoder stumbles over, the file is in its way
-            skipped.append(f"{picture.name} ({_reason(error)})")
+            skipped.append(f"{picture.name} ({reason_of(error)})")
     images = np.stack(made) if made else np.zeros((0, image_size, image_size, channels), np.uint8)
     notes = []
     if skipped:
@@ -333,11 +333,14 @@ def convert_all(pictures: list[Picture], image_size: int, channels: int, name: s
     }
 
 
-def convert(content: Path | np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """One picture in the form of the book: (image_size, image_size, channels), bytes.
+def opened(content: Path | np.ndarray) -> Image.Image:
+    """One picture as its file says, turned as its camera said, of 8 bits.
+
+    Args:
+        content: a file, or bytes (H, W), (H, W, 1) or (H, W, 3).
 
     Raises:
-        Exception: it is damaged, is no picture, moves, or is blank.
+        Exception: it is damaged, is no picture, or moves.
     """
     if isinstance(content, Path):
         with warnings.catch_warnings():
@@ -350,7 +353,17 @@ def convert(content: Path | np.ndarray, image_size: int, channels: int) -> np.nd
     else:
         picture = Image.fromarray(content[..., 0] if content.ndim == 3 and content.shape[-1] == 1 else content)
     if picture.mode.startswith("I"):  # 16 bits
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    return picture
+
+
+def convert(content: Path | np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """One picture in the form of the book: (image_size, image_size, channels), bytes.
+
+    Raises:
+        Exception: it is damaged, is no picture, moves, or is blank.
+    """
+    picture = opened(content)
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     picture = picture.convert("L" if channels == 1 else "RGB")
@@ -366,7 +379,7 @@ def edge(images: np.ndarray) -> float:
     return float(np.median(np.concatenate([side.ravel() for side in sides])))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a file is skipped, in a word or two."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "no PNG, JPEG or WebP"
