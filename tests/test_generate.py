@@ -1,5 +1,6 @@
 """`generate` and `evaluate` from end to end, and every checkpoint that they must refuse."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -11,16 +12,22 @@ from commands import refused
 from PIL import Image
 from tiny import part_of_the_reference
 
+from diffusion_book import data
 from diffusion_book.cli import evaluate as evaluate_command
-from diffusion_book.cli.generate import ModelOptions, load_model, save_pdf
+from diffusion_book.cli import generate as generate_command
+from diffusion_book.cli.generate import ModelOptions, load_model
 from diffusion_book.cli.main import main
 from diffusion_book.data import quantise
+from diffusion_book.data.samples import read_samples
 from diffusion_book.evaluation import measures, settings
 from diffusion_book.models import pipelines
 from diffusion_book.models.checkpoints import save_checkpoint
 from diffusion_book.models.recipes import RECIPES, DiffusionConfig, Recipe, TrainingConfig
 from diffusion_book.networks.classifier import build_classifier
 from diffusion_book.networks.unet import UNet, UNetConfig
+from diffusion_book.system.errors import BookError
+from diffusion_book.viz import outputs
+from diffusion_book.viz.outputs import FORMATS, Drawn, save_pdf, write_pictures
 
 TIMESTEPS = 20
 
@@ -72,6 +79,103 @@ def test_the_grid_alone(tmp_path, checkpoint):
     assert {path.name for path in folder.iterdir()} == {"grid.png", "grid.pdf"}
 
 
+@pytest.mark.parametrize(
+    ("format", "files"),
+    [
+        ("png", {"grid.png", *(f"samples/sample_00{n}.png" for n in range(5))}),
+        ("npz", {"grid.png", "samples.npz"}),
+        ("webp", {"grid.png", "grid.webp"}),
+    ],
+)
+def test_every_format_holds_the_same_pictures(tmp_path, checkpoint, format, files):
+    folder = generate(
+        tmp_path, checkpoint, "--num_samples", "5", "--nrow", "3", "--ddim_steps", "4", "--format", format
+    )
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == files
+    drawn = np.array(Image.open(folder / "grid.png"))[::8, ::8]
+    places = [(2 + 30 * (number // 3), 2 + 30 * (number % 3)) for number in range(5)]
+    tiles = np.stack([drawn[y : y + 28, x : x + 28] for y, x in places])
+    if format == "png":
+        found = [np.array(Image.open(folder / f"samples/sample_00{number}.png")) for number in range(5)]
+        assert np.array_equal(np.stack(found), tiles)
+    elif format == "npz":
+        with np.load(folder / "samples.npz", allow_pickle=False) as arrays:
+            assert arrays.files == ["images"]  # a model without classes
+            assert np.array_equal(arrays["images"][:, 0], tiles)
+    else:
+        movie = Image.open(folder / "grid.webp")
+        assert (movie.n_frames, movie.size) == (5, (4 * 92, 4 * 62))  # four steps, and the noise before them
+        movie.seek(4)
+        assert np.abs(np.array(movie.convert("L"), dtype=int)[2::4, 2::4] - drawn).mean() < 20  # lossy, and it is noise
+    grid_only = generate(
+        tmp_path, checkpoint, "--num_samples", "2", "--ddim_steps", "1", "--format", format, "--grid_only"
+    )
+    assert {path.name for path in grid_only.iterdir()} == files & {"grid.png", "grid.webp"}
+
+
+def test_many_pictures_are_few_files_unless_they_are_asked_for(tmp_path, checkpoint, capsys):
+    folder = generate(tmp_path, checkpoint, "--num_samples", "101", "--nrow", "11", "--ddim_steps", "1")
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "samples.npz"}
+    assert (
+        "notice: 101 pictures go into one file; --format pdf makes a folder of files for each"
+        in capsys.readouterr().err
+    )
+    options = dataclasses.make_dataclass("Options", ["format", "num_samples", "grid_only"])
+    asked = {(format, number): generate_command.format_of(options(format, number, False)) for format, number in WANTED}
+    assert asked == WANTED
+
+
+WANTED = {(None, 100): "pdf", (None, 2000): "npz", ("pdf", 2000): "pdf", ("png", 1): "png"}
+
+
+def test_classes_are_folders_and_arrays_that_are_read_again(tmp_path):
+    """What `generate` writes, `evaluate` and `train` read, with its classes."""
+    stills = torch.rand(24, 3, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    digits = Drawn([1.0, 0.5, 0.0], stills, torch.arange(24) % 10, tuple("0123456789"))
+    shapes = digits._replace(labels=torch.arange(24) % 3, classes=("ring", "a/b", ".."))
+    for name, drawn in (("digits", digits), ("shapes", shapes)):
+        write_pictures(tmp_path / name, drawn, "png", 8)
+        write_pictures(tmp_path / name, drawn, "npz", 8)
+    for place in ("samples", "samples.npz"):
+        images, labels = read_samples(tmp_path / "digits" / place)
+        order = torch.argsort(digits.labels, stable=True) if place == "samples" else torch.arange(24)
+        assert torch.equal(images, quantise(digits.images)[order])
+        assert torch.equal(labels, digits.labels[order])
+    assert {path.name for path in (tmp_path / "shapes" / "samples").iterdir()} == {"ring", "1", "2"}
+    assert set(data.load(str(tmp_path / "shapes" / "samples.npz")).classes) == {"ring", "a/b", ".."}
+    line = "is what `generate` has written: give .*samples.npz"
+    with pytest.raises(BookError, match=line):
+        read_samples(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_cannot_be_written_leaves_none_behind(tmp_path, format, monkeypatch):
+    """A disk that is full when the last file of a format is written."""
+    drawn = Drawn([1.0, 0.0], torch.zeros(3, 2, 1, 28, 28), torch.tensor([0, 1, 1]), ("a", "b"))
+    last = {"pdf": "step_01_t0.000.pdf", "png": "sample_002.png", "npz": "samples.npz", "webp": "grid.webp"}[format]
+    chmod = type(tmp_path).chmod
+
+    def full(path, mode):
+        if path.suffix == f".{format}" and path.stem.startswith(f".writing-{last.rsplit('.', 1)[0]}"):
+            raise OSError(28, "No space left on device")
+        chmod(path, mode)
+
+    monkeypatch.setattr(type(tmp_path), "chmod", full)
+    with pytest.raises(BookError, match=r"No space left on device.*: free some space"):
+        write_pictures(tmp_path / "out", drawn, format, 2)
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert last not in left
+    assert not [name for name in left if name.startswith(".writing")]
+
+
+def test_an_animation_fits_into_its_format(tmp_path):
+    """At one pixel a block, where larger blocks would go beyond 16,383."""
+    drawn = Drawn([1.0, 0.0], torch.zeros(500, 2, 1, 28, 28))
+    write_pictures(tmp_path, drawn, "webp", 500)
+    assert Image.open(tmp_path / "grid.webp").size == (15_002, 32)
+    outputs.check_fits("webp", 500, 500, 28)
+
+
 def test_pictures_are_those_of_the_pipeline(tmp_path, checkpoint):
     """Also with a batch size that splits them, and with random sampling."""
     pipe = load_model("ddpm", ModelOptions(checkpoint, device="cpu", precision="fp32"))
@@ -114,6 +218,9 @@ def test_pdf_holds_the_picture_without_loss(tmp_path):
         ("--mode euler", "unknown mode 'euler': choose one of ddpm, ddim"),
         ("--num_samples 0", "0 samples: give at least 1"),
         ("--nrow 0", "--nrow is 0: it must be at least 1"),
+        ("--format tiff", "unknown format 'tiff': choose one of pdf, png, npz, webp"),
+        ("--format webp --num_samples 3000 --nrow 5", "3,000 pictures are 600 rows, and a WEBP holds at most 545"),
+        ("--format webp --num_samples 600 --nrow 600", "--nrow is 600: a WEBP holds at most 545 pictures a row"),
         ("--batch_size 0", "batch_size is 0: it must be 1 or more"),
         ("--ddim_steps 5 --seed -1", "seed is -1: it must be 0 or more"),
         ("--device cuda:99", "device 'cuda:99' is not there"),
@@ -257,9 +364,9 @@ def test_a_grid_of_any_length_or_width_is_a_pdf(tmp_path):
 
 
 def test_rows_that_no_page_holds_are_refused_before_anything_is_drawn(tmp_path, checkpoint, capsys):
-    options = ["--checkpoint", checkpoint, "--num_samples", 3000, "--nrow", 3000, "--device", "cpu"]
+    options = ["--checkpoint", checkpoint, "--num_samples", 3000, "--nrow", 3000, "--format", "pdf"]
     line = refused(capsys, "generate", "ddpm", *options, "--output-dir", tmp_path / "out")
-    assert "--nrow is 3000: a page of the PDF holds at most 2,182 pictures a row" in line
+    assert "--nrow is 3000: a PDF holds at most 2,182 pictures a row" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -738,7 +738,7 @@ hostile_words = st.one_of(
     st.sampled_from([*WORDS.split(), "", " ", "a b", "\n", "x" * 300]), st.text(string.printable, max_size=5)
 )
 OPTIONS = {
-    "generate ddpm": "num_samples nrow seed mode ddim_steps eta device precision batch_size vae",
+    "generate ddpm": "num_samples nrow seed format mode ddim_steps eta device precision batch_size vae",
     "generate ldm-concat": "num_samples nrow seed class_label guidance_scale sampler sampling_steps eta precision batch_size",
     "evaluate ddpm": "sampler steps eta seed device precision batch_size",
     "diagnose ddpm": "class_label dataset num_samples sampling_steps ddpm_steps num_pictures seed device precision",

@@ -19,7 +19,18 @@ HELPS = [
     *(f"{command} {name}" for command in ("train", "evaluate") for name in TRAINED),
     *(f"generate {name}" for name in DIFFUSION),
     *(f"visualize {subject}" for subject in options.SUBJECTS),
-    *("train", "generate", "evaluate", "evaluate --all", "visualize", "diagnose", "pretrain", "bench", "doctor"),
+    *(
+        "train",
+        "generate",
+        "evaluate",
+        "evaluate --all",
+        "evaluate x.npz",
+        "visualize",
+        "diagnose",
+        "pretrain",
+        "bench",
+        "doctor",
+    ),
 ]
 
 ALL_HELP = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +19,14 @@ from diffusion_book.models.request import Request
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import check_folder, timestamped_folder, write_whole
-from diffusion_book.viz.grids import MOST_PIXELS, SCALE, enlarged, grid, save_grid
+from diffusion_book.system.files import check_folder, timestamped_folder
+from diffusion_book.system.streams import say_once
+from diffusion_book.viz.outputs import FORMATS, Drawn, check_fits, write_pictures
 from diffusion_book.viz.strips import denoising_strip
 
 FRAMES = 11  # stills on the way from noise to picture
-ROWS_A_PAGE = 200
-PIXELS_AN_INCH = 36  # of the digits: one is 2 cm wide on paper
-
+MOVIE_FRAMES = 31  # of them in an animation
+MANY = 100  # pictures; a folder of files for each of more must be asked for
 
 MODES = ("ddpm", "ddim")
 
@@ -36,16 +35,21 @@ def main(model: str, options: Any) -> int:
     """Run the command."""
     if options.nrow < 1:
         raise BookError(f"--nrow is {options.nrow}: it must be at least 1")
-    check_columns(min(options.nrow, max(1, options.num_samples)))
+    few = options.format is None and format_of(options) == "npz"
+    options = dataclasses.replace(options, format=format_of(options))
+    check_fits(options.format, max(1, options.num_samples), options.nrow, CROP_SIZE)
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
         found = generate(load_model(model, options.model), options)
     if found is None:
         return 0
+    if few:
+        said = f"{options.num_samples:,} pictures go into one file; --format pdf makes a folder of files for each"
+        say_once(f"notice: {said}")
     folder = timestamped_folder(options.output_dir, model)
     try:
-        write_samples(folder, *found, options.nrow, options.grid_only)
+        write_pictures(folder, found, options.format, options.nrow, options.grid_only)
     except KeyboardInterrupt:
         print(f"{folder} holds a part of the pictures", file=sys.stderr)
         raise
@@ -53,8 +57,18 @@ def main(model: str, options: Any) -> int:
     return 0
 
 
-def generate(pipe: Pipeline, options: Any) -> tuple[list[float], Tensor] | None:
-    """Draw what is asked for; None on all processes but the main one, which has what `draw` gives.
+def format_of(options: Any) -> str:
+    """The format that is asked for; where none is, the files that so many pictures do not drown in."""
+    if options.format is not None:
+        choose("format", options.format, FORMATS)
+        return options.format
+    if options.num_samples <= MANY or options.grid_only:
+        return "pdf"
+    return "npz"
+
+
+def generate(pipe: Pipeline, options: Any) -> Drawn | None:
+    """Draw what is asked for; None on all processes but the main one.
 
     Raises:
         BookError: it cannot be done.
@@ -62,9 +76,10 @@ def generate(pipe: Pipeline, options: Any) -> tuple[list[float], Tensor] | None:
     request = request_of(pipe, options)
     part = processes.part_of_samples(len(request), request.batch_size)
     check_folder(options.output_dir)
-    times, stills = draw(pipe, request.pick(part))
+    times, stills = draw(pipe, request.pick(part), MOVIE_FRAMES if options.format == "webp" else FRAMES)
     stills = processes.collect(stills)
-    return None if stills is None else (times, stills)
+    classes = tuple(pipe.recipe.class_names) if request.labels is not None else ()
+    return None if stills is None else Drawn(times, stills, request.labels, classes)
 
 
 def request_of(pipe: Pipeline, options: Any) -> Request:
@@ -95,14 +110,14 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     return pipelines.load(options.checkpoint or model, model=model, vae=options.vae, **where)
 
 
-def draw(pipe: Pipeline, request: Request) -> tuple[list[float], Tensor]:
+def draw(pipe: Pipeline, request: Request, frames: int = FRAMES) -> tuple[list[float], Tensor]:
     """Sample, and keep some stills of the way.
 
     Returns:
         Their times, from 1 to 0, and the stills (B, frames, 1, 28, 28) in [-1, 1].
     """
     steps, batches = request.steps, request.batches()
-    kept = set(torch.linspace(0, steps, min(FRAMES, steps + 1)).round().long().tolist())
+    kept = set(torch.linspace(0, steps, min(frames, steps + 1)).round().long().tolist())
     parts = []
     description = f"{request.sampler}, {steps} steps"
     with tqdm(
@@ -117,39 +132,3 @@ def draw(pipe: Pipeline, request: Request) -> tuple[list[float], Tensor]:
             times, stills = denoising_strip(chosen, pipe, frames=len(chosen))
             parts.append(stills)
     return times, torch.cat(parts)
-
-
-def write_samples(folder: Path, times: list[float], stills: Tensor, nrow: int, grid_only: bool = False) -> None:
-    """The grid, and a folder for each sample with its picture, its strip and its single stills."""
-    save_grid(stills[:, -1], folder / "grid.png", columns=nrow)
-    save_pdf(stills[:, -1], folder / "grid.pdf", columns=nrow)
-    if grid_only:
-        return
-    for number, row in enumerate(tqdm(stills, desc="writing", unit="sample", disable=None, dynamic_ncols=True)):
-        sample = folder / f"sample_{number:03d}"
-        save_pdf(row[-1:], sample / "final.pdf")
-        save_pdf(row, sample / "denoising_strip.pdf", columns=len(row))
-        for step, (t, still) in enumerate(zip(times, row, strict=True)):
-            save_pdf(still[None], sample / "denoising_steps" / f"step_{step:02d}_t{t:.3f}.pdf")
-
-
-def save_pdf(images: Tensor, path: Path, columns: int = 8) -> Path:
-    """Write pictures (N, 1, H, W) in [-1, 1] in rows to a PDF, whole or not at all; many rows take several pages."""
-    padding = 2 if len(images) > 1 else 0
-    pages = [grid(part, columns, padding) for part in images.split(columns * ROWS_A_PAGE)]
-    # A page holds a JPEG, whose pixels have an end: a very wide one gets smaller blocks.
-    scale = max(1, min(SCALE, MOST_PIXELS[".pdf"] // pages[0].shape[1]))
-    first, *others = (enlarged(page, scale) for page in pages)
-    options = {"quality": 95, "resolution": scale * PIXELS_AN_INCH, "save_all": True, "append_images": others}
-    return write_whole(path, lambda temporary: first.save(temporary, "PDF", **options))
-
-
-def check_columns(nrow: int) -> None:
-    """Refuse rows that no page can hold.
-
-    Raises:
-        BookError: they are too wide.
-    """
-    most = MOST_PIXELS[".pdf"] // (CROP_SIZE + 2) - 1
-    if nrow > most:
-        raise BookError(f"--nrow is {nrow}: a page of the PDF holds at most {most:,} pictures a row")

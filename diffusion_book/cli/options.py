@@ -180,9 +180,14 @@ def generate_options(model: str) -> Any:
         "nrow": option(int, nrow, "pictures a row of the grid"),
         "seed": option(int, 0, "of the noise; the same seed draws the same pictures"),
         "output_dir": output_dir("generated_samples", "pictures"),
-        "grid_only": option(
-            bool, False, "write the grid alone, and no folder for each picture with its way from the noise"
+        "format": option(
+            str | None,
+            None,
+            "beside a grid as PNG: pdf (a grid, and a folder for each picture with its way from the noise), png (a file for "
+            "each picture), npz (all in one file, with their classes) or webp (an animation); without it pdf, and npz for more "
+            "than 100 pictures",
         ),
+        "grid_only": option(bool, False, "write the grid alone, and nothing for each picture"),
         "model": ModelOptions(),
     }
     if recipe.condition:

@@ -108,8 +108,9 @@ def check_folders(place: Path, classes: tuple[str, ...]) -> None:
     strange = [name for name in classes if name not in DIGITS]
     if not strange:
         return
-    if (place / "grid.png").is_file():
-        raise BookError(f"{place} is what `generate` has written: give {place / 'grid.png'}")
+    made = [place / name for name in ("samples.npz", "samples", "grid.png") if (place / name).exists()]
+    if made:
+        raise BookError(f"{place} is what `generate` has written: give {made[0]}")
     raise BookError(
         f"the folder {strange[0]} in {place} is named after no digit: name them 0 to 9, or put all pictures into one"
     )
