@@ -128,6 +128,32 @@ def test_measures_stand_side_by_side_over_even_scales():
     assert (floor.get_ydata()[0], floor.get_color()) == (0.7, COLOURS["data"])
 
 
+def test_panels_fill_rows_and_what_several_sets_reach_is_a_band():
+    panels = {title: {"ldm-concat": [1.0, 2.0]} for title in ("recall", "distance", "cFID")}
+    figure = guidance.plot_against_scale((0, 1), panels, {"recall": (0.8, 0.02), "cFID": 0.7}, columns=2)
+    recall, distance, cfid = figure.axes
+    rows = [axis.get_subplotspec().rowspan.start for axis in figure.axes]
+    assert rows == [0, 0, 1]
+    (band,) = recall.patches
+    assert (band.get_y(), band.get_height()) == pytest.approx((0.78, 0.04))
+    assert recall.lines[-1].get_ydata()[0] == 0.8
+    assert not distance.patches
+    assert len(distance.lines) == 1
+    assert not cfid.patches, "one number is a line alone"
+    assert len(cfid.lines) == 2
+
+
+def test_clouds_are_frames_with_the_samples_black():
+    asked = torch.tensor([True, False])
+    data = torch.tensor([[-1.0, 1.0], [1.0, 1.0]])
+    frames = guidance.cloud_frames([torch.tensor([[0.0, -1.0]]), torch.zeros(0, 2)], data, asked, limit=2, size=40)
+    assert frames.shape == (2, 40, 40)
+    first, second = frames
+    assert first[30, 20] < 60 < 240 < second[30, 20], "the first frame's sample lies below the middle"
+    class_asked, other = second[10, 10], second[10, 30]
+    assert class_asked < other < 240
+
+
 def test_a_curve_of_another_length_is_refused():
     with pytest.raises(BookError, match="'recall'"):
         guidance.plot_against_scale((0, 1), {"shares": {"recall": [0.8]}})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from diffusion_book.system.errors import BookError
@@ -81,6 +84,35 @@ def show_clouds(
     return figure
 
 
+def cloud_frames(
+    clouds: Sequence[Tensor], background: Tensor, asked: Tensor, limit: float = 2.8, size: int = 320
+) -> Tensor:
+    """Samples in the plane over the data as frames for a scrubber: (T, size, size), bytes, the samples black.
+
+    Args:
+        clouds: the samples of each frame, (N, 2).
+        background: where the data lie, (M, 2).
+        asked: which of them are of the class asked for, (M,), bool; drawn darker.
+        limit: of both axes, on both sides of zero; what lies outside is not drawn.
+        size: pixels a side.
+    """
+    fine = 3 * size  # drawn larger and then averaged, so that dots are round
+
+    def dot(draw: ImageDraw.ImageDraw, points: Tensor, radius: float, grey: int) -> None:
+        for right, up in points.tolist():
+            x, y = (right / limit + 1) * fine / 2, (1 - up / limit) * fine / 2
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=grey)
+
+    frames = []
+    for cloud in clouds:
+        image = Image.new("L", (fine, fine), 247)  # the paper
+        draw = ImageDraw.Draw(image)
+        for points, radius, grey in ((background[~asked], 4, 207), (background[asked], 4, 143), (cloud, 5, 0)):
+            dot(draw, points, radius, grey)
+        frames.append(torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BOX))))
+    return torch.stack(frames)
+
+
 def level_around(density: Tensor, share: float) -> float:
     """The density above which this share of all of it lies: of its values on an even grid, (N,)."""
     falling = density.sort(descending=True).values
@@ -118,16 +150,19 @@ def show_sweep(
 def plot_against_scale(
     scales: Sequence[float],
     panels: dict[str, dict[str, Sequence[float]]],
-    real: dict[str, float] | None = None,
+    real: dict[str, float | tuple[float, float]] | None = None,
     log: Sequence[str] = (),
+    columns: int | None = None,
 ) -> Figure:
     """What was measured against the guidance scale, side by side.
 
     Args:
         scales: w, evenly spaced on the axis whatever they are, so that small ones do not crowd.
         panels: title -> name of a curve -> one number for each scale; a model's name gives the curve its colour.
-        real: name of a curve or of a panel -> what real pictures reach, drawn dotted.
+        real: name of a curve or of a panel -> what real pictures reach, drawn dotted: a number, or the mean and the
+            standard deviation of several draws of them, the latter as a band on both sides.
         log: titles of the panels whose numbers are shown on a logarithmic axis.
+        columns: panels in a row; None puts all in one.
 
     Raises:
         BookError: there are no panels, or a curve has not one number for each scale.
@@ -135,9 +170,13 @@ def plot_against_scale(
     if not panels:
         raise BookError("plot_against_scale needs at least one panel")
     real = real or {}
-    figure, axes = new_figure(max(4.5, 3.1 * len(panels)), 3.2, 1, len(panels), squeeze=False)
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(max(4.5, 3.1 * columns), 0.4 + 2.8 * rows, rows, columns, squeeze=False)
     positions = range(len(scales))
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
         spare = iter([colour for colour in CYCLE if colour != ASKED])
         for name, values in curves.items():
             if len(values) != len(scales):
@@ -145,9 +184,9 @@ def plot_against_scale(
             colour = COLOURS.get(name) or next(spare)
             axis.plot(positions, values, "o-", color=colour, label=name, markersize=4)
             if name in real:
-                axis.axhline(real[name], color=colour, linestyle=":", linewidth=1.5)
+                _show_real(axis, real[name], colour)
         if title in real:
-            axis.axhline(real[title], color=COLOURS["data"], linestyle=":", linewidth=1.5, label="real pictures")
+            _show_real(axis, real[title], COLOURS["data"], "real pictures")
         axis.set(title=title, xlabel="guidance scale w", yscale="log" if title in log else "linear")
         if title in log:
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -156,3 +195,11 @@ def plot_against_scale(
         axis.set_xticks(positions, [f"{value:g}" for value in scales])
         axis.legend()
     return figure
+
+
+def _show_real(axis: Axes, reached: float | tuple[float, float], colour: str, label: str | None = None) -> None:
+    """A dotted line at what real pictures reach, and a band of one standard deviation where it is known."""
+    mean, std = reached if isinstance(reached, tuple) else (reached, 0.0)
+    axis.axhline(mean, color=colour, linestyle=":", linewidth=1.5, label=label)
+    if std:
+        axis.axhspan(mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
