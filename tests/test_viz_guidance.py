@@ -134,6 +134,7 @@ def test_panels_fill_rows_and_what_several_sets_reach_is_a_band():
     recall, distance, cfid = figure.axes
     rows = [axis.get_subplotspec().rowspan.start for axis in figure.axes]
     assert rows == [0, 0, 1]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "guidance scale w", "guidance scale w"]
     (band,) = recall.patches
     assert (band.get_y(), band.get_height()) == pytest.approx((0.78, 0.04))
     assert recall.lines[-1].get_ydata()[0] == 0.8

@@ -176,6 +176,8 @@ def plot_against_scale(
     positions = range(len(scales))
     for axis in axes.flat[len(panels) :]:
         axis.remove()
+    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:  # with no panel below
+        axis.set_xlabel("guidance scale w")
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
         spare = iter([colour for colour in CYCLE if colour != ASKED])
         for name, values in curves.items():
@@ -187,7 +189,7 @@ def plot_against_scale(
                 _show_real(axis, real[name], colour)
         if title in real:
             _show_real(axis, real[title], COLOURS["data"], "real pictures")
-        axis.set(title=title, xlabel="guidance scale w", yscale="log" if title in log else "linear")
+        axis.set(title=title, yscale="log" if title in log else "linear")
         if title in log:
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
