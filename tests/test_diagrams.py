@@ -17,6 +17,7 @@ from diffusion_book.schedules import cosine, rectified
 from diffusion_book.viz import diagrams
 from diffusion_book.viz.diagrams import book, chain, flow, kit, learning, network
 from diffusion_book.viz.figures import show
+from diffusion_book.viz.grids import show_grid, show_rows
 from diffusion_book.viz.scrubber import scrubber
 from diffusion_book.viz.style import new_figure
 
@@ -235,6 +236,16 @@ def test_a_chart_keeps_its_words_and_its_size():
     assert 700 < width < 830
     assert 250 < height < 330
     assert 'class="wide"' in text
+
+
+def test_what_has_letters_scrolls_on_a_phone_before_they_are_too_small():
+    figure, axes = new_figure(5, 3)
+    axes.set(xlabel="time t")
+    assert 'class="wide"' in show(figure, "2.1", "").text
+    assert 'class="wide"' not in show(new_figure(4, 3)[0], "2.1", "").text
+    digits = torch.zeros(10, 1, 28, 28)
+    assert 'class="wide"' not in show(show_grid(digits, columns=10), "2.1", "").text
+    assert 'class="wide"' in show(show_rows({"first": digits}), "2.1", "").text
 
 
 def test_a_control_stays_one_figure():

@@ -12,7 +12,9 @@ from PIL import Image
 from diffusion_book.viz.diagrams.kit import Diagram, to_html
 from diffusion_book.viz.html import Html, data_uri
 
-WIDE = 700  # pixels of a picture, from which on a phone scrolls it: see book.css
+# Pixels of a picture, from which on a phone shows it at four fifths of its size and scrolls it: see book.css.
+WIDE = 700
+WIDE_WITH_LETTERS = 430  # narrower ones may shrink to a phone's width, and their letters can still be read
 # Outside of JupyterLab's and the site's own rules, so that it looks the same in both.
 CAPTION = "margin:0.6em 0 0;max-width:42rem;font:inherit;font-size:0.9em;color:inherit;text-align:left"
 
@@ -49,7 +51,8 @@ def _inner(picture: Diagram | Html | Figure, alt: str | None) -> str:
     picture.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")
     source = data_uri(image, lossless=True)
-    wide = ' class="wide"' if image.width > WIDE else ""
+    letters = repr(picture) != "A grid of pictures"
+    wide = ' class="wide"' if image.width > (WIDE_WITH_LETTERS if letters else WIDE) else ""
     return (
         f'<div style="overflow-x:auto"><img{wide} src="{source}" alt="{html.escape(alt or repr(picture))}" width="{image.width}" '
         f'height="{image.height}" loading="lazy" style="max-width:100%;height:auto"></div>'

@@ -125,7 +125,8 @@ def _plane(panels: dict[str, Tensor], background: Tensor, asked: Tensor, limit: 
     """A row of square axes with the data in grey."""
     if not panels:
         raise BookError("a figure of the plane needs at least one panel")
-    figure, axes = new_figure(max(3.4, 2.6 * len(panels)), 2.9, 1, len(panels), sharey=True, squeeze=False)
+    side = min(2.6, 7.8 / len(panels))  # inches; more would be shrunk to the page's width
+    figure, axes = new_figure(max(3.4, side * len(panels)), side + 0.3, 1, len(panels), sharey=True, squeeze=False)
     for axis, title in zip(axes[0], panels, strict=True):
         for colour, chosen in zip(GREYS, (~asked, asked), strict=True):
             axis.scatter(*background[chosen].T, s=4, color=colour, linewidths=0)
