@@ -3,8 +3,6 @@
 `pytest -m gpu` runs these tests; without a GPU they are skipped.
 """
 
-import copy
-import dataclasses
 import json
 
 import pytest
@@ -14,7 +12,6 @@ from diffusion_book.cli.main import main
 from diffusion_book.evaluation.speed import trainer_of
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
-from diffusion_book.networks.conditioning import cross_attention_maps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,41 +52,6 @@ def test_the_gpu_draws_what_the_cpu_draws(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_draws_what_fp32_draws(name):
     assert difference(pictures(load(name, "cuda", "bf16")), pictures(load(name, "cuda"))) < 0.05
-
-
-@pytest.mark.parametrize("name", DIFFUSION)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_replayed_kernels_draw_what_single_ones_draw(name, precision):
-    replayed = dataclasses.replace(load(name, "cuda", precision), graphs=True)
-    pictures(replayed), pictures(replayed)  # the first calls of a shape run as usual
-    found = pictures(replayed)
-    assert any(replay is not None for replay in replayed._graphed.replays.values())
-    torch.testing.assert_close(found, pictures(load(name, "cuda", precision)), rtol=0, atol=2e-3)
-
-
-def test_replayed_kernels_see_weights_that_changed():
-    pipe = dataclasses.replace(load("ddpm", "cuda"), graphs=True)
-    x, t = pipe.noise(4).cuda(), torch.full((4,), 0.5, device="cuda")
-    with torch.no_grad():
-        before = [pipe.denoiser(x, t).x0 for _ in range(3)][-1]
-        for parameter in pipe.network.parameters():
-            parameter.mul_(0.9)
-        after = pipe.denoiser(x, t).x0
-        torch.testing.assert_close(after, load_again(pipe).denoiser(x, t).x0, rtol=0, atol=1e-3)
-    assert difference(before, after) > 1e-3
-
-
-def load_again(pipe):
-    """The same pipeline with nothing recorded yet."""
-    return dataclasses.replace(pipe, network=copy.deepcopy(pipe.network))
-
-
-def test_attention_is_seen_after_kernels_were_recorded():
-    pipe = dataclasses.replace(load("ldm-cross-attention", "cuda"), graphs=True)
-    pictures(pipe), pictures(pipe)
-    with cross_attention_maps(pipe.network) as maps:
-        pictures(pipe)
-    assert all(len(calls) == 8 for calls in maps.values())
 
 
 def losses(name: str, steps: int = 20, **options) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +26,6 @@ from diffusion_book.schedules import SCHEDULES, Schedule
 from diffusion_book.system import hashes
 from diffusion_book.system.devices import autocast, out_of_memory_names, trained
 from diffusion_book.system.errors import BookError, NotFinite, choose
-from diffusion_book.system.graphs import Graphed
 from diffusion_book.targets import TARGETS
 
 
@@ -41,8 +39,6 @@ class Pipeline:
         device, dtype: where and with how many digits the network runs.
         card: what is known of the weights; empty for a checkpoint of your own.
         autoencoder: turns latents into pictures; None for a model of pictures.
-        graphs: on a GPU, record the kernels of the network once and replay them (`diffusion_book.system.graphs`):
-            `dataclasses.replace(pipe, graphs=True)`.
     """
 
     recipe: Recipe
@@ -51,7 +47,6 @@ class Pipeline:
     dtype: torch.dtype
     card: dict
     autoencoder: Autoencoder | None = None
-    graphs: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -99,11 +94,7 @@ class Pipeline:
 
     def _run(self, x: Tensor, t: Tensor, **condition) -> Tensor:
         with autocast(self.device, self.dtype):
-            return (self._graphed if self.graphs else self.network)(x, t, **condition)
-
-    @cached_property
-    def _graphed(self) -> Graphed:
-        return Graphed(self.network)
+            return self.network(x, t, **condition)
 
     def ask(self, *arguments, **named) -> Request:
         """What this model is asked to draw, checked and spelled out, for `draw` and `walk`.
