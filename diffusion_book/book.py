@@ -240,11 +240,14 @@ def constraints(book: Book) -> None:
     write_text(book.root / "constraints.txt", "\n".join([*head, *pins, ""]))
 
 
+def listing(prefix: str) -> str:
+    """The targets, a line each."""
+    return "\n".join(f"  {prefix}{name:<13}{target.__doc__}" for name, target in TARGETS.items())
+
+
 def help_(book: Book) -> None:
     """list the targets"""
-    print("The Diffusion Book")
-    for name, target in TARGETS.items():
-        print(f"  make {name:<13}{target.__doc__}")
+    print("The Diffusion Book", listing("make "), sep="\n")
 
 
 def clean(book: Book) -> None:
@@ -273,11 +276,10 @@ TARGETS: dict[str, Callable[[Book], None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for; options that are not given come from variables, as make hands them over."""
-    targets = "\n".join(f"  {name:<13}{target.__doc__}" for name, target in TARGETS.items())
     parser = argparse.ArgumentParser(
         prog="python -m diffusion_book.book",
         description="Set the book up, build it, read it and test it.",
-        epilog=f"targets:\n{targets}",
+        epilog="targets:\n" + listing(""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = os.environ.get

@@ -106,7 +106,7 @@ def test_defaults_are_those_of_the_original():
     [
         (["--samples_per_cell", 0], "--samples_per_cell is 0"),
         (["--num_measured", 5], "--num_measured is 5"),
-        (["--guidance_scales", "nan"], "guidance_scale is [nan, "),
+        (["--guidance_scales", "nan"], "guidance_scale is nan: give a finite number"),
         (["--eta", 2], "eta"),
         (["--sampling_steps", 21], "21"),
         (["--cross_attention_checkpoint", "CONCAT"], "holds a 'ldm-concat'"),

@@ -274,8 +274,8 @@ def test_latents_that_cannot_be_halved_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("train vae --kl_weight -1", "kl_weight is -1.0: it must be 0 or more"),
-        ("train vae --kl_weight nan", "kl_weight is nan: it must be 0 or more"),
+        ("train vae --kl_weight -1", "kl_weight is -1.0: it must be at least 0"),
+        ("train vae --kl_weight nan", "kl_weight is nan: it must be at least 0"),
         ("train vae --latent_channels 0", "latent_channels is 0: it must be at least 1"),
         ("train vae --channel_multipliers 1 1 1 1 1 1", "cannot be folded by 2 and halved 5 times"),
         ("train vae --image_size 28", "Unrecognized options: --image_size, 28"),

@@ -1,4 +1,4 @@
-"""On a GPU the same pictures come out as on the CPU, in every precision and however the kernels are launched.
+"""On a GPU the same pictures come out as on the CPU, in every precision and whether compiled or not.
 
 `pytest -m gpu` runs these tests; without a GPU they are skipped.
 """

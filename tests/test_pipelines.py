@@ -122,6 +122,13 @@ def test_the_recipe_decides_schedule_target_and_grid():
         random_pipeline(timesteps=10).sample(1, steps=11)
 
 
+@pytest.mark.parametrize(("sampling_steps", "timesteps", "expected"), [(1, 1000, 1), (7, 1000, 7), (50, 10, 10)])
+def test_the_recipe_decides_the_steps_where_none_are_asked_for(sampling_steps, timesteps, expected):
+    pipe = random_pipeline(sampling_steps=sampling_steps, timesteps=timesteps)
+    assert torch.equal(pipe.sample(2), pipe.sample(2, steps=expected))
+    assert len(list(pipe.states(range(2)))) == expected + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

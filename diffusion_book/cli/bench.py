@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from diffusion_book.evaluation.speed import Speed, measure_speed
 from diffusion_book.models import pipelines
 from diffusion_book.system.devices import check_compiler, prepare_device, resolve_device
-from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.errors import check_range, choose
 from diffusion_book.system.files import check_file, write_text
 from diffusion_book.system.machine import environment
 from diffusion_book.system.streams import say
@@ -61,11 +62,9 @@ def check(options: Any) -> None:
     if options.model is not None:
         choose("model", options.model, dict.fromkeys(pipelines.list_models()))
     for name, most in MOST.items():
-        value = getattr(options, name)
-        if value is not None and not 1 <= value <= most:
-            raise BookError(f"--{name} is {value}: it must be at least 1, and at most {most:,}")
-    if not 0 < options.seconds < float("inf"):
-        raise BookError(f"--seconds is {options.seconds}: it must be above 0")
+        if getattr(options, name) is not None:
+            check_range(options, name, 1, most, prefix="--")
+    check_range(options, "seconds", above=0, below=math.inf, prefix="--")
     if options.compile:
         check_compiler(resolve_device(options.device))
     if options.json is not None:

@@ -24,7 +24,7 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
 from diffusion_book.models.request import Request
 from diffusion_book.networks.gaussian import DiagonalGaussian
-from diffusion_book.system.errors import BookError, NotFinite
+from diffusion_book.system.errors import BookError, NotFinite, check_range
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distances, plot_gradients
@@ -46,13 +46,10 @@ def diagnose(model: str, options: Diagnose) -> Path:
     Raises:
         BookError: an option that cannot be followed.
     """
-    if options.num_samples < SHOWN:
-        raise BookError(f"--num_samples is {options.num_samples}: it must be at least {SHOWN}")
-    if options.num_pictures < FEWEST:
-        raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST}")
+    check_range(options, "num_samples", SHOWN, prefix="--")
+    check_range(options, "num_pictures", FEWEST, prefix="--")
+    check_range(options, "seed", 0, prefix="--")
     if model in AUTOENCODERS:
-        if options.seed < 0:
-            raise BookError(f"--seed is {options.seed}: it must be 0 or more")
         return diagnose_autoencoder(model, options)
     where = {"vae": options.vae, "device": options.device, "precision": options.precision}
     pipe = load_model(model, ModelOptions(options.checkpoint, **where))

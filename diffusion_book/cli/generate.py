@@ -18,7 +18,7 @@ from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.request import Request
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
-from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.errors import check_range, choose
 from diffusion_book.system.files import check_folder, timestamped_folder
 from diffusion_book.system.streams import say_once
 from diffusion_book.viz.outputs import FORMATS, Drawn, check_fits, write_pictures
@@ -33,8 +33,7 @@ MODES = ("ddpm", "ddim")
 
 def main(model: str, options: Any) -> int:
     """Run the command."""
-    if options.nrow < 1:
-        raise BookError(f"--nrow is {options.nrow}: it must be at least 1")
+    check_range(options, "nrow", 1, prefix="--")
     few = options.format is None and format_of(options) == "npz"
     options = dataclasses.replace(options, format=format_of(options))
     check_fits(options.format, max(1, options.num_samples), options.nrow, CROP_SIZE)

@@ -17,7 +17,7 @@ from diffusion_book.cli.visualize_guidance import draw_guidance
 from diffusion_book.data import crop
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
-from diffusion_book.system.errors import BookError
+from diffusion_book.system.errors import BookError, check_range
 from diffusion_book.system.files import check_folder, timestamped_folder, write_whole
 from diffusion_book.viz import latents
 from diffusion_book.viz.experiment import draw_reconstructions
@@ -43,8 +43,7 @@ def draw_latent_space(options: LatentSpace) -> Path:
     Raises:
         BookError: an option that cannot be followed.
     """
-    if options.num_pictures < FEWEST_PICTURES:
-        raise BookError(f"--num_pictures is {options.num_pictures}: it must be at least {FEWEST_PICTURES}")
+    check_range(options, "num_pictures", FEWEST_PICTURES, prefix="--")
     autoencoder = load_autoencoder(options)
     test = data.load(options.dataset or data_of(autoencoder), "test")
     if not 0 <= options.picture < len(test):

@@ -24,7 +24,7 @@ from diffusion_book.models.recipes import MODELS
 from diffusion_book.models.request import Request
 from diffusion_book.models.sampling import predictions
 from diffusion_book.system.devices import prepare_device, resolve_device
-from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.errors import BookError, check_range, choose
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, ways_across
@@ -121,9 +121,7 @@ def check(options: Distribution) -> None:
     if options.model is not None:
         choose("model", options.model, dict.fromkeys(DIFFUSION))
     choose("mode", options.mode, dict.fromkeys(MODES))
-    for name in ("num_generated", "num_real"):
-        if getattr(options, name) < FEWEST:
-            raise BookError(f"--{name} is {getattr(options, name)}: it must be at least {FEWEST}")
+    check_range(options, "num_generated num_real", FEWEST, prefix="--")
     most = len(reference_features()["test"])
     if options.num_real > most:
         raise BookError(f"--num_real is {options.num_real}: the test set of MNIST has {most:,} pictures")

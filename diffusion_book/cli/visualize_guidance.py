@@ -16,13 +16,13 @@ from diffusion_book.evaluation.sweep import COLUMNS, ScaleMeasures, measure_scal
 from diffusion_book.models.pipelines import Pipeline, list_models
 from diffusion_book.models.request import Request
 from diffusion_book.models.sampling import sweep_request
-from diffusion_book.system.errors import BookError
+from diffusion_book.system.errors import BookError, check_range
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.viz.guidance import plot_against_scale
 from diffusion_book.viz.sweep import show_cells
 
-MODELS = {"ldm-concat": "concat_checkpoint", "ldm-cross-attention": "cross_attention_checkpoint"}
+CHECKPOINTS = {"ldm-concat": "concat_checkpoint", "ldm-cross-attention": "cross_attention_checkpoint"}
 """model -> the option that names its checkpoint"""
 
 
@@ -58,8 +58,7 @@ def check(options: Guidance) -> None:
     """
     if not options.guidance_scales:
         raise BookError("--guidance_scales is empty: give one number or more, such as 0 1 3")
-    if options.samples_per_cell < 1:
-        raise BookError(f"--samples_per_cell is {options.samples_per_cell}: it must be at least 1")
+    check_range(options, "samples_per_cell", 1, prefix="--")
     if options.num_measured:
         if options.num_measured < 20:
             raise BookError(f"--num_measured is {options.num_measured}: it must be at least 20, or 0 for none")
@@ -72,9 +71,9 @@ def load_pipes(options: Guidance) -> dict[str, Pipeline]:
     Raises:
         BookError: there are none, or a checkpoint is missing, damaged or another model's.
     """
-    paths = {model: getattr(options, name) for model, name in MODELS.items()}
+    paths = {model: getattr(options, name) for model, name in CHECKPOINTS.items()}
     given = {model: path for model, path in paths.items() if path is not None}
-    chosen = given or {model: None for model in MODELS if model in list_models()}
+    chosen = given or {model: None for model in CHECKPOINTS if model in list_models()}
     if not chosen:
         raise BookError("the book has no weights of a model with classes here: give --concat_checkpoint")
     where = {"vae": options.vae, "device": options.device, "precision": options.precision}

@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass, field
 
 from diffusion_book.networks.configs import UNetConfig, VAEConfig
-from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.errors import BookError, check_range, choose
 
 BATCH_SIZE = 100  # samples drawn at once; more is not faster on a CPU
 
@@ -52,22 +52,18 @@ class DiffusionConfig:
         _check_name("schedule", self.schedule)
         _check_name("target", self.target)
         _check_name("time sampling", self.time_sampling)
-        for name in ("timesteps", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_range(self, "timesteps sampling_steps", 1)
+        check_range(self, "min_snr_gamma", 0)
         if (
             self.timesteps > 1000
         ):  # the usual grid; what a longer one may have, the mathematics says, and it needs torch
             from diffusion_book.schedules import MOST_TIMESTEPS
 
-            if self.timesteps > MOST_TIMESTEPS:
-                raise BookError(f"timesteps is {self.timesteps!s:.60}: it must be at most {MOST_TIMESTEPS:,}")
+            check_range(self, "timesteps", high=MOST_TIMESTEPS)
         if self.schedule == "rectified" and self.target == "noise":
             raise BookError(
                 "the rectified path ends in pure noise, where no picture follows from it: use target velocity"
             )
-        if not self.min_snr_gamma >= 0:
-            raise BookError(f"min_snr_gamma is {self.min_snr_gamma}: it must be 0 (off) or more")
         if self.schedule == "rectified" and self.time_sampling == "last" and self.min_snr_gamma:
             raise BookError(
                 "the rectified path ends without signal, where min_snr_gamma gives every loss the weight 0: "
@@ -90,15 +86,9 @@ class ConditionConfig:
     1 = as trained"""
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "num_tokens"):
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.unconditional_probability < 1:
-            raise BookError(
-                f"unconditional_probability is {self.unconditional_probability}: it must be at least 0 and below 1"
-            )
-        if not math.isfinite(self.guidance_scale):
-            raise BookError(f"guidance_scale is {self.guidance_scale}: it must be a finite number")
+        check_range(self, "num_classes num_tokens", 1)
+        check_range(self, "unconditional_probability", 0, below=1)
+        check_range(self, "guidance_scale", above=-math.inf, below=math.inf)
 
 
 @dataclass(frozen=True)
@@ -116,11 +106,8 @@ class ReflowConfig:
 
     def __post_init__(self) -> None:
         choose("sampler", self.sampler, dict.fromkeys(("euler", "midpoint", "heun")))
-        for name in ("couplings", "steps"):
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not math.isfinite(self.guidance_scale):
-            raise BookError(f"guidance_scale is {self.guidance_scale}: it must be a finite number")
+        check_range(self, "couplings steps", 1)
+        check_range(self, "guidance_scale", above=-math.inf, below=math.inf)
 
 
 @dataclass(frozen=True)
@@ -131,8 +118,7 @@ class ELBOConfig:
     """of the KL divergence, summed over the latent, beside the squared error, averaged over the pixels"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kl_weight < float("inf"):
-            raise BookError(f"kl_weight is {self.kl_weight}: it must be 0 or more")
+        check_range(self, "kl_weight", 0, below=math.inf)
 
 
 OPTIMIZERS = dict.fromkeys(("muon", "adamw"))
@@ -169,20 +155,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         choose("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("epochs", "batch_size", "sample_every"):
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("lr", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if self.seed >= 2**63:
-            raise BookError(f"seed is {self.seed}: it must be below 2^63")
-        for name in ("warmup_steps", "weight_decay", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
-        for name in ("cooldown", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
+        check_range(self, "epochs batch_size sample_every", 1)
+        check_range(self, "lr gradient_clip", above=0)
+        check_range(self, "warmup_steps weight_decay", 0, below=math.inf)
+        check_range(self, "seed", 0, below=2**63)
+        check_range(self, "cooldown ema_decay", 0, below=1)
 
 
 @dataclass(frozen=True)

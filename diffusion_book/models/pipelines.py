@@ -118,7 +118,7 @@ class Pipeline:
         labels: Labels = None,
         guidance_scale: float | Tensor | None = None,
         sampler: str = "ddim",
-        steps: int = 50,
+        steps: int | None = None,
         eta: float = 0.0,
         seed: int = 0,
         callback: Callable[[int, int], object] | None = None,
@@ -138,7 +138,8 @@ class Pipeline:
                 0 not to the class at all, 1 as trained, more for clearer and less varied pictures. Default: the recipe's.
             sampler: one of `samplers.SAMPLERS`: "ddpm" (random), "ddim", "euler", "midpoint", "heun", "dpm++".
             steps: of the sampler, 1 to the training's number of timesteps. "midpoint" and "heun" ask the network twice
-                in a step (`samplers.evaluations`), and guidance in each case for both of its branches.
+                in a step (`samplers.evaluations`), and guidance in each case for both of its branches. Default: the
+                recipe's, 50 for most models, and 1 for those that were distilled to a single step.
             eta: for "ddim": the share of fresh noise, 0 to 1.
             seed: sample i of a seed is the same picture whatever num_samples, batch_size and first are.
             callback: called after each step with the steps done and the steps to do, over all batches.

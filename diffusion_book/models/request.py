@@ -76,7 +76,7 @@ def make_request(
     labels: Labels = None,
     guidance_scale: float | Tensor | None = None,
     sampler: str = "ddim",
-    steps: int = 50,
+    steps: int | None = None,
     eta: float = 0.0,
     seed: int = 0,
     *,
@@ -118,12 +118,17 @@ def make_request(
         None if recipe.condition is None else scales_of(recipe, guidance_scale, number),
         check_interval(guidance_interval),
         sampler,
-        time_grid(steps, recipe.diffusion.timesteps),
+        time_grid(default_steps(recipe) if steps is None else steps, recipe.diffusion.timesteps),
         eta,
         seed,
         None if noise is None else check_noise(recipe, noise, number),
         batch_size,
     )
+
+
+def default_steps(recipe: Recipe) -> int:
+    """The sampler's steps where nothing else is asked for: the recipe's, as far as its grid of timesteps has so many."""
+    return min(recipe.diffusion.sampling_steps, recipe.diffusion.timesteps)
 
 
 def labels_of(recipe: Recipe, labels: Labels, indices: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_book.models.pipelines import Pipeline
-from diffusion_book.models.request import BATCH_SIZE, Request
+from diffusion_book.models.request import BATCH_SIZE, Request, check_scale
 from diffusion_book.networks.conditioning import cross_attention_maps
 from diffusion_book.system.errors import BookError
 
@@ -51,7 +51,7 @@ def sweep_request(pipe: Pipeline, labels: Sequence[int], scales: Sequence[float]
     return pipe.ask(
         indices=[row for row in range(rows) for _ in range(columns)],
         labels=[label for label in labels for _ in range(columns)],
-        guidance_scale=list(scales) * rows,
+        guidance_scale=[float(check_scale(scale)) for scale in scales] * rows,
         batch_size=columns * max(1, BATCH_SIZE // columns),  # whole rows
         **options,
     )

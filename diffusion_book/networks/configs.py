@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffusion_book.system.errors import BookError
+from diffusion_book.system.errors import BookError, check_range
 
 MOST = {"layers_per_block": 100, "channel_multipliers": 1000}
 MOST_CHANNELS = 10_000
@@ -37,18 +37,12 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         divisor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
-        positive = ("base_channels", "layers_per_block", "patch_size", "in_channels", "image_size")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("concat_channels", "context_dim"):
-            if getattr(self, name) < 0:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        check_range(self, "base_channels layers_per_block patch_size in_channels image_size", 1)
+        check_range(self, "concat_channels context_dim", 0)
+        check_range(self, "dropout", 0, below=1)
         check_sizes(self)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise BookError("channel_multipliers must name at least one level, each 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise BookError(f"dropout is {self.dropout}: it must be in [0, 1)")
         if self.image_size % divisor:
             raise BookError(
                 f"{self.image_size} pixels cannot be folded by {self.patch_size} and halved "
@@ -81,14 +75,12 @@ class VAEConfig:
     """height and width of the picture, pixels"""
 
     def __post_init__(self) -> None:
-        for name in ("base_channels", "latent_channels", "layers_per_block", "patch_size", "image_channels"):
-            if getattr(self, name) < 1:
-                raise BookError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_range(self, "base_channels latent_channels layers_per_block patch_size image_channels image_size", 1)
         check_sizes(self)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise BookError("channel_multipliers must name at least one level, each 1 or more")
         divisor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
-        if self.image_size < divisor or self.image_size % divisor:
+        if self.image_size % divisor:
             raise BookError(
                 f"{self.image_size} pixels cannot be folded by {self.patch_size} and halved "
                 f"{len(self.channel_multipliers) - 1} times: give fewer channel_multipliers or a smaller patch_size"

@@ -45,6 +45,38 @@ def positive(name: str, value: object) -> float:
     return float(value)
 
 
+def check_range(
+    values: object,
+    names: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    prefix: str = "",
+) -> None:
+    """Refuse numbers outside a range.
+
+    Args:
+        values: an object whose attributes are looked at.
+        names: of the attributes, with spaces between.
+        low, high: the smallest and the largest number that is in the range.
+        above, below: the same where the ends do not belong to it. What is not a number is in no range.
+        prefix: before the names in the message, "--" for options of a command.
+
+    Raises:
+        BookError: one of the numbers lies outside.
+    """
+    ends = (("at least", low), ("above", above), ("at most", high), ("below", below))
+    said = " and ".join(f"{words} {end:,}" for words, end in ends if end is not None and math.isfinite(end))
+    for name in names.split():
+        value = getattr(values, name)
+        lowest, highest = (low if above is None else above), (high if below is None else below)
+        inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)
+        if not inside or value in (above, below):
+            raise BookError(f"{prefix}{name} is {value!s:.60}: it must be {said or 'a finite number'}")
+
+
 def choose(kind: str, name: str, choices) -> object:
     """Look `name` up in the mapping `choices`.
 

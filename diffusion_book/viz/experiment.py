@@ -101,10 +101,6 @@ def draw_final(model: Trained, test: Dataset | LatentDataset, folder: Path) -> N
         draw_latent_space(model, test, folder)
 
 
-def _steps(pipe: Pipeline) -> int:
-    return min(pipe.recipe.diffusion.sampling_steps, pipe.recipe.diffusion.timesteps)
-
-
 def _columns(pipe: Pipeline) -> int:
     """Columns of a grid of samples: with classes, one for each class."""
     return pipe.num_classes or 8
@@ -113,15 +109,15 @@ def _columns(pipe: Pipeline) -> int:
 def draw_samples(pipe: Pipeline, path: Path) -> None:
     """A grid of samples, from the same noise every time."""
     columns = _columns(pipe)
-    save_grid(pipe.sample(columns * GRID_ROWS, steps=_steps(pipe)), path, columns=columns)
+    save_grid(pipe.sample(columns * GRID_ROWS), path, columns=columns)
 
 
 def draw_samples_and_their_way(pipe: Pipeline, folder: Path) -> None:
     """A grid, its single pictures, and the way of some from noise to picture."""
     columns = _columns(pipe)
-    images = pipe.sample(columns * GRID_ROWS, steps=_steps(pipe), seed=1)
+    images = pipe.sample(columns * GRID_ROWS, seed=1)
     save_pictures(images, folder / "final_samples", columns)
-    states = pipe.states(range(columns), steps=_steps(pipe), seed=1)
+    states = pipe.states(range(columns), seed=1)
     times, stills = denoising_strip(states, pipe, STRIP_FRAMES)
     figure = show_strip(times, stills, title="From noise to digits, by time t")
     write_whole(folder / "denoising_steps" / "denoising.png", figure.savefig)
