@@ -33,7 +33,6 @@ from diffusion_book.system.machine import ENVIRONMENT
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.training.experiment import read_records
 from diffusion_book.training.models import accuracy
-from diffusion_book.training.options import RunOptions
 from diffusion_book.training.run import Stopped, run_training
 from diffusion_book.viz.experiment import PICTURES
 
@@ -161,11 +160,13 @@ def check_vae(trained_with: dict[str, torch.Tensor], name: str, options: Any) ->
 
 def train(name: str, options: Any) -> Path:
     """Train one model by its recipe; gives the experiment folder."""
-    recipe = recipe_for(name, options.run)
+    resumed = options.run.resume
+    checkpoint = load_checkpoint(find_checkpoint(resumed), name) if resumed is not None else None
+    recipe = recipe_from_dict(checkpoint["recipe"]) if checkpoint else recipe_for(name)
     autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
     parent = load_pipeline(PARENTS[name], options) if recipe.reflow else None
     start = stored_start(name, recipe, options) if options.longer else None
-    return run_training(recipe, options.run, autoencoder, parent, PICTURES, start)
+    return run_training(recipe, options.run, autoencoder, parent, PICTURES, start, checkpoint)
 
 
 def stored_start(name: str, recipe: Recipe, options: Any) -> dict[str, torch.Tensor]:
@@ -183,10 +184,8 @@ def stored_start(name: str, recipe: Recipe, options: Any) -> dict[str, torch.Ten
     return weights.read_weights(name, where(options, name))
 
 
-def recipe_for(name: str, options: RunOptions) -> Recipe:
-    """The recipe of shipped weights, always with the real data; to continue, the checkpoint's."""
-    if options.resume is not None:
-        return recipe_from_dict(load_checkpoint(find_checkpoint(options.resume), name)["recipe"])
+def recipe_for(name: str) -> Recipe:
+    """The recipe of shipped weights, always with the real data."""
     recipe = recipe_of(name)
     if recipe.training.dataset != "auto":
         return recipe

@@ -134,7 +134,7 @@ class TrainingConfig:
     """passes over the data set"""
     optimizer: str = "muon"
     """muon (for matrices, with AdamW for the rest) or adamw"""
-    lr: float = 4e-3
+    lr: float = 2e-3
     """largest learning rate"""
     batch_size: int = 128
     """pictures a step"""

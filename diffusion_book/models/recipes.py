@@ -47,7 +47,7 @@ class Model:
 
 # Networks
 
-_PIXELS = UNetConfig(base_channels=24, layers_per_block=1)
+_PIXELS = UNetConfig(base_channels=16, layers_per_block=1)
 _LATENTS = UNetConfig(
     base_channels=48,
     channel_multipliers=(1, 2),
@@ -99,7 +99,7 @@ _GUIDED_RF = (
 
 
 def _pixels(name: str, diffusion: DiffusionConfig, **parts) -> Recipe:
-    return Recipe(name, TrainingConfig(batch_size=64, lr=8e-3), _PIXELS, diffusion, **parts)
+    return Recipe(name, TrainingConfig(batch_size=64), _PIXELS, diffusion, **parts)
 
 
 def _latents(name: str, network: UNetConfig, diffusion: DiffusionConfig, **parts) -> Recipe:
