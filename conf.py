@@ -18,6 +18,7 @@ copyright = f"2026, {author}"
 
 extensions = ["myst_nb", "sphinx_external_toc", "pages"]
 extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "docstrings", "register"]
+extensions += ["sphinx.ext.githubpages"]  # .nojekyll: folders that begin with _ are published too
 extensions += ["live"]  # docs/live: figures that sample inside the page
 external_toc_path = str(ROOT / "_toc.yml")
 external_toc_exclude_missing = True
@@ -58,6 +59,19 @@ html_theme_options = {
     "logo": {"text": project},
     "navbar_persistent": [],  # the search field stands in the side bar
 }
+# Where the sources lie, if anywhere: make site BOOK_URL=https://... BOOK_REPOSITORY=https://... Then each chapter has
+# buttons that open it where it can be run.
+if html_baseurl and os.environ.get("BOOK_REPOSITORY"):
+    html_theme_options |= {
+        "repository_url": os.environ["BOOK_REPOSITORY"],
+        "use_repository_button": True,
+        "use_issues_button": True,
+        "launch_buttons": {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+            "notebook_interface": "jupyterlab",
+        },
+    }
 exclude_patterns = ["_static", "_templates"]
 
 # The API pages, from the docstrings.

@@ -34,6 +34,7 @@ def setup(app):
     app.connect("doctree-read", keep_numbers)
     app.connect("html-page-context", describe_page)
     app.connect("build-finished", write_scripts)
+    app.connect("build-finished", write_list)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -99,6 +100,19 @@ def paragraphs(doctree: nodes.document) -> Iterator[str]:
     for paragraph in doctree.findall(nodes.paragraph):
         if not isinstance(paragraph.children[0], nodes.image | nodes.emphasis):
             yield paragraph.astext()
+
+
+def write_list(app, exception: Exception | None) -> None:
+    """Write llms.txt: what the site is, and each of its pages with its first words, for programs that read it."""
+    if exception is not None or app.builder.name != "html":
+        return
+    lines = [f"# {app.config.project}", "", f"> {DESCRIPTION}", ""]
+    for page in [app.config.root_doc, *app.env.toctree_includes.get(app.config.root_doc, [])]:
+        doctree = app.env.get_doctree(page)
+        words = textwrap.shorten(next(paragraphs(doctree), ""), 200, placeholder=" ...")
+        address = f"{app.config.html_baseurl}{app.builder.get_target_uri(page)}"
+        lines.append(f"- [{doctree.next_node(nodes.title).astext()}]({address}): {words}")
+    Path(app.outdir, "llms.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def write_scripts(app, exception: Exception | None) -> None:

@@ -442,4 +442,4 @@ def test_doctor_reports_a_torch_that_cannot_be_imported(monkeypatch):
     ((level, text),) = doctor.torch_pair()
     assert level == "fail"
     assert "torchvision::nms" in text
-    assert "install both anew" in text
+    assert "install anew" in text

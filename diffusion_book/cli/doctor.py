@@ -13,9 +13,17 @@ from collections.abc import Iterator
 from diffusion_book.system.errors import BookError
 
 LIBRARY = (
-    "torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro",
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "matplotlib",
+    "pillow",
+    "psutil",
+    "safetensors",
+    "tqdm",
+    "tyro",
     "accelerate",
-)  # fmt: skip
+)
 BOOK = ("jupyterlab", "jupytext", "ipywidgets", "sphinx", "myst-nb")  # for the chapters and the site
 PROGRAMS = ("screen", "chromium")  # nothing needs them
 
@@ -67,14 +75,15 @@ def version(package: str) -> str | None:
 
 def torch_pair() -> Iterator[Finding]:
     """Do torch and torchvision fit together? A pair from two builds fails on import."""
+    names = ["torch", *(["torchvision"] if version("torchvision") else [])]  # which only downloads need
     try:
-        importlib.import_module("torch")
-        importlib.import_module("torchvision")
+        for name in names:
+            importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
-        yield "fail", f"torch and torchvision cannot be imported ({reason}): install both anew, from one index"
+        yield "fail", f"{' and '.join(names)} cannot be imported ({reason}): install anew, both from one index"
     else:
-        yield "ok", "torch and torchvision import together"
+        yield "ok", f"{' and '.join(names)} can be imported"
 
 
 def devices() -> Iterator[Finding]:

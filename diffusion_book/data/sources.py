@@ -94,15 +94,12 @@ def _find(name: str, root: Path) -> dict[str, Path]:
 
 
 def _load_files(name: str, split: str, root: Path) -> Dataset:
-    import torchvision.datasets
-
-    kind = getattr(torchvision.datasets, TORCHVISION_NAMES[name])
     folder = root / TORCHVISION_NAMES[name] / "raw"
     bring = (
         f"put its four files into {folder}, or point DIFFUSION_BOOK_DATA at a folder that has {folder.parent.name}/raw"
     )
     if not _find(name, root):
-        _download(kind, name, root, bring, f"try again, {bring}")
+        _download(name, root, bring, f"try again, {bring}")
     found = _find(name, root)
     lacking = [file for file in FILES[split] if file not in found]
     if lacking:
@@ -139,11 +136,18 @@ def _check_hash(path: Path, file: str, content: bytes, anew: str) -> None:
         )
 
 
-def _download(kind: type, name: str, root: Path, bring: str, remedy: str) -> None:
+def _download(name: str, root: Path, bring: str, remedy: str) -> None:
     """torchvision's own download, with a time-out, and with one line for each way it can fail.
 
     It goes to a folder of its own, so that one that is cut off, or that runs twice at once, leaves no half of a file.
     """
+    try:
+        import torchvision.datasets
+    except ImportError:
+        raise BookError(
+            f"{name} is not here, and torchvision, which downloads it, is not installed: pip install torchvision, or {bring}"
+        ) from None
+    kind = getattr(torchvision.datasets, TORCHVISION_NAMES[name])
     stood_still = f"the download of {name} stood still for {DOWNLOAD_TIMEOUT:.0f} s: try again, {bring}"
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)

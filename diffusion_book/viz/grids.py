@@ -51,12 +51,11 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
         raise BookError(
             f"{columns!s:.20} columns with padding {padding!s:.20}: give at least 1, and from 0 to {MOST_PADDING}"
         )
-    images = to_bytes(images)
-    if len(images) == 1:  # make_grid puts no border around a single picture
-        return F.pad(images[0, 0], [padding] * 4, value=GAP)
-    from torchvision.utils import make_grid  # torchvision takes seconds to import: not before a grid is drawn
-
-    return make_grid(images, nrow=columns, padding=padding, pad_value=GAP)[0]  # (3, height, width) -> (height, width)
+    columns = min(columns, len(images))
+    cells = F.pad(to_bytes(images)[:, 0], [padding, 0, padding, 0], value=GAP)  # each with its left and upper border
+    cells = F.pad(cells, [0, 0, 0, 0, 0, -len(cells) % columns], value=GAP)  # and empty ones, to fill the last row
+    rows = cells.unflatten(0, (-1, columns)).transpose(1, 2)  # (rows, h, columns, w)
+    return F.pad(rows.flatten(0, 1).flatten(1), [0, padding, 0, padding], value=GAP)
 
 
 @styled
