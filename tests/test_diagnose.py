@@ -111,7 +111,9 @@ def command(pipe, tmp_path, monkeypatch):
 def looked_at(pipe):
     """The text of the report, of all that needs no samples."""
     options = diagnose.Diagnose(sampling_steps=3)
-    return report("", findings(diagnose.measure(pipe, diagnosis.training_batch(pipe, patterns(), 200), options, 0)))
+    return report(
+        "", findings(diagnose.measure_within(pipe, diagnosis.training_batch(pipe, patterns(), 200), options, 0))
+    )
 
 
 def faults_in(text):

@@ -157,10 +157,10 @@ def test_many_models_fit_on_one_map():
 
 
 def test_a_set_takes_the_colour_of_its_family():
-    assert distribution.colour_of("rf-mine", 1) == COLOURS["rf"]
-    assert distribution.colour_of("latent-rf-mine", 1) == COLOURS["latent-rf"]
-    assert distribution.colour_of("ldm-concat", 2) == COLOURS["ldm-concat"]
-    assert distribution.colour_of("mine", 2) == DIGIT_COLOURS[2]
+    assert distribution.colour_of_set("rf-mine", 1) == COLOURS["rf"]
+    assert distribution.colour_of_set("latent-rf-mine", 1) == COLOURS["latent-rf"]
+    assert distribution.colour_of_set("ldm-concat", 2) == COLOURS["ldm-concat"]
+    assert distribution.colour_of_set("mine", 2) == DIGIT_COLOURS[2]
 
 
 @pytest.mark.parametrize("maps", [{}, {"pixels": {REAL: PLACES[REAL]}}])

@@ -272,4 +272,4 @@ def test_a_folder_that_is_called_like_a_set_of_the_book_is_not_taken_for_it(tmp_
         assert not data.is_place(name)
         assert data.is_place(f"./{name}")
         asked = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=name))
-        train.check_same(asked, asked)  # a training of it goes on
+        train.check_unchanged(asked, asked)  # a training of it goes on

@@ -30,7 +30,10 @@ def cells(table):
     return [re.findall(r"<td>(.*?)</td>", line) for line in lines]
 
 
-ONE = (scores.measure("cFID", "cfid", ".2f", "low"), scores.measure("right class", "class_accuracy", ".0%", "high"))
+ONE = (
+    scores.measure_column("cFID", "cfid", ".2f", "low"),
+    scores.measure_column("right class", "class_accuracy", ".0%", "high"),
+)
 
 
 def test_table_writes_every_number_and_marks_the_best_of_each_group():
@@ -48,7 +51,7 @@ def test_the_best_can_be_the_highest_and_ties_are_all_marked():
 
 def test_what_errors_do_not_tell_apart_is_as_good():
     """2 and 2.5 lie within twice the error of their difference, 2 and 2.6 do not; an unknown error ties with nothing."""
-    column = (scores.measure("R", "ratio", ".1f", "low"),)
+    column = (scores.measure_column("R", "ratio", ".1f", "low"),)
     rows = [row(cfid=1.0), row("ldm", 1.25), row("rf", 1.3), row("vae", 1.01, ratio_error=None)]
     assert [line[0] for line in cells(scores.score_table({"": rows}, column))] == [
         "<b>2.0 ± 0.2</b>",
@@ -56,7 +59,7 @@ def test_what_errors_do_not_tell_apart_is_as_good():
         "2.6 ± 0.2",
         "2.0",
     ]
-    share = (scores.measure("doubtful", "doubtful", ".0%", "low"),)
+    share = (scores.measure_column("doubtful", "doubtful", ".0%", "low"),)
     assert cells(scores.score_table({"": rows[:1]}, share)) == [["10 ± 1%"]]
 
 
@@ -70,7 +73,7 @@ def test_what_stands_alone_is_not_the_best():
 
 
 def test_a_negative_number_has_a_minus_sign():
-    assert cells(scores.score_table({"": [row(kid=-0.25)]}, (scores.measure("KID", "kid", ".2f", "low"),))) == [
+    assert cells(scores.score_table({"": [row(kid=-0.25)]}, (scores.measure_column("KID", "kid", ".2f", "low"),))) == [
         ["−0.25"]
     ]
 

@@ -27,7 +27,7 @@ from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.system.errors import BookError, NotFinite, check_range
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
-from diffusion_book.viz.diagnosis import plot_bars, plot_branches, plot_distances, plot_gradients
+from diffusion_book.viz.diagnosis import plot_branches, plot_distances, plot_gradients, plot_numbers
 from diffusion_book.viz.grids import save_grid, show_rows
 
 FEWEST = 128  # training pictures: in fewer a class, or a hidden label, may be missing by chance, and look untrained
@@ -62,7 +62,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
     measured = Diagnosis(broken=diagnosis.broken_weights(pipe.network))
     if not measured.broken:
         batch = diagnosis.training_batch(pipe, dataset, options.num_pictures, options.seed)
-        measured = measure(pipe, batch, options, shown)
+        measured = measure_within(pipe, batch, options, shown)
         ways, grids = draw(pipe, ways, requests, 0 if shown is None else SHOWN)
         measured = dataclasses.replace(measured, ways=ways)
         draw_pictures(folder, measured, grids, pipe.recipe.class_names)
@@ -133,7 +133,7 @@ def class_shown(pipe: Pipeline, label: int | None) -> int | None:
     return label
 
 
-def measure(pipe: Pipeline, batch: Batch, options: Diagnose, shown: int | None) -> Diagnosis:
+def measure_within(pipe: Pipeline, batch: Batch, options: Diagnose, shown: int | None) -> Diagnosis:
     """All that needs no finished samples."""
     seed = options.seed
     looks = {
@@ -202,11 +202,11 @@ def draw_pictures(folder: Path, measured: Diagnosis, grids: dict[str, Tensor], c
         title = "Distances of the class embeddings"
         write_whole(folder / "embeddings.png", plot_distances(measured.embeddings.distances, names, title).savefig)
         norms = dict(zip(names, measured.embeddings.norms.tolist(), strict=True))
-        write_whole(folder / "embedding_norms.png", plot_bars(norms, "norm of the class embedding").savefig)
+        write_whole(folder / "embedding_norms.png", plot_numbers(norms, "norm of the class embedding").savefig)
     if measured.branches is not None:
         write_whole(folder / "branches.png", plot_branches(*measured.branches, BRANCHES).savefig)
     if measured.entropy:
-        figure = plot_bars(measured.entropy, "entropy over log(tokens)", ATTENTION, high=1.0)
+        figure = plot_numbers(measured.entropy, "entropy over log(tokens)", ATTENTION, high=1.0)
         write_whole(folder / "attention.png", figure.savefig)
 
 

@@ -96,7 +96,7 @@ def main(options: Any) -> int:
 def make(name: str, options: Any) -> Path:
     """Train one model, store its averaged weights and their card, and measure them."""
     if not options.train:
-        measure(name, weights.read_card(name, folder_of(options)), options)
+        measure_weights(name, weights.read_card(name, folder_of(options)), options)
         return folder_of(options) / f"{name}.safetensors"
     before = weights.read_card(name, where(options, name)) if (where(options, name) / f"{name}.json").is_file() else {}
     source = options.from_checkpoint or train(name, options)
@@ -114,7 +114,7 @@ def make(name: str, options: Any) -> Path:
             before = weights.read_card(name, folder_of(measured))
     written = weights.write_weights(name, checkpoint["ema"], card, folder_of(measured))
     if options.measure:
-        measure(name, before, measured)
+        measure_weights(name, before, measured)
     if written != place:
         for file in (written, written.with_suffix(".json")):
             file.replace(place.with_name(file.name))
@@ -218,7 +218,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
     }
 
 
-def measure(name: str, before: dict, options: Any) -> None:
+def measure_weights(name: str, before: dict, options: Any) -> None:
     """Measure stored weights, and put each figure on their card as soon as it is known.
 
     Args:

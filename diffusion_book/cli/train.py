@@ -39,7 +39,7 @@ def main(model: str, arguments: Sequence[str], options: Any) -> int:
         stored = recipe_from_dict(checkpoint["recipe"])
         # Once more, with the checkpoint's recipe as the default: what differs now was asked for.
         options = read_train_as(model, arguments, stored)
-        check_same(recipe_asked(options, model), stored)
+        check_unchanged(recipe_asked(options, model), stored)
         classes = stored.classes
     resumed = find_checkpoint(options.run.resume) if checkpoint else None
     run = options.run
@@ -125,7 +125,7 @@ def report_stop(command: str, stop: Stopped) -> int:
     return 128 + stop.signal_number
 
 
-def check_same(asked: Recipe, stored: Recipe) -> None:
+def check_unchanged(asked: Recipe, stored: Recipe) -> None:
     """Refuse to continue a training as another one.
 
     Raises:

@@ -88,7 +88,9 @@ def plot_branches(times: Sequence[float], shares: Sequence[float], limit: float)
 
 
 @styled
-def plot_bars(values: dict[str, float], xlabel: str, limits: Sequence[float] = (), high: float | None = None) -> Figure:
+def plot_numbers(
+    values: dict[str, float], xlabel: str, limits: Sequence[float] = (), high: float | None = None
+) -> Figure:
     """One bar a name.
 
     Args:

@@ -56,7 +56,7 @@ def plot_distributions(
     if len(names) > len(MARKERS):
         raise BookError(f"{len(names)} sets on a map cannot be told apart: take at most {len(MARKERS)}")
     figure, axes = new_figure(11.6, 4.9 * len(maps) + 0.5, len(maps), 2, squeeze=False)
-    paint = {name: colour_of(name, number, colours) for number, name in enumerate(names)}
+    paint = {name: colour_of_set(name, number, colours) for number, name in enumerate(names)}
     for row, (space, places) in zip(axes, maps.items(), strict=True):
         for axis, by in zip(row, ("by set", "by digit"), strict=True):
             for number, name in enumerate(names):
@@ -79,7 +79,7 @@ def scatter(axis, places: Tensor, colours: str | list[str], number: int, size: f
         axis.scatter(*places.T, c=colours, s=size, marker=marker, alpha=0.6, linewidths=0.6 if marker in "x+" else 0)
 
 
-def colour_of(name: str, number: int, colours: dict[str, str] = COLOURS) -> str:
+def colour_of_set(name: str, number: int, colours: dict[str, str] = COLOURS) -> str:
     """The colour of a set: its own, or that of the longest name that it begins with; the first is the data's."""
     if name in colours:
         return colours[name]

@@ -42,7 +42,7 @@ class Column:
     error: Callable[[Row], float | None] = lambda row: None
 
 
-def measure(heading: str, key: str, form: str, better: str) -> Column:
+def measure_column(heading: str, key: str, form: str, better: str) -> Column:
     """A column of one of a row's measures, with its error where it has one."""
     return Column(
         heading, lambda row: row.measures.get(key), form, better, lambda row: row.measures.get(f"{key}_error")
@@ -51,13 +51,13 @@ def measure(heading: str, key: str, form: str, better: str) -> Column:
 
 COLUMNS = (
     Column("evaluations", lambda row: row.evaluations, ",", "low"),
-    measure("R", "ratio", ".2f", "low"),
-    measure("doubtful", "doubtful", ".1%", "low"),
-    measure("cFID", "cfid", ".3f", "low"),
-    measure("KID", "kid", ".3f", "low"),
-    measure("precision", "precision", ".1%", "high"),
-    measure("recall", "recall", ".1%", "high"),
-    measure("right class", "class_accuracy", ".1%", "high"),
+    measure_column("R", "ratio", ".2f", "low"),
+    measure_column("doubtful", "doubtful", ".1%", "low"),
+    measure_column("cFID", "cfid", ".3f", "low"),
+    measure_column("KID", "kid", ".3f", "low"),
+    measure_column("precision", "precision", ".1%", "high"),
+    measure_column("recall", "recall", ".1%", "high"),
+    measure_column("right class", "class_accuracy", ".1%", "high"),
     Column("parameters", lambda row: row.parameters / 1e6, ".2f M", "low"),
     Column("training", lambda row: row.minutes, ".0f min", "low"),
 )
