@@ -11,7 +11,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
-from matplotlib.style.core import STYLE_BLACKLIST
 
 from diffusion_book.models.recipes import MODELS
 from diffusion_book.system.errors import BookError
@@ -75,9 +74,8 @@ def styled(draw):
 
     @functools.wraps(draw)
     def drawn(*arguments, **named):
-        defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in STYLE_BLACKLIST}
         quiet = warnings.catch_warnings(action="ignore", category=matplotlib.MatplotlibDeprecationWarning)
-        with quiet, matplotlib.rc_context({**defaults, **_STYLE}):
+        with quiet, plt.style.context(_STYLE, after_reset=True):
             return draw(*arguments, **named)
 
     return drawn
