@@ -204,10 +204,10 @@ def test_page_works_in_a_browser(site, open_page, name):
         assert len(words) > 10, "a picture without words for those who do not see it"
         assert "_images/" not in words
 
-    # Those that play what was drawn beforehand. The others wait for their button: see test_live.py.
-    for slider in page.locator("article input[type=range]:enabled").all():
+    # Those that play what was drawn beforehand. The others compute: see test_live.py and test_toy.py.
+    for slider in page.locator("article figure:not(.toy) input[type=range]:enabled").all():
         controls.move_slider(slider)
-    for choices in page.locator("article figure select:enabled").all():
+    for choices in page.locator("article figure:not(.toy) select:enabled").all():
         controls.choose(choices)
 
     page.set_viewport_size({"width": PHONE, "height": 844})
@@ -337,6 +337,21 @@ def test_playground_draws_on_a_dark_phone(site, open_page):
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE
     assert not page.troubles
     assert all(address.startswith((site.as_uri(), "blob:")) for address in page.asked), page.asked
+
+
+def test_a_toy_trains_on_a_dark_phone(site, open_page):
+    """What test_toy.py proves of a bare page holds under the site's theme."""
+    page = open_page(width=PHONE, height=844, color_scheme="dark")
+    load(page, (site / "playground.html").as_uri())
+    figure = page.locator("figure.toy")
+    play = figure.get_by_role("button", name="Play")
+    assert contrast(*colours(play)) > 4.5
+    play.click()
+    page.wait_for_function("document.querySelector('figure.toy').toy.shown > 5")
+    for part in ("label span", ".toy-numbers", ".toy-title", "select"):
+        assert contrast(*colours(figure.locator(part).first)) > 4.5, part
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE
+    assert not page.troubles
 
 
 def test_only_pages_with_a_live_figure_load_its_script(site):

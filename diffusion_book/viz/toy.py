@@ -108,8 +108,8 @@ def toy(
     classes = [(str(number), name) for number, name in enumerate(COLOURS)]
     controls = [
         _select("points", "points", POINTS.items(), points),
-        _select("pen", "drawn in", classes, "0"),
-        _select("target", "the network predicts", TARGETS.items(), target),
+        _select("pen", "draw in", classes, "0"),
+        _select("target", "predicts", TARGETS.items(), target),
         _select("label", "class", [("-1", "any"), *classes], "-1" if label is None else str(label)),
         _range("scale", "guidance scale", 0, STRONGEST, 0.5, float(guidance_scale)),
         _range("t", "time t", 0, 1, 0.02, t),

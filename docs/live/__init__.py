@@ -13,6 +13,8 @@ The JavaScript of this folder is the book's second implementation of its models,
     page.js        which reads the controls and paints
     paper.js       a sheet to draw on, for the figures that begin from a drawing
 
+The toy, which trains in the page, stands apart: it brings its own scripts along, see `diffusion_book.viz.toy`.
+
 A page opened from a folder may load classic scripts and nothing else. So the worker's code travels as a script, and so
 do the weights of each model, which are loaded when the reader asks for them.
 """
@@ -35,6 +37,7 @@ from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_text
 from diffusion_book.viz.in_page import PAPER, drawing_figure, live_figure
+from diffusion_book.viz.toy import toy
 
 FOLDER = Path(__file__).parent
 ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "editing.js", "model.js")
@@ -45,6 +48,7 @@ FIGURE = re.compile(r'<figure class="live[^"]*" data-model="([^"]+)"')
 def setup(app):
     app.add_directive("live", LiveFigure)
     app.add_directive("paper", Paper)
+    app.add_directive("toy", Toy)
     app.connect("html-page-context", load_page_script)
     app.connect("build-finished", write_models)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -72,6 +76,16 @@ class Paper(Directive):
 
     def run(self) -> list[nodes.Node]:
         return [nodes.raw("", PAPER, format="html")]
+
+
+class Toy(Directive):
+    """A toy that trains in the page, on these points: `diffusion_book.viz.toy.toy`."""
+
+    required_arguments = 1
+    optional_arguments = 1  # what the network predicts
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.raw("", toy(*self.arguments).text, format="html")]
 
 
 def still(model: str) -> str:
