@@ -59,7 +59,7 @@ from diffusion_book.schedules import add_noise, cosine
 from diffusion_book.targets import Prediction
 from diffusion_book.training.losses import loss_of_diffusion
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import diagrams, grids, paths, plots, scrubber, strips, style
+from diffusion_book.viz import diagrams, grids, paths, plots, scrubber, strips, style, toy
 from diffusion_book.viz.figures import show
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 1
@@ -209,6 +209,14 @@ show(
 # received about half of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody
 # knows a formula for $\hat x_0$. A network has to learn it.
 #
+# You can watch one learn. The figure below trains a network of 5,500 numbers in your browser, on points of the plane:
+# press Play. It learns the noise in $x_t$; the arrows show which way the steps back then move a point, and on the right
+# are 400 points that it makes of noise.
+
+# %%
+toy.toy("moons", "noise")
+
+# %% [markdown]
 # ## 3. Adding noise to digits
 
 # %%

@@ -63,7 +63,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion, loss_of_reflow
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import flows, grids, in_page, plots, scrubber, strips, style
+from diffusion_book.viz import flows, grids, in_page, plots, scrubber, strips, style, toy
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 10
 MODEL = "rf"  # the weights that come with the book; or the folder of a training of your own
@@ -346,6 +346,15 @@ flows.show_clouds({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f
 # Note what reflow does not do. It learns from its parent and never sees the data. In few steps it beats its parent, but
 # it can never be better than its parent is in many.
 #
+# Here is all of this section once more, to be moved: a flow that trains in your browser, on points that you choose or
+# draw. Press Play, wait until the points on the right look like those on the left, pull the steps from noise down to
+# one, and see where all points land. Then press Reflow: $S$ (relative to the length of the chords) falls, the ways
+# become straight, and the single step hits.
+
+# %%
+toy.toy("moons", "velocity")
+
+# %% [markdown]
 # ## 6. Euler's step is DDIM
 #
 # Chapter 2 derived DDIM from a freedom in the loss. Put the straight path into its step with $\eta = 0$:
