@@ -155,7 +155,10 @@ class TestFigures:
     def test_figure_names_pictures_and_tokens(self, watched):
         (axes,) = attention.show_tokens(watched, "middle.0", ["3", "8", "8"]).axes
         assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "8", "8"]
-        assert [label.get_text() for label in axes.get_yticklabels()] == ["guess", *(f"token {n}" for n in range(1, 5))]
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            "prediction",
+            *(f"token {n}" for n in range(1, 5)),
+        ]
 
     def test_unknown_layers_and_steps_are_refused(self, watched):
         with pytest.raises(BookError, match=r"down\.0\.0"):

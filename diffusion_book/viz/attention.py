@@ -97,7 +97,7 @@ def show_tokens(
         scale: screen pixels a pixel.
     """
     pictures = tokens_of_step(watched, layer, step)
-    rows = ["guess", *(f"token {number + 1}" for number in range(len(pictures) - 1))]
+    rows = ["prediction", *(f"token {number + 1}" for number in range(len(pictures) - 1))]
     return show_table(pictures, rows, list(names), title, scale)
 
 
@@ -177,7 +177,7 @@ def show_matrices(
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     xlabel: str = "token",
-    ylabel: str = "place",
+    ylabel: str = "position",
     digits: int | None = 2,
 ) -> Figure:
     """Matrices as shaded squares, side by side: the darker, the larger, each panel by its own largest number.
