@@ -20,9 +20,9 @@ def negative_elbo(
 ) -> Tensor:
     """Reconstruction error, averaged over pixels, plus `kl_weight` times the KL divergence, summed over the latent.
 
-    The reductions belong to the weight. With a decoder of standard deviation s a pixel, the negative ELBO
-    of a picture of N pixels is, but for a constant, sum((x - x')^2) / (2 s^2) + KL; times 2 s^2 / N it is what
-    is returned here. So kl_weight = 2 s^2 / N, and 1e-6 at 32 x 32 pixels means s = 0.023.
+    The reductions belong to the weight. With a decoder of standard deviation gamma a pixel, the negative
+    ELBO of a picture of N pixels is, but for a constant, sum((x - x')^2) / (2 gamma^2) + KL; times 2 gamma^2 / N it
+    is what is returned here. So kl_weight = 2 gamma^2 / N, and 1e-6 at 32 x 32 pixels means gamma = 0.023.
 
     Args:
         vae: (x, noise) -> (reconstruction, posterior).
@@ -31,21 +31,21 @@ def negative_elbo(
         kl_weight: 0 or more.
 
     Returns:
-        (B,), one number a picture.
+        (B,), one value a picture.
 
-    Source: Kingma & Welling 2013, equation 7 (of one draw); the weight: Higgins et al. 2017, equation 4.
+    Source: Kingma & Welling 2013, equation 7 (of one sample); the weight: Higgins et al. 2017, equation 4.
     """
     reconstruction, posterior = vae(x, noise)
     return reconstruction_error(x, reconstruction) + kl_weight * posterior.kl()
 
 
 def decoder_std(kl_weight: float, pixels: int = 32 * 32) -> float:
-    """The standard deviation s of a pixel that a `kl_weight` stands for (see `negative_elbo`)."""
+    """The standard deviation gamma of a pixel that a `kl_weight` stands for (see `negative_elbo`)."""
     return (kl_weight * pixels / 2) ** 0.5
 
 
 def latent_statistics(posterior: DiagonalGaussian) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of draws from many posteriors, channel by channel: twice (C,).
+    """Mean and standard deviation of samples from many posteriors, channel by channel: twice (C,).
 
     By the law of total variance: the variance of the means plus the mean of the variances.
     """

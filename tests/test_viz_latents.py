@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffusion_book import data
 from diffusion_book.cli.main import main
+from diffusion_book.evaluation import rate_distortion
 from diffusion_book.evaluation.projection import principal_components, umap_plane
 from diffusion_book.models.autoencoder import build_autoencoder
 from diffusion_book.models.checkpoints import save_checkpoint
@@ -28,7 +29,7 @@ from diffusion_book.viz.style import DIGIT_COLOURS
 from diffusion_book.viz.tables import show_table
 
 SMALL = VAEConfig(base_channels=8, layers_per_block=1)
-TWO_NUMBERS = VAEConfig(base_channels=8, layers_per_block=1, channel_multipliers=(1, 1, 1, 1, 1))
+TWO_DIMENSIONS = VAEConfig(base_channels=8, layers_per_block=1, channel_multipliers=(1, 1, 1, 1, 1))
 
 
 def network_of(config):
@@ -54,8 +55,8 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def two_numbers():
-    return autoencoder_of(TWO_NUMBERS)
+def two_dimensions():
+    return autoencoder_of(TWO_DIMENSIONS)
 
 
 LABELS = torch.arange(10).repeat(3)
@@ -119,6 +120,57 @@ class TestScatter:
         axes = latents.plot_principal_components(codes, LABELS).axes[0]
         assert "first principal component, 76% of the variance" in axes.get_xlabel()
 
+    def test_small_multiples_colour_one_digit_each(self):
+        points = torch.randn(30, 2)
+        panels = latents.plot_small_multiples(points, LABELS, "across", "up").axes
+        assert [axes.get_title() for axes in panels] == [str(digit) for digit in range(10)]
+        everything, own = panels[7].collections
+        assert len(everything.get_offsets()) == 30
+        assert torch.allclose(torch.as_tensor(np.array(own.get_offsets())).float(), points[LABELS == 7])
+        assert {to_hex(colour) for colour in own.get_facecolors()} == {DIGIT_COLOURS[7].lower()}
+
+    def test_planes_show_latents_prior_and_decoded_square(self):
+        clouds, pictures = torch.randn(2, 30, 2), torch.rand(2, 9, 1, 28, 28) * 2 - 1
+        panels = latents.plot_planes(clouds, LABELS, pictures, ["one", "two"]).axes
+        assert [axes.get_title() for axes in panels] == ["one", "two", "", ""]
+        assert torch.allclose(dots(panels[1])[0], clouds[1])
+        for circle, radius in zip(panels[0].lines, (1, 2), strict=True):
+            assert np.allclose(np.hypot(*circle.get_data()), radius)
+        assert np.array_equal(panels[3].images[0].get_array(), grid(pictures[1], 3, padding=0))
+
+
+class TestRateDistortion:
+    def test_points_are_named_by_their_weights_and_measures_have_lines(self):
+        rate, distortion = torch.tensor([0.0, 20.0]), torch.tensor([0.2, 0.05])
+        measured = {"copies": torch.tensor([9.0, 1.0]), "samples": torch.tensor([8.0, 5.0])}
+        above, below = latents.plot_rate_distortion(rate, distortion, measured, [1e-1, 3e-4]).axes
+        assert [text.get_text() for text in above.texts] == ["$10^{-1}$", r"$3\cdot10^{-4}$"]
+        assert np.allclose(above.lines[0].get_data(), torch.stack([rate, distortion]))
+        for line, (name, values) in zip(below.lines, measured.items(), strict=True):
+            assert line.get_label() == name
+            assert np.allclose(line.get_ydata(), values)
+        assert below.get_yscale() == "log"
+
+    def test_what_is_stored_is_what_the_constants_say(self):
+        table = rate_distortion.stored()
+        weights, shown = len(rate_distortion.KL_WEIGHTS), rate_distortion.SHOWN
+        assert torch.allclose(table["kl_weight"], torch.tensor(rate_distortion.KL_WEIGHTS))
+        assert torch.allclose(table["plane_kl_weight"], torch.tensor(rate_distortion.PLANE_WEIGHTS))
+        assert {len(table[name]) for name in ("rate", "distortion", "active", "copies_cfid", "samples_cfid")} == {
+            weights
+        }
+        assert table["copies"].shape == table["samples"].shape == (weights, shown, 1, 28, 28)
+        assert -1 <= table["samples"].min() < table["samples"].max() <= 1
+
+    def test_a_short_training_is_measured(self, monkeypatch):
+        load = data.load
+        monkeypatch.setattr(rate_distortion.data, "load", lambda name, *split: load("digits", *split))
+        network = rate_distortion.trained(rate_distortion.NETWORK, 1e-3, steps=2)
+        found = rate_distortion.measure_vae(network, 40)
+        assert found["distortion"] > 0
+        assert found["rate"] >= 0
+        assert found["copies"].shape == (rate_distortion.SHOWN, 1, 28, 28)
+
 
 class TestProjection:
     def test_directions_are_those_of_the_largest_variance(self):
@@ -153,13 +205,13 @@ class TestPlane:
         assert plane[1].flatten().tolist() == [-0.5, 1.5]
         assert plane[-1].flatten().tolist() == [1.5, -1.5]
 
-    def test_map_shows_where_pictures_lie_and_what_is_there(self, two_numbers):
+    def test_map_shows_where_pictures_lie_and_what_is_there(self, two_dimensions):
         codes = torch.randn(30, 2, 1, 1)
-        figure = latents.plot_map(two_numbers, codes, LABELS, limit=2.0, count=3)
+        figure = latents.plot_map(two_dimensions, codes, LABELS, limit=2.0, count=3)
         left, right = figure.axes
         assert torch.allclose(dots(left)[0], codes[:, :, 0, 0])
         assert left.get_xlim() == left.get_ylim() == (-2.0, 2.0)
-        pictures = latents.decoded(two_numbers, latents.plane_of_latents(2.0, 3))
+        pictures = latents.decoded(two_dimensions, latents.plane_of_latents(2.0, 3))
         assert pictures.std(dim=0).max() > 0  # they differ, so that their order can be told
         assert np.array_equal(right.images[0].get_array(), grid(pictures, 3, padding=0).numpy())
         # Both halves have the same scale: the tick at 0 stands in the middle of the pictures.
@@ -167,7 +219,7 @@ class TestPlane:
         assert middle == [3 * 28 / 2 - 0.5]
 
     def test_map_refuses_other_latents(self, small):
-        with pytest.raises(BookError, match="two numbers, these are 2 x 4 x 4"):
+        with pytest.raises(BookError, match="two dimensions, these are 2 x 4 x 4"):
             latents.plot_map(small, torch.zeros(10, 2, 4, 4), torch.arange(10))
 
 
@@ -178,7 +230,7 @@ class TestDecoding:
         assert pictures.shape == (2, 3, 1, 28, 28)
         assert torch.allclose(pictures[1, 2], data.crop(small.decode(codes[1, 2:])).clamp(-1, 1)[0], atol=1e-5)
 
-    def test_traversal_changes_one_number_and_no_other(self):
+    def test_traversal_changes_one_dimension_and_no_other(self):
         latent, values = torch.randn(2, 4, 4), torch.tensor([-3.0, 0.5])
         changed = latents.traverse(latent, [0, 21], values)
         assert changed.shape == (2, 2, 2, 4, 4)
@@ -186,7 +238,7 @@ class TestDecoding:
         assert difference.nonzero().tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 21], [1, 1, 21]]
         assert changed[1, 1].flatten()[21] == 0.5
 
-    def test_traversals_are_labelled_by_number_and_value(self, small):
+    def test_traversals_are_labelled_by_dimension_and_value(self, small):
         figure = latents.show_traversals(small, torch.zeros(2, 4, 4), numbers=[6, 16], count=3)
         (axes,) = figure.axes
         assert [text.get_text() for text in axes.get_yticklabels()] == ["channel 0, (1, 2)", "channel 1, (0, 0)"]
@@ -199,7 +251,7 @@ class TestDecoding:
         assert torch.allclose(way[-1], second)
         assert torch.allclose(way[2], (first + second) / 2)
 
-    def test_tiles_show_every_number(self):
+    def test_tiles_show_every_entry(self):
         codes = torch.zeros(1, 2, 4, 4)
         codes[0, 1, 3, 0], codes[0, 0, 0, 0] = 3.0, -9.0
         tiles = latents.latent_tiles(codes)
@@ -234,8 +286,8 @@ PICTURES = {"reconstructions", "positions", "principal_components", "traversals"
 
 @pytest.mark.parametrize(
     ("config", "more", "names"),
-    [(SMALL, [], PICTURES | {"umap"}), (TWO_NUMBERS, ["--no-umap"], PICTURES | {"map"})],
-    ids=["2 x 4 x 4", "two numbers"],
+    [(SMALL, [], PICTURES | {"umap"}), (TWO_DIMENSIONS, ["--no-umap"], PICTURES | {"map"})],
+    ids=["2 x 4 x 4", "two dimensions"],
 )
 def test_command_fills_a_folder_and_prints_it_last(config, more, names, tmp_path, capsys):
     checkpoint = checkpoint_of(tmp_path, recipe_of(config), network_of(config))

@@ -1,4 +1,4 @@
-"""Chapter 3: the size of a code in bits, when a direction is worth a number, and the whole loss, draw included."""
+"""Chapter 3: the size of a code in bits, when a direction is worth a dimension, and the whole loss, sample included."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def bits(mean, log_variance):
 
 def divergence(mean, log_variance, *, unit=1 / LN_2, half=0.5, spread=torch.exp, one=1.0, log=1.0, reduce=None):
     """bits, with every wrong turn as an option."""
-    per_number = half * (mean**2 + spread(log_variance) - one - log * log_variance) * unit
-    return reduce(per_number) if reduce else per_number.flatten(1).sum(dim=1)
+    per_dimension = half * (mean**2 + spread(log_variance) - one - log * log_variance) * unit
+    return reduce(per_dimension) if reduce else per_dimension.flatten(1).sum(dim=1)
 
 
 BITS = Exercise(
     right=bits,
     questions=lambda generator: {"three codes": tuple(torch.randn(2, 3, 2, 4, 4, generator=generator).double())},
-    proved="it is DiagonalGaussian.kl() over ln 2: the bits that a latent holds of its picture.",
+    proved="it is DiagonalGaussian.kl() over ln 2: the bits that it costs to send the latent.",
     mistakes={
         "these are nats. A nat is more than a bit, so there are more bits: divide by ln 2.": partial(
             divergence, unit=1.0
         ),
-        "multiplied by ln 2. A nat is 1.44 bits, so the number must grow.": partial(divergence, unit=LN_2),
-        "averaged over the numbers of a latent. Information adds up: take their sum.": partial(
-            divergence, reduce=lambda per_number: per_number.flatten(1).mean(dim=1)
+        "multiplied by ln 2. A nat is 1.44 bits, so the value must grow.": partial(divergence, unit=LN_2),
+        "averaged over the dimensions of a latent. The cost adds up: take their sum.": partial(
+            divergence, reduce=lambda per_dimension: per_dimension.flatten(1).mean(dim=1)
         ),
         "summed over the pictures too. Each has a code of its own: (B,).": partial(
-            divergence, reduce=lambda per_number: per_number.sum()
+            divergence, reduce=lambda per_dimension: per_dimension.sum()
         ),
         "the factor 1/2 is missing.": partial(divergence, half=1.0),
         "exp of half the log-variance is sigma. In (5) stands sigma^2.": partial(
@@ -53,9 +53,9 @@ BITS = Exercise(
 )
 
 
-def best_square(variance, s):
-    """|w|^2 of the likeliest decoder w z of data with this variance. Source: Tipping & Bishop 1999, section 3.2."""
-    return (variance - s**2).clamp(min=0)
+def best_square(variance, gamma):
+    """|w|^2 of the most likely decoder w z of data with this variance. Source: Tipping & Bishop 1999, section 3.2."""
+    return (variance - gamma**2).clamp(min=0)
 
 
 BEST_SQUARE = Exercise(
@@ -63,15 +63,19 @@ BEST_SQUARE = Exercise(
     questions=lambda generator: {
         "many variances": (torch.tensor([0.01, 0.2, 0.3, 0.8, 2.0, 5.0], dtype=torch.float64), 0.6)
     },
-    proved="|w|^2 + s^2 is the variance of the data where it can be, and no direction below s^2 is used.",
+    proved="|w|^2 + gamma^2 is the variance of the data where it can be, and no direction below gamma^2 is used.",
     mistakes={
-        "a square cannot be negative: where the variance is below s^2, the best w is 0.": (
-            lambda variance, s: variance - s**2
+        "a square cannot be negative: where the variance is below gamma^2, the best w is 0.": (
+            lambda variance, gamma: variance - gamma**2
         ),
-        "s is not squared: it is a standard deviation.": lambda variance, s: (variance - s).clamp(min=0),
-        "that is |w|. Asked for is its square.": lambda variance, s: (variance - s**2).clamp(min=0).sqrt(),
-        "the decoder's scatter s is forgotten. It accounts for a part of the variance.": lambda variance, s: variance,
-        "s^2 is on the wrong side: |w|^2 and s^2 together make up the variance.": lambda variance, s: variance + s**2,
+        "gamma is not squared: it is a standard deviation.": lambda variance, gamma: (variance - gamma).clamp(min=0),
+        "that is |w|. Asked for is its square.": lambda variance, gamma: (variance - gamma**2).clamp(min=0).sqrt(),
+        "the decoder's scatter gamma is forgotten. It accounts for a part of the variance.": lambda variance, gamma: (
+            variance
+        ),
+        "gamma^2 is on the wrong side: |w|^2 and gamma^2 together make up the variance.": lambda variance, gamma: (
+            variance + gamma**2
+        ),
     },
 )
 
@@ -105,43 +109,45 @@ def with_gradients(loss, arguments):
 def loss_of(
     decode, x, mean, log_variance, noise, weight, *,
     spread=lambda log_variance: (log_variance / 2).exp(), fix=False, error=lambda square: square.mean(dim=(1, 2, 3)),
-    kl=lambda per_number: per_number.sum(dim=(1, 2, 3)), whole=lambda loss: loss,
+    kl=lambda per_dimension: per_dimension.sum(dim=(1, 2, 3)), whole=lambda loss: loss,
 ):  # fmt: skip
     """vae_loss, with every wrong turn as an option."""
     z = mean + spread(log_variance) * noise
     square = (x - decode(z.detach() if fix else z)) ** 2
-    per_number = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
-    return whole(error(square) + weight * kl(per_number))
+    per_dimension = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
+    return whole(error(square) + weight * kl(per_dimension))
 
 
 VAE_LOSS = Exercise(
     right=vae_loss,
     questions=a_small_decoder,
     measure=with_gradients,
-    proved="it is elbo.negative_elbo, and its gradient reaches the encoder through the draw.",
+    proved="it is elbo.negative_elbo, and its gradient reaches the encoder through the sample.",
     mistakes={
-        "the value is right, but no gradient comes through the draw (section 5): the encoder would collapse.": partial(
+        "the value is right, but no gradient comes through the sample (section 5): the encoder would collapse.": partial(
             loss_of, fix=True
         ),
         "the divergence is averaged over the latent. The weight belongs to its sum.": partial(
-            loss_of, kl=lambda per_number: per_number.mean(dim=(1, 2, 3))
+            loss_of, kl=lambda per_dimension: per_dimension.mean(dim=(1, 2, 3))
         ),
         "the error is summed over the pixels. The weight belongs to its mean.": partial(
             loss_of, error=lambda square: square.sum(dim=(1, 2, 3))
         ),
-        "that is one number for the whole batch. Leave each picture its own: (B,).": partial(
+        "that is one value for the whole batch. Leave each picture its own: (B,).": partial(
             loss_of, whole=lambda loss: loss.mean()
         ),
         "the noise is multiplied by the variance: sigma is exp of half the log-variance.": partial(
             loss_of, spread=torch.exp
         ),
-        "nothing is drawn: the decoder gets the mean, and sigma does not matter to it.": partial(
+        "nothing is sampled: the decoder gets the mean, and sigma does not matter to it.": partial(
             loss_of, spread=lambda log_variance: 0.0
         ),
         "the divergence has the wrong sign: the loss rewards codes that are far from the prior.": partial(
-            loss_of, kl=lambda per_number: -per_number.sum(dim=(1, 2, 3))
+            loss_of, kl=lambda per_dimension: -per_dimension.sum(dim=(1, 2, 3))
         ),
-        "there is no divergence in it: that is an autoencoder with noise.": partial(loss_of, kl=lambda per_number: 0.0),
+        "there is no divergence in it: that is an autoencoder with noise.": partial(
+            loss_of, kl=lambda per_dimension: 0.0
+        ),
     },
 )
 

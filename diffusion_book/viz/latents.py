@@ -16,7 +16,8 @@ from diffusion_book.evaluation.projection import principal_components, umap_plan
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, grid, place
-from diffusion_book.viz.style import DPI, colour_of_label, new_figure, styled
+from diffusion_book.viz.plots import CYCLE
+from diffusion_book.viz.style import COLOURS, DPI, colour_of_label, new_figure, styled
 from diffusion_book.viz.tables import show_table
 
 DIGITS = tuple("0123456789")
@@ -31,10 +32,10 @@ def decoded(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
 
 
 def latent_tiles(latents: Tensor, limit: float = 3.0) -> Tensor:
-    """Latents as they are: each number a grey square, from -limit, black, to limit, white; channels side by side.
+    """Latents as they are: each entry a grey square, from -limit, black, to limit, white; channels side by side.
 
     Args:
-        latents: (N, C, H, W), of at most 28 numbers a row.
+        latents: (N, C, H, W), of at most 28 entries a row.
         limit: in standard deviations.
 
     Returns:
@@ -102,17 +103,17 @@ def plot_principal_components(latents: Tensor, labels: Tensor, names: Sequence[s
     """The two directions in which latents vary most, coloured by digit.
 
     Args:
-        latents: (N, C, H, W), of at least two numbers.
+        latents: (N, C, H, W), of at least two dimensions.
         labels: (N,), 0 or more.
         names: of the labels.
     """
     flat = latents.flatten(1)  # (N, C, H, W) -> (N, D)
     if flat.shape[1] < 2:
         return plot_latent_positions(latents, labels, names)
-    points, shares = principal_components(flat)
+    points, fractions = principal_components(flat)
     first, second = (
-        f"{name} principal component, {share:.0%} of the variance"
-        for name, share in zip(("first", "second"), shares.tolist(), strict=True)
+        f"{name} principal component, {fraction:.0%} of the variance"
+        for name, fraction in zip(("first", "second"), fractions.tolist(), strict=True)
     )
     return plot_points(points, labels, first, second, names)
 
@@ -147,7 +148,7 @@ def _add_legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def plane_of_latents(limit: float = 3.0, count: int = 15) -> Tensor:
-    """Latents of two numbers on a square grid, row by row from the top left: (count * count, 2, 1, 1).
+    """Latents of two dimensions on a square grid, row by row from the top left: (count * count, 2, 1, 1).
 
     Args:
         limit: the square reaches from -limit to limit on both axes.
@@ -167,7 +168,7 @@ def plot_map(
     count: int = 15,
     names: Sequence[str] = DIGITS,
 ) -> Figure:
-    """The plane of an autoencoder whose latents are two numbers: whose they are, and what they decode to.
+    """The plane of an autoencoder with two latent dimensions: which digit lies where, and what its points decode to.
 
     Args:
         autoencoder: with latents of shape (2, 1, 1).
@@ -178,11 +179,11 @@ def plot_map(
         names: of the labels.
 
     Raises:
-        BookError: latents of more or fewer numbers.
+        BookError: latents of more or fewer dimensions.
     """
     if autoencoder.latent_shape != (2, 1, 1):
         shape = " x ".join(map(str, autoencoder.latent_shape))
-        raise BookError(f"a map needs latents of two numbers, these are {shape}: take a VAE such as vae-2d")
+        raise BookError(f"a map needs latents of two dimensions, these are {shape}: take a VAE such as vae-2d")
     pictures = decoded(autoencoder, plane_of_latents(limit, count))
     side = count * CROP_SIZE / DPI  # inches; one screen pixel a pixel
     left, gap, right, bottom, top = 0.55, 0.55, 0.45, 0.55, 0.1
@@ -200,15 +201,15 @@ def plot_map(
     plane.set_xticks([(tick + limit) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], texts)
     plane.set_yticks([(limit - tick) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], texts)
     plane.grid(False)
-    dots.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=ticks, yticks=ticks, ylabel="second number")
+    dots.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=ticks, yticks=ticks, ylabel="dimension 2")
     for axes in (dots, plane):
-        axes.set_xlabel("first number")
+        axes.set_xlabel("dimension 1")
     _add_legend(figure, names)
     return figure
 
 
 def traverse(latent: Tensor, numbers: Sequence[int], values: Tensor) -> Tensor:
-    """Change single numbers of a latent, and leave the others as they are.
+    """Change single dimensions of a latent, and leave the others as they are.
 
     Args:
         latent: (C, H, W).
@@ -227,7 +228,7 @@ def traverse(latent: Tensor, numbers: Sequence[int], values: Tensor) -> Tensor:
 def show_traversals(
     autoencoder: Autoencoder, latent: Tensor, numbers: Sequence[int] | None = None, limit: float = 3.0, count: int = 9
 ) -> Figure:
-    """What single numbers of a latent do: each row changes one of them from -limit to limit, and decodes.
+    """What single dimensions of a latent do: each row changes one of them from -limit to limit, and decodes.
 
     Args:
         autoencoder: whose latents have standard deviation 1.
@@ -255,3 +256,102 @@ def between(first: Tensor, second: Tensor, count: int = 9) -> Tensor:
     """From one latent or picture to another in a straight line: twice (...) -> (count, ...), both ends included."""
     weight = torch.linspace(0, 1, count, device=first.device).reshape(-1, *[1] * first.ndim)
     return torch.lerp(first, second, weight)
+
+
+@styled
+def plot_small_multiples(
+    points: Tensor, labels: Tensor, xlabel: str = "", ylabel: str = "", names: Sequence[str] = DIGITS
+) -> Figure:
+    """Points in the plane, one panel a label: its own points in colour, before all others in grey.
+
+    Args:
+        points: (N, 2).
+        labels: (N,), 0 or more.
+        xlabel, ylabel: what the axes are.
+        names: of the labels.
+    """
+    columns = min(5, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, panels = new_figure(
+        1.35 * columns + 0.3, 1.45 * rows + 0.4, rows, columns, squeeze=False, sharex=True, sharey=True
+    )
+    for label, axes in enumerate(panels.flat):
+        axes.set_axis_off() if label >= len(names) else axes.set_title(names[label])
+        axes.scatter(*points.T, c="#CFCFCA", s=4, alpha=0.5, linewidths=0)
+        own = points[labels == label]
+        axes.scatter(*own.T, c=colour_of_label(label), s=9, alpha=0.6, linewidths=0)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+    figure.supxlabel(xlabel, fontsize=11)
+    figure.supylabel(ylabel, fontsize=11)
+    return figure
+
+
+@styled
+def plot_rate_distortion(
+    rate: Tensor, distortion: Tensor, measured: dict[str, Tensor], weights: Sequence[float], ylabel: str = "cFID"
+) -> Figure:
+    """What a model pays and what it gains: distortion against rate, and below it further measures against rate.
+
+    Args:
+        rate: in nats, (K,), one for each weight of the KL divergence.
+        distortion: the squared error of a pixel, (K,).
+        measured: name -> (K,), all on the lower, logarithmic axis.
+        weights: of the KL divergence, K of them; they name the points of the upper panel.
+        ylabel: of the lower panel.
+    """
+    figure, (above, below) = new_figure(4.4, 5.4, 2, 1, sharex=True)
+    above.plot(rate, distortion, color=COLOURS["data"], marker="o", markersize=5)
+    for x, y, weight in zip(rate.tolist(), distortion.tolist(), weights, strict=True):
+        above.annotate(_power(weight), (x, y), (6, 6), textcoords="offset points")
+    above.set(ylabel="squared error of a pixel", ylim=(0, 1.15 * float(distortion.max())))
+    for colour, marker, (name, values) in zip(CYCLE, "os^D", measured.items(), strict=False):
+        below.plot(rate, values, color=colour, marker=marker, markersize=5, label=name)
+    below.set(xlabel="rate (nats)", ylabel=ylabel, yscale="log")
+    below.margins(x=0.08)
+    below.legend()
+    return figure
+
+
+def _power(value: float) -> str:
+    """A small number in scientific notation, as mathematics: 3e-4 is $3\\cdot10^{-4}$."""
+    digits, exponent = f"{value:.0e}".split("e")
+    return f"$10^{{{int(exponent)}}}$" if digits == "1" else f"${digits}\\cdot10^{{{int(exponent)}}}$"
+
+
+@styled
+def plot_planes(
+    clouds: Sequence[Tensor],
+    labels: Tensor,
+    pictures: Sequence[Tensor],
+    titles: Sequence[str],
+    limit: float = 3.0,
+    names: Sequence[str] = DIGITS,
+) -> Figure:
+    """Several latent planes side by side: above the latents and circles of the prior, below the decoded square.
+
+    Args:
+        clouds: latents of the same pictures, (N, 2) each.
+        labels: of the pictures, (N,).
+        pictures: a square grid of decoded latents, (M, 1, H, W) each, row by row from the top left.
+        titles: of the columns.
+        limit: the square reaches from -limit to limit on both axes; points beyond it are left out.
+        names: of the labels.
+    """
+    figure, (above, below) = new_figure(1.95 * len(clouds) + 0.9, 4.5, 2, len(clouds), squeeze=False)
+    angle = torch.linspace(0, 2 * math.pi, 100)
+    for column, (points, decoded_square) in enumerate(zip(clouds, pictures, strict=True)):
+        dots, plane = above[column], below[column]
+        _scatter(dots, points, labels)
+        for radius in (1, 2):
+            dots.plot(radius * angle.cos(), radius * angle.sin(), color=COLOURS["data"], linewidth=1.2)
+        dots.set(title=titles[column], xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=(-2, 0, 2))
+        dots.set_yticks((-2, 0, 2), ("\N{MINUS SIGN}2", "0", "2") if column == 0 else ("", "", ""))
+        square = grid(decoded_square, math.isqrt(len(decoded_square)), padding=0)
+        plane.imshow(square.squeeze(0), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+        plane.set(xticks=[], yticks=[])
+        plane.grid(False)
+    above[0].set_ylabel("latents")
+    below[0].set_ylabel("decoded")
+    _add_legend(figure, names)
+    return figure
