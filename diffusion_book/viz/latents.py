@@ -297,13 +297,15 @@ def plot_rate_distortion(
         rate: in nats, (K,), one for each weight of the KL divergence.
         distortion: the squared error of a pixel, (K,).
         measured: name -> (K,), all on the lower, logarithmic axis.
-        weights: of the KL divergence, K of them; they name the points of the upper panel.
+        weights: of the KL divergence, K of them; powers of ten name their points in the upper panel.
         ylabel: of the lower panel.
     """
     figure, (above, below) = new_figure(4.4, 5.4, 2, 1, sharex=True)
     above.plot(rate, distortion, color=COLOURS["data"], marker="o", markersize=5)
     for x, y, weight in zip(rate.tolist(), distortion.tolist(), weights, strict=True):
-        above.annotate(_power(weight), (x, y), (6, 6), textcoords="offset points")
+        digits, exponent = f"{weight:.0e}".split("e")
+        if digits == "1":
+            above.annotate(f"$10^{{{int(exponent)}}}$", (x, y), (6, 6), textcoords="offset points")
     above.set(ylabel="squared error of a pixel", ylim=(0, 1.15 * float(distortion.max())))
     for colour, marker, (name, values) in zip(CYCLE, "os^D", measured.items(), strict=False):
         below.plot(rate, values, color=colour, marker=marker, markersize=5, label=name)
@@ -311,12 +313,6 @@ def plot_rate_distortion(
     below.margins(x=0.08)
     below.legend()
     return figure
-
-
-def _power(value: float) -> str:
-    """A small number in scientific notation, as mathematics: 3e-4 is $3\\cdot10^{-4}$."""
-    digits, exponent = f"{value:.0e}".split("e")
-    return f"$10^{{{int(exponent)}}}$" if digits == "1" else f"${digits}\\cdot10^{{{int(exponent)}}}$"
 
 
 @styled
