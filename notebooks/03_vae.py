@@ -17,7 +17,7 @@
 # *Runs in about a minute on two CPU cores, without a network connection. Half of that is live training. Needs
 # chapter 1.*
 #
-# A picture of a digit has 1,024 pixels. Most of them are black, and most of the others can be predicted from their
+# A picture of a digit has 1,024 pixels. Most are black, and most of the others can be predicted from their
 # neighbours. How few dimensions would do? A *variational autoencoder* (VAE) learns an answer. One network, the
 # *encoder*, compresses the picture to a *latent* of few dimensions; a second one, the *decoder*, restores the picture
 # from it. A VAE can also generate new pictures, but not good ones. The reason leads to chapter 4.
@@ -439,8 +439,7 @@ for weight in (1e-6, 1e-4, 1e-2, 1e-1):
 #
 # ## 8. A live training
 #
-# The `Trainer` of chapter 1 knows nothing of diffusion, and can train a VAE too. Ours is shallower than the shipped
-# one.
+# Chapter 1's `Trainer` can train a VAE too. Ours is shallower than the shipped one.
 
 
 # %%
