@@ -44,7 +44,7 @@ def test_it_is_the_negative_elbo_of_a_gaussian_decoder_but_for_factor_and_consta
 
 def test_the_docstring_s_standard_deviation_is_right():
     assert decoder_std(1e-6) == pytest.approx(0.023, abs=5e-4)
-    assert f"s = {decoder_std(1e-6):.3f}" in negative_elbo.__doc__
+    assert f"gamma = {decoder_std(1e-6):.3f}" in negative_elbo.__doc__
     assert decoder_std(2 * 0.1**2 / 784, pixels=784) == pytest.approx(0.1)
 
 

@@ -90,7 +90,7 @@ MISTAKES = {
         (".clamp(min=0)", ".clamp(min=0).sqrt()", "that is |w|"),
     ],
     "vae_loss": [
-        ("decode(z)", "decode(z.detach())", "no gradient comes through the draw"),
+        ("decode(z)", "decode(z.detach())", "no gradient comes through the sample"),
         ("log_variance).sum(", "log_variance).mean(", "the divergence is averaged over the latent"),
         ("square().mean(", "square().sum(", "the error is summed over the pixels"),
         ("(log_variance / 2).exp() * noise", "log_variance.exp() * noise", "multiplied by the variance"),
