@@ -211,6 +211,45 @@ def test_ddim_without_fresh_noise_is_euler_over_the_ratio_of_noise_to_picture(sc
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
+def mixture_in_the_plane(schedule):
+    """The chapter's ideal denoiser, and log p_t for one point, by the Gaussians that are its parts."""
+    make = defined_in("02_ddim", "mixture_denoiser", torch=torch, cosine=cosine, expand=expand, Prediction=Prediction)
+    means = torch.tensor([[-0.8, 0.1], [0.6, -0.5], [0.3, 0.9]], dtype=torch.float64)
+    weights, spread = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), 0.25
+
+    def log_density(x, t):
+        alpha, sigma = schedule(t)
+        variance = (alpha * spread) ** 2 + sigma**2
+        squares = (x - alpha * means).square().sum(dim=1)
+        return torch.logsumexp(weights.log() - squares / (2 * variance), dim=0) - (2 * math.pi * variance).log()
+
+    return make(means, weights, spread, schedule), log_density
+
+
+@every
+def test_the_velocity_of_the_flow_is_the_slope_of_a_small_step_of_euler(schedule):
+    velocity = defined_in("02_ddim", "velocity", torch=torch, cosine=cosine)
+    denoiser, _ = mixture_in_the_plane(schedule)
+    x, h = normal(7, 2), 1e-6
+    for t in torch.tensor([0.2505, 0.6005, 0.9005], dtype=torch.float64):  # between the knots of the linear schedule
+        step = euler(denoiser(x, t), x, t, t - h, schedule=schedule)
+        torch.testing.assert_close((x - step) / h, velocity(denoiser, x, t, schedule), rtol=1e-4, atol=1e-4)
+
+
+@every
+def test_the_density_of_noisy_data_satisfies_the_continuity_equation(schedule):
+    """d log p / dt + u . grad log p + div u = 0, which is the equation divided by p; u is the chapter's."""
+    velocity = defined_in("02_ddim", "velocity", torch=torch, cosine=cosine)
+    denoiser, log_density = mixture_in_the_plane(schedule)
+    for t in torch.tensor([0.2505, 0.6005, 0.9005], dtype=torch.float64):
+        for x in normal(5, 2):
+            score, change = torch.autograd.functional.jacobian(log_density, (x, t))
+            u = velocity(denoiser, x[None], t, schedule)[0]
+            jacobian = torch.autograd.functional.jacobian(lambda x, t=t: velocity(denoiser, x[None], t, schedule)[0], x)
+            parts = torch.stack([change, u @ score, jacobian.trace()])
+            assert parts.sum().abs() < 1e-8 * (1 + parts.abs().max())
+
+
 # --- Chapter 3: VAE ------------------------------------------------------------------------------
 
 

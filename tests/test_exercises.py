@@ -55,7 +55,7 @@ MISTAKES = {
         ("phi_t - phi_s", "phi_s - phi_t", "it turns towards v"),
         ("phi_t - phi_s", "phi_t + phi_s", "the angles are added"),
         ("delta.cos() * x_t - delta.sin()", "delta.sin() * x_t - delta.cos()", "have changed places"),
-        ("phi_t - phi_s", "phi_t", "that is the guess of x_0"),
+        ("phi_t - phi_s", "phi_t", "that is the prediction of x_0"),
     ],
     "heun_walk": [
         ("(slope + denoiser(ahead, s).eps) / 2", "slope", "that is Euler's method"),

@@ -258,6 +258,18 @@ class TestPlots:
         assert axes.lines[2].get_ydata()[0] == 0.5
         assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "50"]
 
+    @pytest.mark.parametrize("values", [(1.0, 1.3), (3.3, 4.1), (0.003, 0.2), (1.0, 600.0)])
+    def test_quality_has_error_bars_where_they_are_known_and_numbers_beside_its_axis(self, values):
+        low, high = values
+        axes = plots.plot_quality({"ddim": [(10, high, 0.1 * high), (50, low, 0.05 * low)]}).axes[0]
+        (bars,) = axes.containers[0].lines[2]
+        ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+        assert np.allclose(ends, [[0.9 * high, 1.1 * high], [0.95 * low, 1.05 * low]]) or np.allclose(
+            ends, [[0.95 * low, 1.05 * low], [0.9 * high, 1.1 * high]]
+        )
+        bottom, top = axes.get_ylim()
+        assert sum(bottom <= tick <= top for tick in axes.get_yticks()) >= 2
+
     def test_schedule_shows_both_factors_of_each(self):
         axes = plots.plot_schedule(SCHEDULES).axes[0]
         assert len(axes.lines) == 2 * len(SCHEDULES)
@@ -279,6 +291,10 @@ class TestPlots:
         histogram = plots.plot_line_histograms({"here": torch.full((10,), 2.0)}).axes[0]
         tallest = max(histogram.patches, key=lambda bar: bar.get_height())
         assert tallest.get_x() <= 2.0 <= tallest.get_x() + tallest.get_width()
+        line = torch.linspace(-1, 1, 5)
+        rows = plots.plot_line_histograms({"a": line, "b": line}, densities={"b": (line, line.square())}).axes
+        assert [len(row.lines) for row in rows] == [0, 1]
+        assert np.allclose(rows[1].lines[0].get_ydata(), line.square())
 
 
 class TestStyle:

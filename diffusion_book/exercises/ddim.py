@@ -1,4 +1,4 @@
-"""Chapter 2: a step as a rotation, a better solver, the dial eta, and the times of a walk."""
+"""Chapter 2: a step as a rotation, a better solver, the parameter eta, and trailing spacing."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ TURNED = Exercise(
         "the angles are added. A step turns by their difference.": (
             lambda x_t, v, phi_t, phi_s: (phi_t + phi_s).cos() * x_t - (phi_t + phi_s).sin() * v
         ),
-        "that is the guess of x_0: it turns by all of phi_t, back to s = 0.": (
+        "that is the prediction of x_0: it turns by all of phi_t, back to s = 0.": (
             lambda x_t, v, phi_t, phi_s: phi_t.cos() * x_t - phi_t.sin() * v
         ),
-        "the noise is missing: that is only alpha_s times the guess of x_0.": (
+        "the noise is missing: that is only alpha_s times the prediction of x_0.": (
             lambda x_t, v, phi_t, phi_s: phi_s.cos() * (phi_t.cos() * x_t - phi_t.sin() * v)
         ),
     },

@@ -31,7 +31,8 @@ def show(picture: Diagram | Html | Figure, number: str, caption: str, alt: str |
     words = f"<b>Figure {html.escape(number)}.</b> {to_html(caption)}"
     caption_html = f'<figcaption style="{CAPTION}">{words}</figcaption>'
     anchor = f'id="figure-{number.replace(".", "-")}"'
-    if isinstance(picture, Html) and picture.text.startswith("<figure"):  # a control is a figure already
+    # A control is a figure already; one that draws in the page has a caption of its own, and becomes a part of this one.
+    if isinstance(picture, Html) and picture.text.startswith("<figure") and "<figcaption" not in picture.text:
         text = picture.text.replace("<figure", f"<figure {anchor}", 1).rstrip().removesuffix("</figure>")
         text += f"{caption_html}\n</figure>"
     else:

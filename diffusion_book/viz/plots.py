@@ -65,25 +65,33 @@ def plot_loss(steps: Sequence[int], losses: Sequence[float] | dict[str, Sequence
 
 @styled
 def plot_quality(
-    points: dict[str, list[tuple[int, float]]], floor: float | None = None, ylabel: str = "cFID (lower is better)"
+    points: dict[str, list[tuple[float, ...]]], floor: float | None = None, ylabel: str = "cFID (lower is better)"
 ) -> Figure:
     """Quality against work: how good the samples are after so many function evaluations.
 
     Args:
-        points: name -> (function evaluations, cFID) pairs; a model's name gives the line its colour.
+        points: name -> (function evaluations, cFID) or (function evaluations, cFID, its standard error); a model's name
+            gives the line its colour.
         floor: what real pictures reach, drawn as a line.
         ylabel: what is measured.
     """
     figure, axes = new_figure(6.5, 3.6)
     spare = iter([colour for name, colour in COLOURS.items() if name not in points and name != "data"])
-    for name, pairs in points.items():
-        evaluations, values = zip(*sorted(pairs), strict=True)
-        axes.plot(evaluations, values, "o-", color=COLOURS.get(name) or next(spare), label=name, markersize=5)
+    for name, found in points.items():
+        evaluations, values, *errors = zip(*sorted(found), strict=True)
+        colour = COLOURS.get(name) or next(spare)
+        axes.plot(evaluations, values, "o-", color=colour, label=name, markersize=5)
+        if errors:
+            axes.errorbar(evaluations, values, errors[0], fmt="none", ecolor=colour, capsize=4)
     if floor is not None:
         axes.axhline(floor, color=COLOURS["data"], linestyle=":", label="real pictures")
-    every = sorted({evaluations for pairs in points.values() for evaluations, _ in pairs})
+    every = sorted({evaluations for found in points.values() for evaluations, *_ in found})
     axes.set(xscale="log", yscale="log", xlabel="function evaluations", ylabel=ylabel)
     axes.set_xticks(every, [f"{number:,}" for number in every])
+    low, high = axes.get_ylim()
+    few = (1, 2, 5) if high / low > 5 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)  # else a short axis has one tick
+    axes.yaxis.set_major_locator(LogLocator(subs=few, numticks=12))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     figure.legend(loc="outside upper center", ncols=4)  # above the axes: lines may run anywhere in them
     return figure
@@ -131,18 +139,26 @@ def plot_curves(x: Sequence[float], curves: dict[str, Sequence[float]], xlabel: 
 
 
 @styled
-def plot_line_histograms(rows: dict[str, Tensor], limits: tuple[float, float] = (-3.5, 3.5), bins: int = 71) -> Figure:
+def plot_line_histograms(
+    rows: dict[str, Tensor],
+    limits: tuple[float, float] = (-3.5, 3.5),
+    bins: int = 71,
+    densities: dict[str, tuple[Tensor, Tensor]] | None = None,
+) -> Figure:
     """Histograms of points on a line, one below the other, on one axis.
 
     Args:
         rows: label -> points, (N,).
         limits: of the axis.
         bins: of each histogram.
+        densities: label -> (x, density there), drawn as a line over the row of that label.
     """
     figure, axes = new_figure(6.5, 0.75 * len(rows) + 0.5, len(rows), sharex=True, squeeze=False)
     shades = [SEQUENCE[-1 - round(row * (len(SEQUENCE) - 1) / max(1, len(rows) - 1))] for row in range(len(rows))]
     for row, shade, (label, points) in zip(axes[:, 0], shades, rows.items(), strict=True):
         row.hist(points.flatten().numpy(), bins=bins, range=limits, color=shade, density=True)
+        if label in (densities or {}):
+            row.plot(*(values.flatten() for values in densities[label]), color=COLOURS["data"], linewidth=1.2)
         row.set(yticks=[], xlim=limits)
         row.spines["left"].set_visible(False)
         row.set_ylabel(label, rotation=0, ha="right", va="center")
