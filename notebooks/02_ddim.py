@@ -702,8 +702,8 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
     other = [r for r in found if (r["eta"], r["steps"], r["num_samples"]) == (1.0, row["steps"], row["num_samples"])]
     if row["eta"] == 0 and row["sampler"] == "ddim" and other:
         gap, larger = abs(row["cfid"] - other[0]["cfid"]), max(row["cfid"], other[0]["cfid"])
-        errors = [r["cfid_error"] or 0.13 * larger * (2000 / r["num_samples"]) ** 0.5 for r in (row, other[0])]
-        assert gap < 3 * sum(error**2 for error in errors) ** 0.5, (row["steps"], gap, errors)
+        scatter = [r["cfid_error"] or 0.13 * larger * (2000 / r["num_samples"]) ** 0.5 for r in (row, other[0])]
+        assert gap < 3 * sum(each**2 for each in scatter) ** 0.5, (row["steps"], gap, scatter)
 
 # %% [markdown]
 # The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with fresh
