@@ -342,8 +342,11 @@ def test_generated_pictures_are_those_of_the_pipeline(tmp_path, untrained, model
     [
         ("--class_label 10", "labels from 10 to 10: 'ldm-concat' knows the classes 0 to 9, and -1 for none"),
         ("--class_label -2", "labels from -2 to -2"),
-        ("--class_label seven", "--class-label is "),
-        ("--class_label 1.5", "--class-label is "),
+        (
+            "--class_label seven",
+            "--class_label is 'seven': 'ldm-concat' knows the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        ),
+        ("--class_label 1.5", "--class_label is '1.5': 'ldm-concat' knows the classes 0, 1, "),
         ("--guidance_scale nan", "guidance_scale is nan: give a finite number"),
         ("--guidance_scale inf", "guidance_scale is inf: give a finite number"),
         ("--guidance_scale much", "--guidance-scale is 'much': give a number"),

@@ -17,8 +17,9 @@ from diffusion_book.cli.main import main
 from diffusion_book.data import samples
 from diffusion_book.data.samples import read_samples
 from diffusion_book.evaluation.digits import TURNS, check_digits, distance_to_training
+from diffusion_book.evaluation.distances import closest
 from diffusion_book.evaluation.features import features, reference_features
-from diffusion_book.evaluation.measures import closest, measure
+from diffusion_book.evaluation.measures import measure
 from diffusion_book.system import streams
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import save_grid
@@ -269,7 +270,7 @@ def test_the_measures_are_the_models(tmp_path, capsys):
     with part_of_the_reference():
         main(["evaluate", str(tmp_path / "mine.npz"), "--output_dir", str(tmp_path / "out")])
         expected = measure(IMAGES, LABELS).to_dict()
-        copies = closest(IMAGES)
+        copies = closest(features(IMAGES), reference_features()["train"])
     said = capsys.readouterr().out.splitlines()
     (folder,) = (tmp_path / "out").iterdir()
     assert said[-1] == str(folder)
@@ -292,7 +293,7 @@ def test_the_nearest_training_pictures_are_found():
         train = data.load("mnist").images
     except BookError:
         pytest.skip("MNIST is not here")
-    copies = closest(torch.cat([IMAGES, train[[4321, 77]]]), count=3)
+    copies = closest(features(torch.cat([IMAGES, train[[4321, 77]]])), reference_features()["train"], count=3)
     assert set(copies.training[:2].tolist()) == {4321, 77}
     assert copies.distances[:2].max() < 0.05
     assert set(copies.pictures[:2].tolist()) == {23, 24}

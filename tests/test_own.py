@@ -1,6 +1,10 @@
 """Pictures of your own: drawn shapes, from a folder to a trained model, its samples and its pictures."""
 
 import dataclasses
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +13,13 @@ from commands import refused
 from PIL import Image, ImageDraw
 
 from diffusion_book import data
-from diffusion_book.cli import train
+from diffusion_book.cli import evaluate, train
 from diffusion_book.cli.main import main
 from diffusion_book.data import own
 from diffusion_book.models import pipelines
 from diffusion_book.models.checkpoints import load_checkpoint
+from diffusion_book.models.configs import Setting, TrainingConfig
+from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import recipe_of
 from diffusion_book.system import streams
 from diffusion_book.system.errors import BookError
@@ -230,6 +236,16 @@ def test_a_model_of_classes_from_the_folder_to_its_pictures(shapes, tmp_path, ca
     checkpoint = f"--checkpoint {folder} --device cpu --output_dir {tmp_path / 'made'}"
     made = run(capsys, f"generate ldm-concat {checkpoint} --num_samples 3 --sampling_steps 2 --grid_only")
     assert Image.open(f"{made}/grid.png").size == (8 * (3 * 30 + 2), 8 * 32)
+    drawn = {}
+    for label in ("square", "1", "-1"):
+        files = f"--class_label {label} --num_samples 2 --sampling_steps 2 --format npz"
+        with np.load(run(capsys, f"generate ldm-concat {checkpoint} {files}") + "/samples.npz") as arrays:
+            drawn[label] = arrays["images"]
+            assert arrays["classes"].tolist() == list(SHAPES)
+    assert np.array_equal(drawn["square"], drawn["1"])
+    assert not np.array_equal(drawn["square"], drawn["-1"])
+    line = refused(capsys, "generate", "ldm-concat", *checkpoint.split(), "--class_label", "star")
+    assert line == "error: --class_label is 'star': 'ldm-concat' knows the classes circle, square, triangle"
     options = f"{checkpoint.replace('--checkpoint', '--concat_checkpoint')} --sampling_steps 2 --samples_per_cell 1"
     run(capsys, f"visualize guidance {options} --guidance_scales 0 3")
     latent_space = run(capsys, f"visualize latent-space {checkpoint.replace(folder, vae)} --no_umap")
@@ -262,6 +278,79 @@ def test_a_model_without_classes_from_the_folder_to_its_diagnosis(tmp_path, caps
     options = f"--checkpoint {folder} --device cpu --sampling_steps 2 --num_samples 10 --num_pictures 128"
     report = run(capsys, f"diagnose ddpm {options} --output_dir {tmp_path / 'diagnosis'}")
     assert Image.open(f"{report}/samples.png")
+
+    # The samples beside the training pictures that they are nearest to.
+    measured = f"evaluate ddpm --checkpoint {folder} --device cpu --steps 2 --output_dir {tmp_path / 'measured'}"
+    main(measured.split())
+    said = capsys.readouterr().out
+    made = json.loads((Path(said.splitlines()[-1]) / "measures.json").read_text())
+    assert (made["num_samples"], made["dataset"]) == (135, str((tmp_path / "many").resolve()))  # as many as it learned
+    assert "135 samples of a model of 135 pictures of many" in said
+    assert f"difference a pixel from the nearest training picture, in the middle: {made['nearest_train']:.4f}" in said
+    assert "by heart" not in said
+    assert made["nearest"]["distances"] == sorted(made["nearest"]["distances"])
+    assert Image.open(Path(said.splitlines()[-1]) / "nearest.png")
+    (tmp_path / "many").rename(tmp_path / "moved")
+    assert "there is no folder" in refused(capsys, *measured.split())
+
+
+def test_copies_are_told(tmp_path, capsys, monkeypatch):
+    """A model that gives its training pictures back, with a little noise."""
+    shapes = tmp_path / "shapes"
+    write_shapes(shapes / "train", each=10)
+    for kind in SHAPES:
+        (shapes / "test" / kind).mkdir(parents=True)
+        shape(kind, 3, size=36).save(shapes / "test" / kind / "other.png")
+    train, test = (data.load(shapes, split) for split in ("train", "test"))
+    recipe = dataclasses.replace(recipe_of("ddpm"), training=TrainingConfig(dataset=str(shapes)))
+    noise = torch.randn(len(train), 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    drawn = (train.images.float() / 127.5 - 1).flip(0) + 0.01 * noise
+    pipe = SimpleNamespace(recipe=recipe, ask=Pipeline(recipe, None, None, None, {}).ask, draw=lambda *_: drawn)
+    options = SimpleNamespace(setting=Setting(steps=2), model=SimpleNamespace(batch_size=8), output_dir=tmp_path)
+    images, entry, training = evaluate.evaluate_own(pipe, options)
+    assert images is drawn
+    assert torch.equal(training, train.images)
+    assert "the model has learned pictures by heart" in capsys.readouterr().out
+    copies = entry["nearest"]
+    assert [len(train) - 1 - picture for picture in copies["pictures"]] == copies["training"]
+    difference = evaluate.pixels(test.images)[:, None] - evaluate.pixels(train.images)
+    assert entry["nearest_train_real"] == pytest.approx(difference.norm(dim=2).min(1).values.median().item(), abs=1e-5)
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "own_pictures.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_page_for_readers_can_be_followed(tmp_path, capsys, monkeypatch):
+    """Its shapes are drawn, and its commands are given in their order, with small networks."""
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], {})
+    assert [len(list((tmp_path / "shapes" / name).iterdir())) for name in SHAPES] == [100] * 3
+    commands = re.findall(r"^diffusion-book (.+)$", PAGE, re.MULTILINE)
+    assert len(commands) == 9
+    folders = {}
+    for command in commands:
+        words = [folders.get(word, word) for word in command.split() if word not in ("--max-minutes", "10")]
+        if command.startswith("train vae"):
+            words += f"{SMALL} {RUN} --patch_size 4".split()
+        elif command.startswith("train"):
+            words += f"{SMALL} {RUN} --attention_levels 0 --timesteps 20".split()
+        else:
+            words += ["--device", "cpu"]
+        folder = run(capsys, " ".join([*words, STEPS.get(" ".join(words[:2]), "")]))
+        if words[0] == "train":
+            folders["VAE" if words[1] == "vae" else "EXPERIMENT"] = folder
+    assert data.load("shapes").classes == SHAPES
+
+
+STEPS = {
+    "generate ddpm": "--ddim_steps 2 --grid_only",
+    "evaluate ddpm": "--steps 2 --num_samples 20",
+    "diagnose ddpm": "--sampling_steps 2 --ddpm_steps 2 --num_samples 10 --num_pictures 128",
+    "generate ldm-concat": "--sampling_steps 2 --grid_only",
+    "visualize guidance": "--sampling_steps 2 --samples_per_cell 1 --guidance_scales 0 3",
+    "visualize latent-space": "--no_umap",
+}
 
 
 def test_a_folder_that_is_called_like_a_set_of_the_book_is_not_taken_for_it(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book import data
-from diffusion_book.cli.generate import load_model
+from diffusion_book.cli.generate import class_number, load_model
 from diffusion_book.cli.options import AUTOENCODERS, Diagnose, ModelOptions
 from diffusion_book.elbo import latent_statistics
 from diffusion_book.evaluation import diagnosis
@@ -120,14 +120,15 @@ def ddpm_steps(pipe: Pipeline, options: Diagnose) -> int:
     return pipe.recipe.diffusion.timesteps if options.ddpm_steps is None else options.ddpm_steps
 
 
-def class_shown(pipe: Pipeline, label: int | None) -> int | None:
+def class_shown(pipe: Pipeline, word: str | None) -> int | None:
     """The class whose samples are shown; None where there are no classes.
 
     Raises:
         BookError: a class that the model does not know.
     """
-    if label is None:
+    if word is None:
         return min(7, pipe.num_classes - 1) if pipe.num_classes else None
+    label = class_number(pipe.recipe, word)
     if pipe.num_classes and not 0 <= label < pipe.num_classes:
         raise BookError(f"--class_label is {label}: the model knows the classes 0 to {pipe.num_classes - 1}")
     return label

@@ -16,7 +16,9 @@ from diffusion_book import data
 from diffusion_book.cli.generate import load_model
 from diffusion_book.data.samples import read_samples
 from diffusion_book.evaluation.digits import check_digits
-from diffusion_book.evaluation.measures import Copies, Measures, closest, measure, real_indices, sentence
+from diffusion_book.evaluation.distances import Copies, closest, nearest
+from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
 from diffusion_book.evaluation.settings import draw_and_measure, evaluate, find_entry, request_of
@@ -28,11 +30,13 @@ from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import check_folder, make_folder, timestamped_folder, write_text, write_whole
+from diffusion_book.system.progress import progress_bar
 from diffusion_book.system.streams import say, say_once
-from diffusion_book.viz.grids import save_grid, show_rows
+from diffusion_book.viz.grids import save_grid, show_rows, to_bytes
 
 RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
 MNIST = ("auto", "mnist")  # data sets of models that are measured against their own kind
+BY_HEART = 0.5  # of the distance of pictures that were held out: samples that lie nearer are copies
 AGREE = 0.05  # two machines round differently: a cFID this close to the card's counts as the same
 
 ROWS = (
@@ -60,13 +64,19 @@ def main(model: str | Path | None, options: Any) -> int:
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
         trained = load_model(model, options.model)
-        found = restore(trained, options) if restores else draw(trained, options)
+        own = not restores and data.is_place(trained.recipe.training.dataset)
+        found = (
+            evaluate_own(trained, options) if own else restore(trained, options) if restores else draw(trained, options)
+        )
     if found is None:
         return 0
-    images, entry = found
+    images, entry, *training = found
     folder = timestamped_folder(options.output_dir, model)
     write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
-    save_grid(images, folder / "grid.png", columns=10)
+    save_grid(images[:100], folder / "grid.png", columns=10)
+    if training:
+        copies = Copies(*(torch.tensor(values) for values in entry["nearest"].values()))
+        draw_copies(images, *training, copies, folder / "nearest.png")
     print(folder)
     return 0
 
@@ -84,7 +94,8 @@ def evaluate_pictures(place: Path, options: Any) -> Path:
     if not options.anyway:
         check_digits(images)
     say(f"measuring {len(images):,} pictures ...")
-    entry, copies = measure(images, labels).to_dict(), closest(images)
+    entry = measure(images, labels).to_dict()
+    copies = closest(features(images), reference_features()["train"])
     print(f"{len(images):,} pictures of {place}")
     print(rows(entry))
     print(report(entry, "pictures", "mnist"))
@@ -93,23 +104,65 @@ def evaluate_pictures(place: Path, options: Any) -> Path:
         f"those nearest to a training picture: {distances} (real ones, in the middle: {entry['nearest_train_real']:.2f})"
     )
     folder = timestamped_folder(options.output_dir, place.stem or "pictures")
-    found = {name: [round(value, 4) for value in values.tolist()] for name, values in copies._asdict().items()}
-    write_text(
-        folder / "measures.json", json.dumps({"pictures": str(place), **entry, "nearest": found}, indent=2) + "\n"
-    )
+    entry = {"pictures": str(place), **entry, "nearest": plain(copies)}
+    write_text(folder / "measures.json", json.dumps(entry, indent=2) + "\n")
     save_grid(images[:100], folder / "grid.png", columns=10)
-    draw_copies(images, copies, folder / "nearest.png")
+    try:
+        draw_copies(images, data.load("mnist").images, copies, folder / "nearest.png")
+    except BookError as error:
+        say_once(f"notice: the nearest training pictures are told by their numbers alone ({error})")
     return folder
 
 
-def draw_copies(images: Tensor, copies: Copies, path: Path) -> None:
-    """The pictures that are nearest to training pictures, above these; where MNIST is not here, a notice."""
-    try:
-        training = data.load("mnist").images[copies.training]
-    except BookError as error:
-        say_once(f"notice: the nearest training pictures are told by their numbers alone ({error})")
-        return
-    drawn = {"pictures": images[copies.pictures], "nearest in training": training}
+def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Tensor] | None:
+    """Draw with a model of pictures of one's own, and look how near they come to those that it has learned.
+
+    Returns:
+        The samples, the measures, and the training pictures; None on all processes but the main one.
+
+    Raises:
+        BookError: the samples cannot be drawn, or the pictures that it has learned are not where they were.
+    """
+    place = pipe.recipe.training.dataset
+    train, test = (data.load(place, split) for split in ("train", "test"))
+    asked = asdict(options.setting)
+    number = min(asked.pop("num_samples"), len(train))
+    request = pipe.ask(number, **asked, batch_size=options.model.batch_size)
+    check_folder(options.output_dir)
+    part = processes.part_of_samples(len(request), request.batch_size)
+    with progress_bar(f"{request.sampler}, {request.steps} steps") as bar:
+        images = processes.collect(pipe.draw(request.pick(part), bar.advance))
+    if images is None:
+        return None
+    learned, held_out = pixels(train.images), pixels(test.images)
+    copies = closest(pixels(images), learned)
+    near, usual = (nearest(points, learned)[0].median().item() for points in (pixels(images), held_out))
+    print(f"{number:,} samples of a model of {len(train):,} pictures of {train.name}")
+    print(f"difference a pixel from the nearest training picture, in the middle: {near:.4f}")
+    print(f"the same of {len(test):,} pictures that were held out: {usual:.4f}")
+    if near < BY_HEART * usual:
+        print("the samples are much nearer: the model has learned pictures by heart; give it more, or train it shorter")
+    print(
+        "the other measures know digits alone; nearest.png shows the samples nearest to training pictures, above these"
+    )
+    found = {"nearest_train": round(near, 6), "nearest_train_real": round(usual, 6), "nearest": plain(copies)}
+    return images, {"dataset": place, **asked, "num_samples": number, **found}, train.images
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Pictures, bytes or in [-1, 1], as points (N, D); their distance is the root-mean-square difference a pixel, 0 to 1."""
+    points = to_bytes(images).flatten(1).float() / 255
+    return points / points.shape[1] ** 0.5
+
+
+def plain(copies: Copies) -> dict[str, list[float]]:
+    """The same as lists, for JSON."""
+    return {name: [round(value, 4) for value in values.tolist()] for name, values in copies._asdict().items()}
+
+
+def draw_copies(images: Tensor, training: Tensor, copies: Copies, path: Path) -> None:
+    """The pictures that are nearest to training pictures, above these."""
+    drawn = {"pictures": images[copies.pictures], "nearest in training": training[copies.training]}
     write_whole(path, show_rows(drawn, title="The pictures nearest to training pictures, and these").savefig)
 
 

@@ -14,11 +14,12 @@ from diffusion_book.cli.options import ModelOptions
 from diffusion_book.data import CROP_SIZE
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.configs import Recipe
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.request import Request
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
-from diffusion_book.system.errors import check_range, choose
+from diffusion_book.system.errors import BookError, check_range, choose
 from diffusion_book.system.files import check_folder, timestamped_folder
 from diffusion_book.system.streams import say_once
 from diffusion_book.viz.outputs import FORMATS, Drawn, check_fits, write_pictures
@@ -94,8 +95,26 @@ def request_of(pipe: Pipeline, options: Any) -> Request:
     else:
         asked["sampler"], asked["steps"] = options.sampler, options.sampling_steps
     if hasattr(options, "class_label"):
-        asked["labels"], asked["guidance_scale"] = options.class_label, options.guidance_scale
+        label = options.class_label
+        asked["labels"] = None if label is None else class_number(pipe.recipe, label)
+        asked["guidance_scale"] = options.guidance_scale
     return pipe.ask(options.num_samples, **asked)
+
+
+def class_number(recipe: Recipe, word: str) -> int:
+    """The number of a class, by its name or its number; whether there is such a number, the model says.
+
+    Raises:
+        BookError: neither.
+    """
+    names = recipe.class_names
+    if word in names:
+        return names.index(word)
+    try:
+        return int(word)
+    except ValueError:
+        known = f"the classes {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}" if names else "no classes"
+        raise BookError(f"--class_label is '{word:.60}': '{recipe.model}' knows {known}") from None
 
 
 def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:

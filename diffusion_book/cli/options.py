@@ -191,7 +191,9 @@ def generate_options(model: str) -> Any:
         "model": ModelOptions(),
     }
     if recipe.condition:
-        own["class_label"] = option(int | None, None, "the class to draw; without it, all classes in turn")
+        own["class_label"] = option(
+            str | None, None, "the class to draw, by its number or its name; without it, all classes in turn"
+        )
         scale = (
             "how strongly pictures are pushed towards their class: 0 = the class is not told, 1 = as trained, more = clearer "
             "and less varied; without it, as the model's recipe says"
@@ -434,8 +436,9 @@ class Diagnose:
     """.pt file or experiment folder; without one, the weights that come with the book"""
     vae: Annotated[Path | None, tyro.conf.arg(aliases=["--vae-checkpoint"])] = None
     """for a latent model: the VAE it was trained with. Not needed: checkpoints bring their own"""
-    class_label: int | None = None
-    """the class whose samples are shown, for a model with classes; without it 7, or the last where there are fewer"""
+    class_label: str | None = None
+    """the class whose samples are shown, by its number or its name, for a model with classes; without it 7, or the last where
+    there are fewer"""
     dataset: str | None = None
     """auto, mnist, fashion-mnist, kmnist, digits, or a folder or .npz of your own; without it, what the model was trained on"""
     num_samples: int = 50

@@ -5,6 +5,8 @@ Every function takes features (N, D) and returns plain numbers. Means and covari
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -117,6 +119,24 @@ def nearest(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     _check(points, members)
     found = [torch.cdist(part, members.float()).min(dim=1) for part in points.float().split(CHUNK)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+class Copies(NamedTuple):
+    """The points that are nearest to members of another set, the nearest first."""
+
+    pictures: Tensor
+    """which points they are, (K,)"""
+    training: Tensor
+    """which member is nearest to each, (K,)"""
+    distances: Tensor
+    """between the two, (K,)"""
+
+
+def closest(points: Tensor, members: Tensor, count: int = 10) -> Copies:
+    """The `count` points that are nearest to members, for whoever looks for copies; no more than there are."""
+    distances, training = nearest(points, members)
+    order = distances.argsort(stable=True)[:count]
+    return Copies(order, training[order], distances[order])
 
 
 def _check(a: Tensor, b: Tensor) -> None:

@@ -226,29 +226,6 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
     )
 
 
-class Copies(NamedTuple):
-    """The pictures that are nearest to training pictures of MNIST, the nearest first."""
-
-    pictures: Tensor
-    """which they are, (K,)"""
-    training: Tensor
-    """which training picture is nearest to each, (K,)"""
-    distances: Tensor
-    """of their features, (K,)"""
-
-
-def closest(images: Tensor, count: int = 10) -> Copies:
-    """The `count` pictures that are nearest to training pictures of MNIST, for whoever looks for copies.
-
-    Args:
-        images: (N, 1, 28, 28), floats in [-1, 1] or bytes.
-        count: how many; no more than there are.
-    """
-    distances, training = nearest(features(images), reference_features()["train"])
-    order = distances.argsort(stable=True)[:count]
-    return Copies(order, training[order], distances[order])
-
-
 def share_error(share: float, number: int) -> float:
     """Standard error of a share that was counted among so many."""
     return math.sqrt(share * (1 - share) / number)
