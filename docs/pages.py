@@ -75,6 +75,8 @@ def describe_page(app, pagename: str, templatename: str, context: dict, doctree:
     """What a search engine shows of a page, and what a link to it looks like elsewhere."""
     if doctree is None:
         return
+    # Parameters of a signature, each on a line, are a list without terms: it must not call itself a list of definitions.
+    context["body"] = context["body"].replace("<dl>\n<dd><em", '<dl role="presentation">\n<dd><em')
     title, words = doctree.next_node(nodes.title).astext(), next(paragraphs(doctree))
     if pagename == app.config.root_doc:
         context["docstitle"], words = "", DESCRIPTION  # the title would be there twice

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -189,6 +190,18 @@ def without_query(address: str) -> str:
     return urldefrag(address).url.partition("?")[0]
 
 
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+
+
+def barriers(page) -> list[str]:
+    """What axe finds on a page that some readers cannot use: rules of WCAG's levels A and AA, and where they are broken."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE)
+    found = page.evaluate("levels => axe.run({runOnly: levels, resultTypes: ['violations']})", LEVELS)["violations"]
+    return [f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"]]
+
+
 @every_page
 def test_page_works_in_a_browser(site, open_page, name):
     """Opened from its folder: all of it is drawn, in little time, and every control moves its picture."""
@@ -210,12 +223,14 @@ def test_page_works_in_a_browser(site, open_page, name):
     for choices in page.locator("article figure:not(.toy) select:enabled").all():
         controls.choose(choices)
 
+    assert not barriers(page)
     page.set_viewport_size({"width": PHONE, "height": 844})
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
         page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE, f"the {theme} page scrolls sideways"
         assert not page.evaluate(OUT_OF_REACH)
+    assert not barriers(page), "dark, on a phone"
     assert not page.troubles
     assert all(address.startswith("file:") for address in page.asked), page.asked
 
