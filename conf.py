@@ -46,6 +46,7 @@ html_favicon = "docs/_static/logo.svg"
 templates_path = ["docs/_templates"]
 html_static_path = ["docs/_static"]
 html_css_files = ["book.css"]
+html_js_files = ["reach.js"]
 html_show_sphinx = False
 html_use_index = False  # it would be empty
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
