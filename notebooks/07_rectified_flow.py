@@ -14,33 +14,32 @@
 # %% [markdown]
 # # Rectified flow: the straight way from noise to picture
 #
-# *Runs in about a minute on two CPU cores, without a network connection. Nearly half of that is live training. Needs
-# chapters 1, 2 and 4; its last section also chapter 5.*
+# *Runs in about a minute on two CPU cores, without a network connection. Needs chapters 1 and 2; section 14 also needs
+# chapters 4 and 5.*
 #
-# Chapter 2 ended at a differential equation: a sampler without fresh noise follows a smooth path, and each step that
-# cuts a bend short costs quality. There the paths came with the model, bends and all. This chapter asks for straight
-# ones from the start. It needs less theory than anything before it: mix a picture with noise along a straight line, and
-# let a network learn the speed. What it leads to are digits in a single evaluation of the network.
+# Can a network draw a digit in one step, from noise straight to picture? Chapter 2 followed smooth paths, and every step
+# that cut a bend short cost quality. If the paths were straight, one step could cross them from end to end. This chapter
+# asks for straight paths from the start. The method needs less theory than anything before: mix a picture with noise
+# along a straight line, and let a network learn the velocity. You will
 #
-# You will
-#
-# - watch straight paths cross in the plane, see why a flow cannot follow them, and what it does instead;
-# - derive the method in four equations, and find that Euler's step on it is a sampler you know;
-# - straighten a flow by training it on its own results, and measure how straight it became;
-# - tell Euler, midpoint and Heun apart, and count what each really costs;
-# - walk from noise to digits in fifty steps, in ten, in two, and in one.
+# - see why straight paths cross, why a flow cannot, and what it does instead;
+# - prove that this flow still turns noise into data;
+# - find that DDPM, DDIM, EDM and rectified flow all describe *one* flow, read by different clocks;
+# - straighten it, which does change it, and train that in the page;
+# - follow it with four solvers, and end at digits in a single evaluation of the network, and at what they cost.
 #
 # The sources are Liu, Gong & Liu, *Flow Straight and Fast* (2022), and Lipman et al., *Flow Matching* (2022), who found
-# the same objective in the same autumn.
+# the same objective independently.
+#
+# *Note.* Where MNIST is neither found nor can be downloaded, the chapter takes the small digits that come with
+# scikit-learn. Only figure 7.2 shows them; everything else comes from the toys and from the shipped weights.
 
 # %% [markdown]
 # ## Set-up, and what we are after
-#
-# Digits of a trained flow: ten steps of the midpoint method, which are twenty evaluations.
 
 # %%
 import copy
-import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -51,112 +50,125 @@ from torch.testing import assert_close
 
 import diffusion_book
 from diffusion_book import data, objective, samplers, targets
-from diffusion_book.evaluation.distances import frechet_distance
-from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.features import logits
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.scoreboard import figures
-from diffusion_book.models import pipelines, weights
-from diffusion_book.models.recipes import TrainingConfig, recipe_of
-from diffusion_book.networks.unet import UNet
+from diffusion_book.models import weights
+from diffusion_book.models.recipes import recipe_of
 from diffusion_book.schedules import add_noise, cosine, rectified
 from diffusion_book.targets import Prediction
-from diffusion_book.training.latents import encode_dataset
-from diffusion_book.training.losses import loss_of_latent_diffusion, loss_of_reflow
-from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import flows, grids, in_page, plots, scrubber, strips, style, toy
+from diffusion_book.training.losses import loss_of_reflow
+from diffusion_book.viz import diagrams, flows, grids, in_page, plots, scrubber, strips, style
+from diffusion_book.viz.figures import show
+from diffusion_book.viz.toy import toy
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 10
 MODEL = "rf"  # the weights that come with the book; or the folder of a training of your own
 
 style.use_style()
-pipe = diffusion_book.load(MODEL)
-train, test = data.load(DATASET), data.load(DATASET, "test")
-begun = time.perf_counter()
-samples = pipe.sample(64, sampler="midpoint", steps=10, seed=0)
-print(f"64 digits in {time.perf_counter() - begun:.1f} seconds; data: {train.name}")
-grids.show_grid(samples, columns=16)
+pipe, one_step = diffusion_book.load(MODEL), diffusion_book.load("rf-one-step")
+test = data.load(DATASET, "test")
+print(f"data: {test.name}, {len(test):,} test pictures; the network runs on {pipe.device}")
+noise = pipe.noise(12, seed=3)
+by_steps = {n: pipe.sample(12, sampler="euler", steps=n, noise=noise) for n in (1, 2, 4, 10, 50)}
+at_once = one_step.sample(12, sampler="euler", steps=1, noise=noise)
+show(
+    grids.show_rows({"the flow,\n50 steps": by_steps[50], "distilled,\n1 step": at_once}),
+    "7.1",
+    "Where this chapter begins and where it ends. Each column starts from one noise. Above, fifty evaluations of the "
+    "network; below, a single evaluation of a network that was distilled from it.",
+)
 
 # %% [markdown]
+# How can a single evaluation (figure 7.1, below) replace fifty? First we build the flow of the upper row.
+#
 # ## 1. The straight path
 #
-# The diffusion models so far mixed picture and noise as $\alpha_t x_0 + \sigma_t \epsilon$ with $\alpha^2 + \sigma^2 =
-# 1$: from picture to noise along an arc. The straight way is simpler:
+# The diffusion models so far mixed picture and noise as $\alpha_t x_0 + \sigma_t \epsilon$ with $\alpha_t^2 +
+# \sigma_t^2 = 1$: from picture to noise along an arc. The straight way is simpler:
 #
 # $$x_t = (1 - t)\, x_0 + t\, \epsilon. \tag{1}$$
 #
-# Its derivative does not depend on $t$. Each point moves with one constant velocity:
+# This is a linear *interpolant* between data and noise. Its derivative does not depend on $t$, so each point moves with
+# one constant velocity:
 #
 # $$\frac{d x_t}{d t} = \epsilon - x_0. \tag{2}$$
 #
-# As everywhere in this book, $t = 0$ is the picture and $t = 1$ is noise. *Many papers on flows, the original among
-# them, let time run the other way, from noise at 0 to data at 1.* Their velocity is $x_0 - \epsilon$. Nothing else
-# changes, but whoever mixes code from both will meet this sign again.
+# As everywhere in this book, $t = 0$ is the picture and $t = 1$ is noise. *Many papers on flows let time run the other
+# way, from noise at 0 to data at 1.* Their velocity is $x_0 - \epsilon$. If you mix code from both, watch this sign.
 #
 # In the library, (1) is `schedules.rectified` and (2) is `targets.velocity`.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 generator = torch.Generator().manual_seed(0)
-clean, noise = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+clean, eps = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
 t, h = torch.tensor(0.3, dtype=torch.float64), 1e-4
-slope = (add_noise(rectified, clean, noise, t + h) - add_noise(rectified, clean, noise, t)) / h
-velocity = targets.target_value(targets.velocity, clean, noise, *rectified(t))
+slope = (add_noise(rectified, clean, eps, t + h) - add_noise(rectified, clean, eps, t)) / h
+velocity = targets.target_value(targets.velocity, clean, eps, *rectified(t))
 print("the slope of the path is noise minus picture:", bool((slope - velocity).abs().max() < 1e-9))
-
-# %% [markdown]
-# Here are both ways for two digits, from the same noise.
 
 # %%
 times = torch.linspace(0, 1, 11)
 x0, eps = test.batch(torch.tensor([3, 2]))[0], pipe.noise(2, seed=1)
 ways = [torch.stack([data.crop(add_noise(path, x0, eps, t)) for t in times], 1) for path in (cosine, rectified)]
-strips.show_strip(times.tolist(), torch.stack(ways, 1).flatten(0, 1), title="The cosine path, and the straight one")
+show(
+    strips.show_strip(times.tolist(), torch.stack(ways, 1).flatten(0, 1)),
+    "7.2",
+    "Two digits, each on the cosine path (above) and on the straight path (below), with the same noise.",
+)
 
 # %% [markdown]
-# They differ less than one would think, and at the ends not at all. On the straight path contrast falls in the middle,
-# where picture and noise are both at half their strength: their variances do not sum to one any more.
+# The two paths differ less than one would think (figure 7.2), and at the ends not at all. On the straight path the
+# contrast is lowest in the middle, where picture and noise are both at half their strength. What the difference amounts
+# to, section 5 will say.
 #
 # ## 2. Straight paths cross
 #
-# The world of this section is the plane. The data are two heaps, one on the left and one on the right. Each training
-# pair is made as in all chapters: a point of the data, and noise that has nothing to do with it.
+# What does a network learn from (2)? Let us look at data in the plane. They have two modes, one on the left and one on
+# the right. A training pair is made as in all chapters: a point of the data, and a noise that is drawn independently of
+# it. Such a rule for making pairs is called a *coupling*.
 
 
 # %%
-def heaps(count):
-    """Points of two heaps, (N, 2)."""
+def two_modes(count):
+    """Data points, (N, 2), from a mixture of two Gaussians."""
     side = 2.0 * torch.randint(0, 2, (count, 1), generator=generator) - 1
     return torch.cat([2 * side, torch.zeros(count, 1)], dim=1) + 0.3 * torch.randn(count, 2, generator=generator)
 
 
-def by_chance(count):
-    """A batch of data points, and noise that was drawn apart from them."""
-    return heaps(count), torch.randn(count, 2, generator=generator)
+def independent(count):
+    """A batch of data points, and noise that was drawn independently of them."""
+    return two_modes(count), torch.randn(count, 2, generator=generator)
 
 
-x0, eps = by_chance(60)
-flows.show_tracks({"Pairs by chance: $x_t$ for t from 1 to 0": torch.stack([eps, x0])})
+x0, eps = independent(60)
+show(
+    flows.show_tracks({"$x_t$ from noise to data": torch.stack([eps, x0])}),
+    "7.3",
+    "Sixty training pairs, each joined by its straight path. Dots are data; the colour tells the mode.",
+)
 
 # %% [markdown]
-# Each line is as straight as can be. But no flow can follow them. A flow is a rule that says how a point at $x$ moves
-# at time $t$. Where two lines meet at the same time, it would have to send one point two ways.
+# Each line of figure 7.3 is as straight as can be. But no flow can follow them. A flow is given by a *velocity field*
+# $u(x, t)$: it says how a point at $x$ moves at time $t$. Where two lines meet at the same time, it would have to send
+# one point two ways.
 #
-# What can it do instead? Ask for a velocity $u(x_t, t)$ with the least squared error:
+# What does it do instead? Ask for the velocity field with the least squared error:
 #
 # $$L = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad \text{smallest for } \;
 # u^*(x_t, t) = \mathbb E[\, \epsilon - x_0 \mid x_t \,]. \tag{3}$$
 #
-# Regression gives the mean. It always does: whoever must name one number for many, and pays for squares, names their
-# average. So at a crossing the flow goes in the *mean* direction of all lines that pass there. And since the
-# noise follows from $x_t$ and $x_0$ by (1), $\epsilon = (x_t - (1 - t) x_0) / t$, we can also write
+# Least squares gives the mean. At a crossing, the flow therefore goes in the *mean* direction of all lines that pass
+# there. By (1) the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
 #
 # $$u^*(x_t, t) = \frac{x_t - \hat x_0}{t}, \qquad \hat x_0 = \mathbb E[x_0 \mid x_t]. \tag{4}$$
 #
-# This is our old friend the denoiser in new clothes. Step back by the whole of $t$ along $u^*$, and you arrive at its
-# best guess.
+# This is the denoiser of chapter 1 in another form. Walk back by the whole of $t$ along $u^*$, and you arrive at the
+# posterior mean.
 #
-# Check both on a line. If the data are the two points $-1$ and $1$, Bayes' rule gives $\hat x_0 = \tanh((1 - t) x_t /
-# t^2)$. Against that we hold the mean over all of three million draws that pass close by.
+# We check both on a line. For data at $-1$ and $1$, Bayes' rule gives $\hat x_0 = \tanh((1 - t)\, x_t / t^2)$. We
+# compare (4) with the mean of all those of three million draws that pass close by.
 
 
 # %%
@@ -167,17 +179,17 @@ def exact_velocity(x, t):
 
 
 points = 2.0 * torch.randint(0, 2, (3_000_000,), generator=generator) - 1
-eps = torch.randn(points.shape, generator=generator)
-x_t = 0.4 * points + 0.6 * eps  # t = 0.6
+noises = torch.randn(points.shape, generator=generator)
+x_t = 0.4 * points + 0.6 * noises  # t = 0.6
 for x in (-0.8, -0.2, 0.5):
     near = (x_t - x).abs() < 0.01
-    measured, exact = (eps - points)[near].mean(), exact_velocity(torch.tensor(x), 0.6)
+    measured, exact = (noises - points)[near].mean(), exact_velocity(torch.tensor(x), 0.6)
     print(f"x = {x:4}: {exact:5.2f} by (4); the mean of the draws agrees: {bool((measured - exact).abs() < 0.05)}")
 
 # %% [markdown]
 # ## 3. The flow that is learned
 #
-# So the loss is four lines. It is also the loss of chapter 1, with another path and another target, and we assert it.
+# In code the loss is three lines. It is the loss of chapter 1 with another path and another target.
 
 
 # %%
@@ -201,27 +213,27 @@ class Small(nn.Module):
         return self.layers(torch.cat([x, t[:, None]], dim=1))
 
 
-network, (x0, _), draws = Small(), by_chance(64), torch.Generator().manual_seed(2)
+network, (x0, _), draws = Small(), independent(64), torch.Generator().manual_seed(2)
 t, eps = objective.uniform(64, draws).float(), torch.randn(64, 2, generator=draws)
 same = {"schedule": rectified, "target": targets.velocity, "generator": torch.Generator().manual_seed(2)}
 assert_close(flow_loss(network, x0, eps, t), objective.diffusion_loss(network, x0, **same))
 print("the loss of", len(t), "pairs is the library's")
 
 # %% [markdown]
-# To sample is to start with noise and to follow $u$ back to $t = 0$, in small steps against the velocity:
+# To sample, start from noise and follow $u$ back to $t = 0$. Euler's method does so in steps from $t$ to $s < t$:
 #
-# $$\frac{dx}{dt} = u(x, t), \qquad x_s = x_t + (s - t)\, u(x_t, t), \quad s < t. \tag{5}$$
+# $$\frac{dx}{dt} = u(x, t), \qquad x_s = x_t + (s - t)\, u(x_t, t). \tag{5}$$
 
 
 # %%
-def fit(draw, time_sampling=objective.uniform, steps=1000):
+def fit(draw, steps=1000):
     """A flow, trained on the pairs that draw(count) gives."""
     torch.manual_seed(0)
     network, draws = Small(), torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(network.parameters())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
-        loss = flow_loss(network, *draw(256), time_sampling(256, draws).float())
+        loss = flow_loss(network, *draw(256), objective.uniform(256, draws).float())
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
@@ -237,37 +249,65 @@ def follow(network, x, steps):
     return torch.stack(states)
 
 
-flow, starts = fit(by_chance), torch.randn(60, 2, generator=generator)
+flow, starts = fit(independent), torch.randn(60, 2, generator=generator)
 tracks = follow(flow, starts, 50)
 pairs = tracks[[0, -1]]
-flows.show_tracks({"The learned flow, 50 steps": tracks, "Its starts and ends": pairs})
+show(
+    flows.show_tracks({"The learned flow, 50 steps": tracks, "Its starts and ends": pairs}),
+    "7.4",
+    "Left: sixty noises follow the learned velocity field. No two are ever at the same point at the same time. Right: "
+    "the same starts, each joined with its end by a straight line.",
+)
+
+# %% tags=["remove-cell"]
+assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  # "nearly all", below
 
 # %% [markdown]
-# On the left no two points are ever at the same place at the same time. They begin by walking towards the middle, for
-# at $t = 1$ the mean velocity aims at the mean of the data. Then each makes up its mind and turns to the heap *on its
-# own side*. On the right are the same points once more, each joined with its end by a line. The flow has sorted the
-# tangle: it has made new pairs.
+# In figure 7.4 the points first walk towards the middle, for at $t = 1$ the mean velocity aims at the mean of the data.
+# Then they turn, nearly all of them to the mode on their own side. On the right you see that the flow has untangled the
+# lines: it has made a new coupling of noise and data.
 #
 # ## 4. Why it ends in the data
 #
-# The flow joins other points than the training pairs did. Why do its points still end as the data are distributed? Because
-# of bookkeeping. Let $p_t$ be the density of all $x_t$ in (1). Put a small box anywhere. How many points are in it a
-# moment later depends only on how many come in through its walls and how many leave: on the density there times the
-# *mean* velocity. That is the continuity equation,
+# The flow pairs noise and data in another way than the training did. Why are its end points still distributed as the
+# data? Let $p_t$ be the density of $x_t$ in (1). The claim is:
 #
-# $$\frac{\partial p_t}{\partial t} = - \nabla \cdot (p_t\, u), \qquad u = \mathbb E[\, \epsilon - x_0 \mid x_t \,].
-# \tag{6}$$
+# > *Points that start from $p_1$, the noise, and follow $u^*$ have the density $p_t$ at every time $t$.*
 #
-# The crossing lines stream through a wall at many velocities, the flow at their mean; as much passes in both cases.
-# So no box notices the exchange, at any time. Starting with the same noise, the flow has at every $t$ the same density
-# as the straight paths, and at $t = 0$ that of the data.
+# Take any smooth *test function* $\varphi$ that vanishes far out. It measures a density through a single number, the
+# mean $\mathbb E[\varphi(x_t)]$. How does this number change? On each straight path, by the chain rule and (2), $\varphi$
+# changes at the rate $\nabla\varphi(x_t) \cdot (\epsilon - x_0)$. Average over all paths, those with the same $x_t$
+# first:
 #
-# On a line we can check this in numbers. There points that never overtake keep their rank. Point $i$, which starts
-# at the quantile $q_i$ of the noise, must stay at the quantile $q_i$ of $x_t$, and the distribution of $x_t$ is known:
-# two Gaussians around $\pm(1 - t)$ with standard deviation $t$.
+# $$\frac{d}{dt}\, \mathbb E[\varphi(x_t)] = \mathbb E\big[\nabla\varphi(x_t) \cdot (\epsilon - x_0)\big]
+# = \mathbb E\big[\nabla\varphi(x_t) \cdot u^*(x_t, t)\big].$$
+#
+# The second step is the heart of the proof: $\nabla\varphi(x_t)$ is the same for all paths through $x_t$, so only their
+# *mean* velocity counts. Now write both ends as integrals, and integrate by parts:
+#
+# $$\int \varphi\, \frac{\partial p_t}{\partial t}\, dx = \int \nabla\varphi \cdot u^*\, p_t\, dx
+# = -\int \varphi\; \nabla \cdot (p_t\, u^*)\, dx.$$
+#
+# This holds for every $\varphi$, so the integrands agree:
+#
+# $$\frac{\partial p_t}{\partial t} = - \nabla \cdot (p_t\, u^*). \tag{6}$$
+#
+# This is the *continuity equation*: probability is neither made nor lost, only carried along. Now let points follow
+# $u^*$, and call their density $q_t$. Each of them moves with the velocity $u^*$ itself, so the same lines give the same
+# equation for $q_t$. Both densities start as $p_1$. Where $u^*$ is smooth enough, as it is for $t > 0$, the solution is
+# unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the distribution of the data.
+# $\blacksquare$
+#
+# We check two things on the line of section 2: the second step, for $\varphi(x) = \sin 2x$ and the three million draws;
+# and the claim. Points on a line that cannot overtake keep their rank, so a point that starts at a quantile of the noise
+# must stay at the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
+slope = 2 * torch.cos(2 * x_t)  # of the test function
+by_paths, by_flow = (slope * (noises - points)).mean(), (slope * exact_velocity(x_t, 0.6)).mean()
+print(f"rate of change of the mean: {by_paths:.2f} on the straight paths, {by_flow:.2f} along u")
+
 rank = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 x = torch.special.ndtri(rank)
 for t, s in itertools.pairwise(samplers.time_grid(1000)[:801]):
@@ -276,21 +316,157 @@ for t, s in itertools.pairwise(samplers.time_grid(1000)[:801]):
         now = torch.special.ndtr(torch.stack([(x - (1 - s)) / s, (x + (1 - s)) / s])).mean(0)
         print(f"t = {s:.1f}: all 1,000 points keep their rank to 0.002:", bool((now - rank).abs().max() < 0.002))
 
+# %%
+many, eps = independent(40_000)
+moving = follow(flow, torch.randn(40_000, 2, generator=generator), 40)[::2]  # (21, N, 2)
+paths = [(1 - t) * many + t * eps for t in torch.linspace(1, 0, 21)]
+frames = []
+for both in zip(paths, moving, strict=True):
+    counts = [torch.histogramdd(x, [64, 64], range=[-3.2, 3.2, -3.2, 3.2]).hist.T.flip(0) for x in both]  # y upwards
+    light = [(255 * (count / 400).sqrt().clamp(max=1)).byte() for count in counts]
+    frames.append(grids.grid(torch.stack(light)[:, None], columns=2))
+show(
+    scrubber.scrubber(
+        torch.stack(frames),
+        captions=[f"t = {t:.2f}" for t in torch.linspace(1, 0, 21)],
+        label="noise to data",
+        alt="Two density maps of points in the plane, which agree at every time: one blob becomes two",
+        start=12,
+    ),
+    "7.5",
+    "Density against flow. Left: 40,000 points on straight paths, which cross. Right: 40,000 other points that follow "
+    "the learned velocity field. Move the slider: the points travel differently, but at every time they are as dense.",
+)
+
 # %% [markdown]
-# ## 5. Straightness, and reflow
+# Figure 7.5 is the theorem as a picture. (The field is learned, so the two sides agree only nearly.)
 #
-# The tracks bend, so long steps will miss. By how much do they bend? Liu et al. compare the velocity with that of
-# the straight line between a path's own ends, its chord:
+# ## 5. One flow, many clocks
 #
-# $$S = \int_0^1 \mathbb E\, \Big| (x_1 - x_0) - \frac{d x_t}{d t} \Big|^2 dt. \tag{7}$$
+# Chapter 1 predicted noise, picture or $v$ on a curved path. Here a network predicts a velocity on a straight path. Are
+# these different models? Figure 7.6 shows the plane in which all of them live.
+
+# %%
+show(
+    diagrams.clocks(),
+    "7.6",
+    "Gaussian paths from data (right) to noise. Each point of the plane is a mixture $αx_0 + σε$. Along a ray from the "
+    "origin the ratio $σ / α$ is fixed, so the mixtures differ only in scale.",
+)
+
+# %% [markdown]
+# Take any path $x_t = \alpha_t x_0 + \sigma_t \epsilon$, and write dots for derivatives by $t$. A point moves with the
+# velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. The proof of section 4 used nowhere that the path is straight. So
+# on every path the flow along the mean velocity,
 #
-# $S = 0$ means that every point moves on a straight line at constant speed. One step of (5) then arrives where a
+# $$u(x_t, t) = \mathbb E[\, \dot\alpha_t x_0 + \dot\sigma_t \epsilon \mid x_t \,]
+# = \dot\alpha_t\, \hat x_0 + \dot\sigma_t\, \hat\epsilon, \tag{7}$$
+#
+# carries noise to data. On the straight path it is $\hat\epsilon - \hat x_0$. On the arc $\alpha = \cos\varphi$, $\sigma =
+# \sin\varphi$, with the angle as time, it is $\alpha\hat\epsilon - \sigma\hat x_0$: chapter 1's $v$. It is the
+# *probability-flow ODE*, which DDIM follows. And as $x_t = \alpha_t \hat x_0 + \sigma_t \hat\epsilon$, any one of
+#
+# | | picture | noise | $v$ | velocity | score |
+# |---|---|---|---|---|---|
+# | network predicts | $\hat x_0$ | $\hat\epsilon$ | $\alpha\hat\epsilon - \sigma\hat x_0$ | $\dot\alpha\hat x_0 + \dot\sigma\hat\epsilon$ | $-\hat\epsilon / \sigma$ |
+#
+# gives all others. So much for the targets. What about the paths? Follow $x / \alpha$, the picture that is not shrunk.
+# By the quotient rule, with (7) for $\dot x$,
+#
+# $$\frac{d}{dt}\Big(\frac{x}{\alpha}\Big)
+# = \frac{\dot\alpha \hat x_0 + \dot\sigma \hat\epsilon}{\alpha} - \frac{\dot\alpha\, (\alpha \hat x_0 + \sigma
+# \hat\epsilon)}{\alpha^2} = \hat\epsilon\; \frac{d}{dt}\Big(\frac{\sigma}{\alpha}\Big),
+# \qquad\text{or}\qquad d\Big(\frac{x}{\alpha}\Big) = \hat\epsilon\; d\Big(\frac{\sigma}{\alpha}\Big). \tag{8}$$
+#
+# What does $\hat\epsilon$ depend on? The state $x / \alpha = x_0 + (\sigma / \alpha)\, \epsilon$ is a picture with noise
+# of level $\sigma / \alpha$, whatever the path. So neither path nor time is left in (8). *All Gaussian paths have one
+# and the same flow. A schedule only says at which time it passes which noise level: it is a clock.* Karras et al. (2022,
+# EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads $dx / d\sigma = (x - \hat x_0) / \sigma$.
+#
+# We test it with an exact denoiser, which we shall need again: data around $-1$ and $1$ with standard deviation 0.4.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+STD = 0.4
+
+
+def exact_denoiser(x, t, schedule=rectified):
+    """The posterior mean for data around -1 and 1 with the standard deviation STD, and the noise that goes with it."""
+    exact_denoiser.calls += 1
+    alpha, sigma = schedule(t)
+    variance = (alpha * STD) ** 2 + sigma**2
+    centre = torch.tanh(alpha * x / variance)  # of the two modes, weighted by their probability
+    away = (x - alpha * centre) / variance
+    return Prediction(centre + alpha * STD**2 * away, sigma * away)
+
+
+def edm(t):
+    """The noise level is the time, from 80 down to 0; t only spaces the steps."""
+    return torch.ones_like(t), 80 * t**7
+
+
+exact_denoiser.calls = 0
+from_noise = torch.tensor([-1.6, -0.7, -0.2, 0.2, 0.7, 1.6], dtype=torch.float64)[:, None]
+fine, on_paths = torch.linspace(1, 0, 1001, dtype=torch.float64), {}
+for name, path in {"cosine": cosine, "straight": rectified, "EDM": edm}.items():
+    alpha, sigma = path(fine)
+    denoiser, how = functools.partial(exact_denoiser, schedule=path), {"schedule": path, "generator": generator}
+    walk = samplers.sample(denoiser, sigma[0] * from_noise, fine, samplers.euler, **how)
+    on_paths[name] = (fine, alpha, sigma, torch.stack([state.x[:, 0] for state in walk]))  # the last: (1001, 6)
+ends = torch.stack([states[-1] for *_, states in on_paths.values()])
+print("the end points differ by less than 0.005:", bool((ends - ends[0]).abs().max() < 0.005))
+
+# %%
+show(
+    flows.show_clocks(on_paths),
+    "7.7",
+    "Six points on three paths, from the same noise. In the coordinates of each path (three panels) the curves look "
+    "different. In those of equation (8) they lie on each other.",
+)
+
+# %% [markdown]
+# Figure 7.7 shows it: same noise, same data, same curves; different clocks. DDIM is at home here too. Put the straight
+# path into its step with $\eta = 0$:
+#
+# $$x_s = (1 - s)\, \hat x_0 + s\, \hat\epsilon = \underbrace{(1 - t)\, \hat x_0 + t\, \hat\epsilon}_{x_t}
+# + (s - t)(\hat\epsilon - \hat x_0). \tag{9}$$
+#
+# The right side is (5). *A rectified flow sampled with Euler is DDIM with $\eta = 0$.*
+
+# %%
+# NBVAL_CHECK_OUTPUT
+x_t, predicted = torch.randn(2, 64, 4, generator=generator, dtype=torch.float64)
+largest = 0.0
+for t, s in itertools.pairwise(samplers.time_grid(1000)):
+    eps = (x_t - (1 - t) * predicted) / t
+    how = {"schedule": rectified, "noise": torch.zeros_like(x_t)}
+    ddim = samplers.ddim(Prediction(predicted, eps), x_t, t, s, eta=0.0, **how)
+    difference = ((x_t + (s - t) * (eps - predicted)) - ddim).abs() / (1 + eps.abs())
+    largest = max(largest, difference.max().item())
+assert largest < 1e-14
+print("1,000 steps: Euler is DDIM with eta = 0, to 1e-14:", largest < 1e-14)
+
+# %% [markdown]
+# What, then, does the straight path buy? Not another flow, as long as noise and data are paired independently. It
+# changes two practical things. A solver steps evenly in $t$, so the clock decides where the steps fall and how much the
+# path bends under them. And the target decides how training weights its errors: an error of $\hat x_0$ enters (3)
+# multiplied by $1 / t^2$, by (4). But it suggests a third thing, which does lead to another flow: to change the
+# *coupling*.
+#
+# ## 6. Straightness and reflow
+#
+# How far do the paths of figure 7.4 bend? Liu et al. compare the velocity with that of the straight line between a
+# path's own ends, its chord:
+#
+# $$S = \int_0^1 \mathbb E\, \Big| (x_1 - x_0) - \frac{d x_t}{d t} \Big|^2 dt. \tag{10}$$
+#
+# $S = 0$ means that every point moves on a straight line at constant speed. Then one step of (5) arrives where a
 # thousand do.
 
 
 # %%
 def straightness(states):
-    """Equation (7) for the states of evenly spaced times from 1 to 0: (S + 1, N, ...) -> S, and S / E|x_1 - x_0|^2."""
+    """Equation (10) for the states of evenly spaced times from 1 to 0: (S + 1, N, ...) -> S, and S / E|x_1 - x_0|^2."""
     chord = states[0] - states[-1]
     velocity = (states[:-1] - states[1:]) * (len(states) - 1)
     off = (velocity - chord).flatten(2).square().sum(dim=2).mean().item()
@@ -301,14 +477,22 @@ for name, states in (("its starts and ends, joined by straight lines", pairs), (
     print(f"{name:>45}: S = {straightness(states)[0]:.2f}")
 
 # %% [markdown]
-# Now the idea that gave the paper its name. The flow has made new pairs of noise and data, and the lines between those
-# hardly cross. So draw some, *and train again on them*:
+# Now the idea that gave the paper its name (figure 7.8). The flow has made new pairs of noise and data, and the lines
+# between those hardly cross. So draw many such pairs, *and train again on them*.
+
+# %%
+show(
+    diagrams.reflow(),
+    "7.8",
+    "Rectifying a flow. Independent pairs cross; the flow between them bends, and pairs each noise with an end of its "
+    "own; a second flow, trained on these pairs, has nothing left to average and stays straight.",
+)
+
+# %% [markdown]
+# The loss of this *reflow* is (3) with another coupling: $x_0$ is not drawn from the data, it belongs to its $\epsilon$.
 #
 # $$L_{\text{reflow}} = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad
-# x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad x_0 = \mathrm{flow}(\epsilon). \tag{8}$$
-#
-# It is (3), but for one thing: $x_0$ is not drawn from the data, it belongs to its $\epsilon$. Where no lines cross
-# there is nothing to average, and what is not averaged stays straight.
+# x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad x_0 = \mathrm{flow}(\epsilon). \tag{11}$$
 
 # %%
 given = torch.randn(8192, 2, generator=generator)
@@ -324,10 +508,15 @@ def by_the_flow(count):
 reflowed = fit(by_the_flow)
 straighter = follow(reflowed, starts, 50)
 print(f"S was {straightness(tracks)[0]:.3f} and is {straightness(straighter)[0]:.3f}")
-flows.show_tracks({"The first flow": tracks, "After reflow": straighter})
+show(
+    flows.show_tracks({"The first flow": tracks, "After reflow": straighter}),
+    "7.9",
+    "The same starts before and after reflow. The bends are gone, and nearly every point ends where it did before.",
+)
 
-# %% [markdown]
-# The bends are gone. What that buys shows in a single step:
+# %% tags=["remove-cell"]
+assert straightness(straighter)[0] < 0.1 * straightness(tracks)[0]
+assert ((straighter[-1, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9
 
 
 # %%
@@ -337,56 +526,37 @@ def steps_of(n):
 
 fresh = torch.randn(800, 2, generator=generator)
 both = (("flow", flow), ("reflow", reflowed))
-flows.show_clouds({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f in both for n in (1, 50)})
+show(
+    flows.show_clouds({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f in both for n in (1, 50)}),
+    "7.10",
+    "What straight paths buy. One step of the first flow sends every point to the mean of the data, where there are "
+    "none. One step after reflow reaches the modes.",
+)
 
 # %% [markdown]
-# One step of the first flow lands every point at the mean of the data, where there are none. After reflow it lands them
-# in the heaps. A few points between show where it is hardest: close neighbours that go to different sides.
+# The few points between the modes in figure 7.10 show where it is hardest: close neighbours that go to different sides.
+# Note also what reflow does *not* do. It learns from its parent and never sees the data. In few steps it beats the
+# parent (figures 7.9 and 7.10), but it inherits whatever the parent in many steps gets wrong.
 #
-# Note what reflow does not do. It learns from its parent and never sees the data. In few steps it beats its parent, but
-# it can never be better than its parent is in many.
-#
-# Here is all of this section once more, to be moved: a flow that trains in your browser, on points that you choose or
-# draw. Press Play, wait until the points on the right look like those on the left, pull the steps from noise down to
-# one, and see where all points land. Then press Reflow: $S$ (relative to the length of the chords) falls, the ways
-# become straight, and the single step hits.
+# In figure 7.11 you can do all of this yourself.
 
 # %%
-toy.toy("moons", "velocity")
-
-# %% [markdown]
-# ## 6. Euler's step is DDIM
-#
-# Chapter 2 derived DDIM from a freedom in the loss. Put the straight path into its step with $\eta = 0$:
-#
-# $$x_s = (1 - s)\, \hat x_0 + s\, \hat\epsilon = \underbrace{(1 - t)\, \hat x_0 + t\, \hat\epsilon}_{x_t}
-# + (s - t)(\hat\epsilon - \hat x_0). \tag{9}$$
-#
-# The right side is (5). A rectified flow sampled with Euler *is* DDIM with $\eta = 0$; two fields have met. We check
-# all thousand steps, with any guess, to the last digits of a double.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-x_t, guess = torch.randn(2, 64, 4, generator=generator, dtype=torch.float64)
-largest = 0.0
-for t, s in itertools.pairwise(samplers.time_grid(1000)):
-    eps = (x_t - (1 - t) * guess) / t
-    how = {"schedule": rectified, "noise": torch.zeros_like(x_t)}
-    ddim = samplers.ddim(Prediction(guess, eps), x_t, t, s, eta=0.0, **how)
-    difference = ((x_t + (s - t) * (eps - guess)) - ddim).abs() / (1 + eps.abs())
-    largest = max(largest, difference.max().item())
-assert largest < 1e-14
-print("1,000 steps: Euler is DDIM with eta = 0, to 1e-14:", largest < 1e-14)
+show(
+    toy("moons", "velocity", steps=20, t=0.5),
+    "7.11",
+    "A flow that trains in the page, on two moons. Press Play until the loss is flat, and look at the lines on the right: "
+    "they bend. Set the steps to 1: the moons melt into one spot. Press Reflow, train on, and try one step again.",
+)
 
 # %% [markdown]
 # ## 7. Solvers
 #
-# Euler uses the velocity at the start of a step for all of it. Two old methods ask twice and do better. The *midpoint*
-# method goes half the way, asks there, and takes that answer for the whole step. *Heun's* method goes the whole
-# way, asks at the end, and walks again with the mean of both answers:
+# If a path bends, how should one follow it? Euler uses the velocity at the start of a step, $u_t = u(x_t, t)$, for all
+# of it. Two old methods evaluate twice. The *midpoint* method goes half the way, asks there, and uses that answer for
+# the whole step. *Heun's* method goes the whole way, asks at the end, and goes again with the mean of both answers:
 #
 # $$\text{midpoint: } x_s = x_t + (s - t)\, u\big(x_t + \tfrac{s - t}{2} u_t,\; \tfrac{s + t}{2}\big), \qquad
-# \text{Heun: } x_s = x_t + (s - t)\, \frac{u_t + u(x_t + (s - t)\, u_t,\; s)}{2}. \tag{10}$$
+# \text{Heun: } x_s = x_t + (s - t)\, \frac{u_t + u(x_t + (s - t)\, u_t,\; s)}{2}. \tag{12}$$
 
 
 # %%
@@ -409,30 +579,15 @@ def my_heun(u, x, t, s):
 SOLVERS = {"euler": my_euler, "midpoint": my_midpoint, "heun": my_heun}
 
 # %% [markdown]
-# To measure errors we need an equation whose solution is known. Section 4 gave us one: on a line, points keep their
-# rank. Let the data be two Gaussian heaps around $-1$ and $1$. We choose where points shall end, and from the rank that
-# they have there we know where in the noise they must have started. We compare with the library's steps, and count
-# each call of the velocity.
+# To measure errors we need an equation whose solution is known. On a line, points keep their rank (section 4). So we
+# choose where points shall end, and their rank in the data tells where in the noise they must start.
 
 
 # %%
 # NBVAL_CHECK_OUTPUT
-SPREAD = 0.4
-
-
-def exact_denoiser(x, t):
-    """The best guess for data around -1 and 1, with the standard deviation SPREAD."""
-    exact_denoiser.calls += 1
-    alpha, sigma = rectified(t)
-    variance = (alpha * SPREAD) ** 2 + sigma**2
-    centre = torch.tanh(alpha * x / variance)  # which heap: between -1 and 1
-    away = (x - alpha * centre) / variance
-    return Prediction(centre + alpha * SPREAD**2 * away, sigma * away)
-
-
 def exact_flow(x, t):
-    guess = exact_denoiser(x, t)
-    return guess.eps - guess.x0
+    predicted = exact_denoiser(x, t)
+    return predicted.eps - predicted.x0
 
 
 def solve(solver, x, steps):
@@ -443,159 +598,181 @@ def solve(solver, x, steps):
     return x, exact_denoiser.calls
 
 
+def library_solve(solver, x, steps):
+    """The same by the library."""
+    exact_denoiser.calls, how = 0, {"schedule": rectified, "generator": generator}
+    *_, state = samplers.sample(exact_denoiser, x, samplers.time_grid(steps), samplers.SAMPLERS[solver], **how)
+    return state.x, exact_denoiser.calls
+
+
 goal = torch.linspace(-1.8, 1.8, 500, dtype=torch.float64)[:, None]
-rank = torch.special.ndtr(torch.cat([goal - 1, goal + 1], dim=1) / SPREAD).mean(1, keepdim=True)
+rank = torch.special.ndtr(torch.cat([goal - 1, goal + 1], dim=1) / STD).mean(1, keepdim=True)
 origin = torch.special.ndtri(rank)
 for name in SOLVERS:
-    x, calls = solve(name, origin, 10)
-    step, how = samplers.SAMPLERS[name], {"schedule": rectified, "generator": generator}
-    *_, state = samplers.sample(exact_denoiser, origin, samplers.time_grid(10), step, **how)
-    assert_close(x, state.x, rtol=0, atol=1e-12)
-    assert calls == samplers.evaluations(name, 10)
+    (x, calls), (theirs, _) = solve(name, origin, 10), library_solve(name, origin, 10)
+    assert_close(x, theirs, rtol=0, atol=1e-12)
     print(f"{name:>8}: as in the library; 10 steps are {calls} evaluations")
 
+# %% [markdown]
+# ## 8. A solver with memory
+#
+# Can we have order 2 for *one* evaluation a step? DDIM freezes $\hat x_0$ during a step. But $\hat x_0$ changes: with
+# every bit of noise that goes, the picture is known better. A long step is taken with an outdated $\hat x_0$, and this
+# is Euler's error. *DPM-Solver++* (Lu et al. 2022) lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and
+# the steps that led to (8) give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$,
+# half the logarithm of the signal-to-noise ratio, this integrates to
+#
+# $$\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \int_{\lambda_t}^{\lambda_s} e^\lambda\, \hat x_0\, d\lambda.$$
+#
+# With a constant $\hat x_0$ the integral is $\hat x_0\, (\alpha_s / \sigma_s - \alpha_t / \sigma_t)$, and we have DDIM.
+# The method called 2M instead extends $\hat x_0$ in a straight line over $\lambda$, through this prediction and the one
+# before, $\hat x_0'$, up to the middle of the step. With $h$ for the length of this step in $\lambda$ and $h'$ for that
+# of the last,
+#
+# $$x_s = \frac{\sigma_s}{\sigma_t}\, x_t + \Big( \alpha_s - \alpha_t \frac{\sigma_s}{\sigma_t} \Big)
+# \Big[ \hat x_0 + \frac{h}{2 h'} \big( \hat x_0 - \hat x_0' \big) \Big]. \tag{13}$$
+#
+# The first step remembers nothing, and the last, where $\lambda_s$ is infinite, ends in $\hat x_0$: both are DDIM's.
+
+
 # %%
-errors = {name: [] for name in SOLVERS}
-for name, steps in itertools.product(SOLVERS, (5, 10, 20, 50, 100, 200)):
-    x, calls = solve(name, origin, steps)
-    errors[name].append((calls, (x - goal).abs().mean().item()))
+# NBVAL_CHECK_OUTPUT
+def log_ratio(t):
+    alpha, sigma = rectified(t)
+    return (alpha / sigma).log()
+
+
+def my_dpm(x, times):
+    """Equation (13), a whole walk: one evaluation a step."""
+    before = None  # time and prediction of the last step
+    for t, s in itertools.pairwise(times):
+        x0 = best = exact_denoiser(x, t).x0
+        if before is not None and s > 0:
+            h, h_before = log_ratio(s) - log_ratio(t), log_ratio(t) - log_ratio(before[0])
+            best = x0 + h / (2 * h_before) * (x0 - before[1])
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = rectified(t), rectified(s)
+        x = sigma_s / sigma_t * x + (alpha_s - alpha_t * sigma_s / sigma_t) * best
+        before = t, x0
+    return x
+
+
+theirs, calls = library_solve("dpm++", origin, 10)
+assert_close(my_dpm(origin, samplers.time_grid(10)), theirs, rtol=0, atol=1e-12)
+print(f"DPM-Solver++ (2M): as in the library; 10 steps are {calls} evaluations")
+
+# %%
+errors = {}
+for name, steps in itertools.product((*SOLVERS, "dpm++"), (5, 10, 20, 50, 100, 200)):
+    x, calls = library_solve(name, origin, steps)
+    errors.setdefault(name, []).append((calls, (x - goal).abs().mean().item()))
 for name, (*_, (_, before), (_, after)) in errors.items():
     print(f"{name:>8}: from 100 to 200 steps the error falls by 2 to the power {math.log2(before / after):.2f}")
-flows.plot_orders(errors)
+show(
+    flows.plot_orders(errors),
+    "7.12",
+    "Error against work, both on logarithmic axes. The slope of a line is the order of its solver. Steps are counted in "
+    "evaluations, since these are what one waits for.",
+)
+
+# %% tags=["remove-cell"]
+assert all(of_dpm < 0.5 * of_euler for (_, of_dpm), (_, of_euler) in zip(errors["dpm++"], errors["euler"], strict=True))
 
 # %% [markdown]
-# That power is the order of a method, and the slope of its line. Euler has order 1, the other two order 2. They are two
-# different methods of the same order, so their lines are parallel and not the same. All lines are drawn over
-# *evaluations*, not steps: that is what one waits for. (Heun's last step, to $t = 0$, stays Euler's, hence 19 and not
-# 20.)
+# In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2, so their lines are parallel
+# and not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps and not 20.) DPM-Solver++ falls
+# nearly as steeply, and at every budget it has less than half of Euler's error.
 #
-# An order is a promise for short steps and a smooth $u$. A network keeps it only as far as its own errors are smaller.
-#
-# ## 8. And the diffusion models?
-#
-# Better solvers exist for curved paths too. DPM-Solver++ (2M) treats noise exactly, as DDIM does, and continues $\hat
-# x_0$ in a straight line through its last *two* values. The second value is a memory of the step before, so order 2
-# costs nothing: one evaluation a step. Take the DDPM of chapter 1, from the same eight noises.
+# An order is a promise for short steps and an exact velocity. What remains of it with a network and few steps? Figure
+# 7.13 tries it on the `ddpm` of chapter 1, for (13) holds on every path.
 
 # %%
 ddpm = diffusion_book.load("ddpm")
-noise = ddpm.noise(8, seed=2)
+start = ddpm.noise(8, seed=2)
 drawn = {
-    f"{sampler}, {steps}": ddpm.sample(8, sampler=sampler, steps=steps, noise=noise)
+    f"{sampler}, {steps}": ddpm.sample(8, sampler=sampler, steps=steps, noise=start)
     for sampler, steps in (("ddim", 100), ("dpm++", 10), ("ddim", 10), ("dpm++", 5), ("ddim", 5))
 }
-best = drawn["ddim, 100"]
-for name, pictures in drawn.items():
-    print(f"{name:>9} evaluations: a pixel is off by {(pictures - best).abs().mean():.3f}")
-grids.show_rows(drawn)
+off = {name: (pictures - drawn["ddim, 100"]).abs().mean().item() for name, pictures in drawn.items()}
+print("mean error of a pixel:", "; ".join(f"{name} evaluations {error:.3f}" for name, error in off.items()))
+show(
+    grids.show_rows(drawn),
+    "7.13",
+    "A diffusion model from the same eight noises: a long walk above, then ten and five evaluations by two solvers.",
+)
+
+# %% tags=["remove-cell"]
+assert off["dpm++, 10"] < off["ddim, 10"] < off["dpm++, 5"] < off["ddim, 5"]
 
 # %% [markdown]
-# Compare, at the same number of evaluations, how far each is from the long walk.
-#
+# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser: the
+# network's own errors are in both. Twice the evaluations help more than the better solver. And no solver makes five
+# steps of a bent path as good as fifty.
+
+# %% [markdown]
 # ## 9. Which times to train on
 #
-# The loss (3) is an average over $t$, and nothing says that the average must be even. At $t = 1$ the best answer is
-# $\epsilon - \mathbb E[x_0]$: a constant is all there is to learn. Near $t = 0$ the picture lies open. What a digit
-# will be is decided between. So Esser et al. (the paper behind Stable Diffusion 3) draw the logit of $t$ from a normal
-# distribution,
+# The loss (3) is an average over $t$. Must it be an even one? At $t = 1$ the best answer is $\epsilon - \mathbb E[x_0]$,
+# and there is no more to learn than one mean. Near $t = 0$ the picture is almost clean. It is in between that a picture
+# becomes a 3 or an 8. So Esser et al. (2024, the paper behind Stable Diffusion 3) draw the logit of $t$ from a normal
+# distribution, with $m = 0$ and $s = 1$ as a good choice:
 #
 # $$t = \frac{1}{1 + e^{-z}}, \quad z \sim \mathcal N(m, s^2), \qquad
 # p(t) = \frac{1}{s\sqrt{2\pi}}\, \frac{1}{t (1 - t)}\, \exp\!\Big( \!-\frac{(\operatorname{logit} t -
 # m)^2}{2 s^2} \Big).
-# \tag{11}$$
+# \tag{14}$$
+#
+# We can measure where a picture is decided: follow the shipped flow, and see how fast its prediction $\hat x_0$ changes.
 
 
 # %%
 def density(t, m=0.0, s=1.0):
-    """Equation (11)."""
+    """Equation (14)."""
     return torch.exp(-((torch.logit(t) - m) ** 2) / (2 * s**2)) / (s * math.sqrt(2 * math.pi) * t * (1 - t))
 
 
 middle = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
 drawn = torch.histc(objective.logit_normal(100_000, generator).float(), 100, 0, 1) / 1000
-print(f"the library's draws differ from (11) by at most {(drawn - density(middle)).abs().max():.2f}")
-curves = {"uniform": torch.ones(100), "logit-normal": density(middle), "m = -0.5": density(middle, -0.5)}
-plots.plot_curves(middle, curves, "time t", "density of training times", ylim=(0, 2.2))
+print(f"the library's draws differ from (14) by at most {(drawn - density(middle)).abs().max():.2f}")
+
+walk = list(pipe.states(range(24), steps=50, seed=5))
+seen = torch.stack([state.prediction.x0.cpu() for state in walk[1:]])  # (50, 24, 1, 32, 32), at t = 1, 0.98, ... 0.02
+speed = (seen[1:] - seen[:-1]).flatten(2).norm(dim=2).mean(1).flip(0).double()  # (49,), from t = 0.03 to 0.99
+at = torch.linspace(0.03, 0.99, 49, dtype=torch.float64)
+ends = 2 / math.sinh(2) * torch.cosh(2 * (2 * at - 1))  # section 11
+curves = {"how fast the prediction changes": speed / speed.mean(), "logit-normal": density(at), "U, for reflow": ends}
+show(
+    plots.plot_curves(at, curves, "time t", "density, or speed / mean speed", ylim=(0, 2.6)),
+    "7.14",
+    "Where a digit of the shipped flow is decided, and two densities of training times. (The U is for section 11.)",
+)
 
 # %% [markdown]
-# ## 10. A live training
+# The prediction changes most while there is still more noise than picture (figure 7.14), so the logit-normal's peak lies
+# somewhat late for our pictures. With more pixels this gets stronger, for many pixels together show through more noise;
+# Esser et al. therefore shift their times towards the noise for large pictures. Two warnings: losses under two densities
+# cannot be compared, as they average over different times; and no short training can tell which density is better.
+# Esser et al. trained 61 variants for that.
 #
-# Does it matter? Two flows are trained from the same start for twelve seconds each, one with even times, one with
-# logit-normal ones. They take turns, step by step, so that neither gets more of the machine. Both work on the latents
-# of chapter 4, where seconds are enough. Nothing in the recipe is new but the path, the target and the times.
-
-# %%
-SECONDS = 12
-vae, recipe = diffusion_book.load("vae"), recipe_of("latent-rf")
-few = data.Dataset(train.name, train.images[:6000], train.labels[:6000])
-latents = encode_dataset(vae, few)
-settings = TrainingConfig(epochs=100_000, batch_size=32, lr=3e-3, warmup_steps=20, ema_decay=0.98)
-
-
-def flow_trainer(time_sampling):
-    """Trains a flow of latents from scratch, for SECONDS."""
-    torch.manual_seed(0)
-    how = dataclasses.replace(recipe.diffusion, time_sampling=time_sampling)
-    return Trainer(UNet(recipe.network), loss_of_latent_diffusion(how), latents, settings, max_minutes=SECONDS / 60)
-
-
-untrained = UNet(recipe.network)
-trainers = {name: flow_trainer(name) for name in ("logit_normal", "uniform")}
-reports = list(zip(*(trainer.steps() for trainer in trainers.values()), strict=False))
-for name, first, last in zip(trainers, reports[0], reports[-1], strict=True):
-    print(f"{name:>12}: {len(reports):,} steps, loss {first.loss:.2f} at first, {last.loss:.2f} at the end")
-
-
-# %%
-def distance(pictures):
-    """cFID of a few pictures: rough, and only to be compared with one of as many."""
-    return frechet_distance(features(pictures), reference_features()["test"])
-
-
-race = {"untrained": untrained} | {name: trainer.ema.network for name, trainer in trainers.items()}
-models = (pipelines.build(recipe, network.state_dict(), autoencoder=vae) for network in race.values())
-race = {name: model.sample(200, steps=20, seed=0) for name, model in zip(race, models, strict=True)}
-for name, pictures in race.items():
-    print(f"{name:>12}: cFID {distance(pictures):.1f}")
-grids.show_rows({name: pictures[:12] for name, pictures in race.items()})
-
-# %% [markdown]
-# Both learn, and twelve seconds are too short to name a winner: repeat the race with another seed, and the gap changes.
-# The paper trained 61 variants, each for a long time, before it ranked them. But it is free, so the recipes of this
-# book's flows use it. One thing you must not do: compare the two training losses. They are averages over different
-# times. (Without MNIST both learn scikit-learn's digits, and cFID still compares with MNIST: then only the pictures
-# count.)
+# ## 10. A flow of digits
 #
-# **Try on another set.** With `DATASET = "fashion-mnist"` or `"kmnist"` at the top, both flows of this race learn from
-# it, though through an autoencoder that knows only the strokes of digits, and section 1 takes its pictures apart. The
-# shipped weights stay those of MNIST. The same flow for other pictures is trained in a shell,
-#
-# ```bash
-# diffusion-book train rf --dataset fashion-mnist --max-minutes 60
-# ```
-#
-# which prints its folder last. Set `MODEL` to that, with `../` before it, and section 11 draws with your flow.
-# `diffusion-book train rf-reflow --reflow-from FOLDER` straightens it.
-#
-# ## 11. The shipped weights
-#
-# `rf` has the very network of chapter 1's `ddpm`, and learned from the same data. Each column is one noise, each row a
-# number of Euler steps.
+# `rf` has the very network of chapter 1's `ddpm` and learned from the same data. Figure 7.15 follows it in few steps and
+# in many.
 
 # %%
 card = weights.read_card("rf")
 for name, its in (("rf", card), ("ddpm", weights.read_card("ddpm"))):
     print(f"{name:>5}: {its['parameters']:,} parameters, {its['minutes']:.0f} minutes on {its['data_set']}")
-noise = pipe.noise(12, seed=3)
-by_steps = {n: pipe.sample(12, sampler="euler", steps=n, noise=noise) for n in (1, 2, 4, 10, 50)}
-grids.show_rows({steps_of(n): pictures for n, pictures in by_steps.items()})
+show(
+    grids.show_rows({steps_of(n): pictures for n, pictures in by_steps.items()}),
+    "7.15",
+    "Each column is one noise, each row a number of Euler steps. One step gives a blur, and each further row sharpens it.",
+)
 
 # %% [markdown]
-# One step gives $\hat x_0$ at $t = 1$. The best answer there is the mean of all digits, whatever the noise: the
-# crossing in the middle of section 2. (The network's answer is not quite that. Logit-normal times seldom visit the end,
-# so nobody taught it to ignore the noise there altogether.) Go down the rows, or pull the slider below: from how many
-# steps on can you read every digit, and from where does nothing change any more? (On the book's site a button below the
-# slider loads the flow into the page: then you choose the sampler and the seed as well.)
+# One step gives $\hat x_0$ at $t = 1$: nearly the mean of all digits, whatever the noise. It is the crossing in the
+# middle of figure 7.3. With the slider of figure 7.16 you can look for the number of steps from which on nothing
+# changes any more. (On the book's site the button below it loads the flow into the page: then you choose sampler and
+# seed as well.)
 
 # %%
 COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50)
@@ -603,183 +780,274 @@ more = {n: pipe.sample(12, sampler="euler", steps=n, noise=noise) for n in COUNT
 frames = torch.stack([grids.grid(more[n][:6], columns=3) for n in COUNTS])
 captions = [steps_of(n) for n in COUNTS]
 alt = "Six digits of a rectified flow, in 1 to 50 steps"
-in_page.live_after(
-    MODEL, scrubber.scrubber(frames, captions, label="Euler", alt=alt, start=4), steps=5, sampler="euler"
+control = scrubber.scrubber(frames, captions, label="Euler", alt=alt, start=4)
+show(
+    in_page.live_after(MODEL, control, steps=5, sampler="euler"),
+    "7.16",
+    "The first six columns of figure 7.15, in any number of steps.",
 )
 
 # %% [markdown]
-# How straight are its paths? The same measure as in the plane, now in 1,024 dimensions, and the paths of `ddpm` beside
-# it. In the figure each thin line is one sample: how far it is from where it would be on a straight line at constant
-# speed.
+# How straight are its paths? We use (10) again, now in 1,024 dimensions, beside `ddpm`.
 
 # %%
-bends, grid = {}, samplers.time_grid(50)
+bends, grid, shares = {}, samplers.time_grid(50), {}
 for name, model in (("rf", pipe), ("ddpm", ddpm)):
     states = torch.stack([state.x.cpu() for state in model.states(range(24), steps=50, seed=5)])
     bends[name] = (grid, states)
-    total, share = straightness(states)
-    print(f"{name:>5}: S = {total:6.1f}, which is {share:.3f} of the squared length of the chords")
-flows.show_bends(bends)
+    total, shares[name] = straightness(states)
+    print(f"{name:>5}: S = {total:6.1f}, which is {shares[name]:.3f} of the squared length of the chords")
+show(
+    flows.show_bends(bends),
+    "7.17",
+    "How far each sample (thin line) is from where it would be on a straight line at constant speed. Thick: the mean.",
+)
+
+# %% tags=["remove-cell"]
+if MODEL == "rf":
+    assert shares["rf"] < 0.5 * shares["ddpm"]
 
 # %% [markdown]
-# The flow is much closer to its chords. It is not straight, as its pairs were made by chance. (To be fair to `ddpm`: it
-# was never meant to be straight in these coordinates. Chapter 2 found some in which it nearly is.)
-#
-# What it means for samples, the cards tell. Every point is measured with the same number of samples, and stands at
-# the evaluations it took.
+# The flow stays much closer to its chords (figure 7.17). By section 5 this is not the merit of its training: both
+# networks estimate the same flow, and `ddpm` reads it by a clock under which it bends more (exercise 2). Figure 7.18
+# shows what that means for samples, measured as in chapter 1: the distance cFID as a multiple of what as many real
+# digits have.
+
 
 # %%
-points = {}
-for name, wanted in (("rf", ("euler", "midpoint", "heun")), ("ddpm", ("ddim", "dpm++"))):
-    for row in figures(weights.read_card(name)):
-        if row["sampler"] in wanted and row["eta"] == 0.0 and row["num_samples"] == 10_000:
-            work = samplers.evaluations(row["sampler"], row["steps"])
-            points.setdefault((name, row["sampler"]), []).append((work, row["ratio"]))
-flows.plot_solvers(points, floor=1.0, ylabel="cFID / floor (lower is better)")
+def measured(names, solvers):
+    """(model, solver) -> (evaluations, cFID / floor), from the cards, all with the same number of samples."""
+    sizes = [row["num_samples"] for row in figures(card)]
+    size, points = max(set(sizes), key=sizes.count), {}
+    for name in names:
+        for row in figures(weights.read_card(name)):
+            if row["sampler"] in solvers and row.get("eta", 0) == 0 and row["num_samples"] == size:
+                work = samplers.evaluations(row["sampler"], row["steps"])
+                points.setdefault((name, row["sampler"]), []).append((work, row["ratio"]))
+    return {which: sorted(pairs) for which, pairs in points.items()}, size
+
+
+points, size = measured(("rf", "ddpm"), ("euler", "midpoint", "heun", "dpm++", "ddim"))
+print(f"each point: {size:,} samples")
+show(
+    flows.plot_solvers(points, floor=1.0, ylabel="cFID / floor (lower is better)"),
+    "7.18",
+    "Quality against evaluations, for the flow and for the diffusion model of the same size.",
+)
+
+# %% tags=["remove-cell"]
+quality = {which: dict(pairs) for which, pairs in points.items()}
+assert quality["rf", "euler"][10] < quality["ddpm", "ddim"][10]
+assert quality["rf", "euler"][50] < quality["ddpm", "ddim"][50]
+assert min(quality["rf", "heun"].values()) < quality["rf", "euler"][10]
+assert quality["rf", "dpm++"][10] < quality["rf", "euler"][10]
+assert quality["rf", "euler"][1] > 50
 
 # %% [markdown]
-# ## 12. Reflow, for digits
+# At equal cost the flow is ahead of the diffusion model. Between five and twenty evaluations it pays to replace Euler by
+# Heun or DPM-Solver++. But at one and two evaluations no solver helps: there the digits are lost.
 #
-# Now the second training, on pictures. First the pairs: 40,000 noises, each followed by `rf` to its digit with ten
-# steps of midpoint. Then (8), beginning with the weights of `rf`. In the library the pair is stacked as channels; the loss
-# is the one we know.
+# <details><summary>Try another data set</summary>
 #
-# One thing has turned round: the times. Lines that hardly cross leave little to decide in the middle, where picture and
-# noise are both half in sight. What remains to be learned lies at the ends, and a single step asks at one end alone. So
-# reflow draws its times from a U, $p(t) \propto \cosh\big(2\,(2t - 1)\big)$ (Lee et al. 2024):
-
-# %%
-ends = 2 / math.sinh(2) * torch.cosh(2 * (2 * middle - 1))
-curves = {"logit-normal, for the flow": density(middle), "a U, for reflow": ends}
-plots.plot_curves(middle, curves, "time t", "density of training times", ylim=(0, 2.2))
-
-# %% [markdown]
-# The rest is as before:
+# ```bash
+# diffusion-book train rf --dataset fashion-mnist --max-minutes 60
+# ```
+#
+# trains the same flow on other pictures and prints its folder last. Set `MODEL` to that, with `../` before it, and
+# `DATASET` to `"fashion-mnist"`, and figures 7.1 and 7.14 to 7.17 draw with your flow. `diffusion-book train rf-reflow
+# --reflow-from FOLDER` straightens it.
+#
+# </details>
+#
+# ## 11. Reflow, for digits
+#
+# Now the second training. First the coupling: 40,000 noises, each followed by `rf` to its digit in ten steps of
+# midpoint. Then (11), beginning with the weights of `rf`. In the library the pair is stacked as channels.
+#
+# The training times are turned inside out. Where lines hardly cross, the middle leaves little to decide. What is left to
+# learn lies at the ends, and a single step asks at $t = 1$ alone. So reflow draws its times from a U, $p(t) \propto
+# \cosh(2\,(2t - 1))$, as proposed by Lee et al. (2024).
 
 # %%
 # NBVAL_CHECK_OUTPUT
-network, noise = copy.deepcopy(pipe.network).cpu(), pipe.noise(4, seed=6)
-*_, end = pipe.states(range(4), sampler="midpoint", steps=10, noise=noise)
-pairs = torch.cat([end.x.cpu(), noise], dim=1)  # (4, 2, 32, 32)
+network, its_noise = copy.deepcopy(pipe.network).cpu(), pipe.noise(4, seed=6)
+*_, end = pipe.states(range(4), sampler="midpoint", steps=10, noise=its_noise)
+coupled = torch.cat([end.x.cpu(), its_noise], dim=1)  # (4, 2, 32, 32)
 t = objective.on_grid(objective.u_shaped(4, torch.Generator().manual_seed(7)), 1000).float()
 loss_of_pairs = loss_of_reflow(recipe_of("rf-reflow").diffusion)
 with torch.no_grad():
-    mine = flow_loss(network, end.x.cpu(), noise, t)
-    theirs = loss_of_pairs(network, pairs, torch.zeros(4), torch.Generator().manual_seed(7))
+    mine = flow_loss(network, end.x.cpu(), its_noise, t)
+    theirs = loss_of_pairs(network, coupled, torch.zeros(4), torch.Generator().manual_seed(7))
 assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-print("reflow: the library's loss of", len(pairs), "pairs is equation (8)")
+print("reflow: the library's loss of", len(coupled), "pairs is equation (11)")
 
 # %% [markdown]
-# All of it is one command, `diffusion-book train rf-reflow`. Both flows from the same noises, in one, two and four
-# steps:
+# All of it is one command, `diffusion-book train rf-reflow`. Here are both flows from the same noises (figure 7.19), and
+# their paths (figure 7.20).
 
 # %%
-reflow, noise = diffusion_book.load("rf-reflow"), pipe.noise(12, seed=3)
+reflow = diffusion_book.load("rf-reflow")
 rows = {}
 for name, model in (("rf", pipe), ("rf-reflow", reflow)):
     for n in (1, 2, 4):
-        rows[f"{name}, {n}"] = model.sample(12, sampler="euler", steps=n, noise=noise)
-grids.show_rows(rows | {"rf, 50": by_steps[50]})
+        rows[f"{name}, {n}"] = by_steps[n] if model is pipe else model.sample(12, sampler="euler", steps=n, noise=noise)
+rows["rf, 50"] = by_steps[50]
+same_digit = (logits(rows["rf-reflow, 4"]).argmax(1) == logits(rows["rf, 50"]).argmax(1)).sum().item()
+print(f"{same_digit} of 12 noises: a classifier reads the same digit after 4 steps of reflow as after 50 of its parent")
+show(
+    grids.show_rows(rows),
+    "7.19",
+    "One, two and four Euler steps, before and after reflow, and the parent's fifty steps below.",
+)
 
 # %%
 states = torch.stack([state.x.cpu() for state in reflow.states(range(24), steps=50, seed=5)])
 bends = {"rf": bends["rf"], "rf-reflow": (grid, states)}
 for name, (_, states) in bends.items():
-    total, share = straightness(states)
-    print(f"{name:>9}: S = {total:6.1f}, {share:.3f} of the squared chords")
-flows.show_bends(bends)
+    total, shares[name] = straightness(states)
+    print(f"{name:>9}: S = {total:6.1f}, {shares[name]:.3f} of the squared chords")
+show(flows.show_bends(bends), "7.20", "Distance from the chord before and after reflow, as in figure 7.17.")
+
+# %% tags=["remove-cell"]
+if MODEL == "rf":
+    assert same_digit >= 7
+    assert shares["rf-reflow"] < 0.6 * shares["rf"]
 
 # %% [markdown]
-# Most noises lead to the same digit as before, for such pairs are what it was trained on. What has changed is how early
-# the digit can be seen.
+# Most noises lead to the same digit as before, since such pairs are what the second flow was trained on. What has
+# changed is how early the digit shows: a single step of the straightened flow has strokes where its parent has a blur.
 #
-# ## 13. One step
+# ## 12. One step
 #
-# If only one step will ever be taken, only one time matters: $t = 1$. Train reflow's loss at that time alone, on the
-# pairs of the straightened flow, and all of the network's strength goes into the one jump. This is distillation. Liu et
-# al. do it after reflow, when noise and digit belong together in a simpler way, and so does `rf-one-step`. The pairs of
-# a first flow belong to each other too, and section 15 distils one of latents without reflow.
+# If only one step will ever be taken, only one time matters: $t = 1$. Train (11) at that time alone, on pairs of the
+# straightened flow, and all of the network's capacity goes into the one jump. This is *distillation*. Liu et al. do it
+# after reflow, when noise and digit are coupled in a simpler way, and so does our `rf-one-step`.
 
 # %%
-one_step = diffusion_book.load("rf-one-step")
 begun = time.perf_counter()
 one_step.sample(64, sampler="euler", steps=1, seed=0)
 print(f"64 digits, one evaluation each: {time.perf_counter() - begun:.2f} seconds")
-for name in ("rf", "rf-reflow", "rf-one-step"):
-    for row in sorted(figures(weights.read_card(name)), key=lambda row: row["steps"]):
-        work = samplers.evaluations(row["sampler"], row["steps"])
-        if work <= 4 and row["num_samples"] == 10_000:
-            print(f"{name:>11}, {row['sampler']}, {work} evaluations: {sentence(row)}")
-noise = pipe.noise(12, seed=3)
-rows = {"rf, 50 steps": by_steps[50]}
-for name, model in (("rf-reflow", reflow), ("rf-one-step", one_step)):
-    rows[f"{name}, 1 step"] = model.sample(12, sampler="euler", steps=1, noise=noise)
-grids.show_rows(rows)
+rows = {"rf, 50 steps": by_steps[50], "rf-reflow, 1": reflow.sample(12, sampler="euler", steps=1, noise=noise)}
+show(
+    grids.show_rows(rows | {"rf-one-step, 1": at_once}),
+    "7.21",
+    "Noise in, digit out. Above, fifty steps; in the middle, one step of the straightened flow; below, one step of the "
+    "distilled network.",
+)
 
 # %% [markdown]
-# There is no walk any more: noise in, digit out. The price is the flexibility. More steps do not improve such a model,
-# for at other times it was never trained.
+# Look at figure 7.21 column by column. Most noises keep the digit that fifty steps gave them, and the distilled network
+# draws it with full contrast, where one step of reflow leaves grey patches. This answers the question of the chapter:
+# yes, one evaluation can draw a digit. Not because the network denoises better. At $t = 1$ the posterior mean is a blur,
+# for every network. It can because the *coupling* has changed: each noise now belongs to one picture, and the mean of
+# one picture is that picture.
 #
-# ## 14. A flow of latents
+# Some digits are broken all the same, and more steps do not mend them, for at other times this network was never
+# trained. So what does the speed cost?
 #
-# Chapter 4's move works here as well: a flow of 32 numbers, and the decoder at the end. Nothing is new, so we only
-# look.
+# ## 13. What reflow costs
+
+# %%
+points, size = measured(("rf", "rf-reflow", "rf-one-step"), ("euler", "midpoint", "heun"))
+for name in ("rf", "rf-reflow", "rf-one-step"):
+    its = weights.read_card(name)
+    before = f", and {its['coupling_minutes']:.0f} to draw the pairs" if "coupling_minutes" in its else ""
+    print(f"{name:>11}: {its['minutes']:.0f} minutes of training{before}")
+print(f"each point of the figure: {size:,} samples")
+show(
+    flows.plot_solvers(points, floor=1.0, ylabel="cFID / floor (lower is better)"),
+    "7.22",
+    "Three generations of one flow: the parent, its straightened child, and the network distilled for a single step.",
+)
+
+# %% tags=["remove-cell"]
+quality = {which: dict(pairs) for which, pairs in points.items()}
+parent, child, grandchild = (quality[name, "euler"] for name in ("rf", "rf-reflow", "rf-one-step"))
+second_order = quality["rf", "heun"] | quality["rf", "midpoint"]
+assert all(child[n] < 0.5 * parent[n] for n in (1, 2, 4))
+assert grandchild[1] < child[1]
+assert grandchild[1] < 0.6 * parent[4]
+assert min(value for work, value in second_order.items() if work <= 10) < child[10]
+best = min(*parent.values(), *second_order.values())
+assert min(child.values()) > 1.2 * best
+assert grandchild[1] > 2 * best
+
+# %% [markdown]
+# Read figure 7.22 from left to right. At one, two and four evaluations the child beats its parent by far, and at one the
+# distilled network beats both; the parent needs more than four Euler steps to draw as well. From about ten evaluations
+# on the order is reversed. The parent, followed by a solver of order 2, overtakes the child, and neither child nor
+# grandchild ever comes close to the best of the parent. They learn from what it draws, with its errors, and add their
+# own.
+#
+# So the price is paid three times: in the time to draw the coupling, in the time of another training, and in quality
+# that no number of steps brings back. It is worth paying where a picture must appear at once, or very often. If ten or
+# twenty evaluations can be afforded, a better solver is the cheaper way to speed.
+#
+# ## 14. A flow of latents, with classes
+#
+# Chapter 4's idea works here as well: a flow of 32 numbers, and the decoder at the end.
 
 # %%
 latent_flow = diffusion_book.load("latent-rf")
 states = torch.stack([state.x.cpu() for state in latent_flow.states(range(24), steps=50, seed=5)])
-total, share = straightness(states)
-print(f"latent-rf: S = {total:.1f}, which is {share:.3f} of the squared length of the chords")
-noise = latent_flow.noise(12, seed=4)
-counts = (1, 2, 4, 10, 50)
-grids.show_rows({steps_of(n): latent_flow.sample(12, sampler="euler", steps=n, noise=noise) for n in counts})
+total, shares["latent-rf"] = straightness(states)
+print(f"latent-rf: S = {total:.1f}, which is {shares['latent-rf']:.3f} of the squared length of the chords")
+counts, start = (1, 2, 4, 10, 50), latent_flow.noise(12, seed=4)
+show(
+    grids.show_rows({steps_of(n): latent_flow.sample(12, sampler="euler", steps=n, noise=start) for n in counts}),
+    "7.23",
+    "A flow of latents, in few steps and in many. A single step gives firm strokes which are no digit.",
+)
+
+# %% tags=["remove-cell"]
+if MODEL == "rf":
+    assert shares["latent-rf"] > 2 * shares["rf"]
 
 # %% [markdown]
-# The decoder paints firm strokes even from the mean of all latents, so that a single step can give a clear figure which
-# is no digit. Compare the bend with that of `rf` in section 11. In pixels most of the way from noise to picture is the
-# removal of noise from a thousand numbers, and that goes straight. Of thirty-two numbers, each has a share in the
-# decision what to draw, and this is where paths bend.
+# The decoder paints firm strokes even from the mean of all latents (figure 7.23, first row). And these paths bend more
+# than those of `rf`. In pixels, most of the way from noise to picture is the removal of noise from a thousand
+# dimensions, which goes straight. Of 32 latents each takes part in deciding what to draw, and deciding is where paths
+# bend.
 #
-# ## 15. Asked for a class
-#
-# With labels and guidance, as in chapter 5. The velocity is guided just as the noise was: $u_\varnothing + w\,(u_c -
-# u_\varnothing)$, at two evaluations a step unless $w$ is 0 or 1. The model's own setting is $w = 1.5$.
+# With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
+# distilled model can take the guidance into its pairs: one evaluation then stands for the forty (ten steps of midpoint,
+# two branches) that made each pair.
 
 # %%
-of_class = diffusion_book.load("latent-rf-class")
+of_class, in_one = diffusion_book.load("latent-rf-class"), diffusion_book.load("latent-rf-class-one-step")
 labels = torch.arange(10)
-rows = {f"w = {w:g}": of_class.sample(10, labels=labels, guidance_scale=w, steps=10, seed=1) for w in (1.0, 1.5, 3.0)}
-grids.show_rows(rows)
+rows = {
+    f"w = {w:g}, 10 steps": of_class.sample(10, labels=labels, guidance_scale=w, steps=10, seed=1)
+    for w in (1.0, 1.5, 3.0)
+}
+rows["distilled, 1 step"] = in_one.sample(10, labels=labels, steps=1, seed=1)
+show(
+    grids.show_rows(rows),
+    "7.24",
+    "A flow that is asked for 0 to 9, with three guidance scales, and its one-step model, whose pairs were drawn with "
+    "$w = 1.5$.",
+)
 
 # %% [markdown]
-# And its one-step model. Guidance is part of its pairs: they were drawn with $w = 1.5$ and ten steps of midpoint. One
-# evaluation without any guidance now stands for the forty that made each pair: twenty, for two branches.
-
-# %%
-at_once = diffusion_book.load("latent-rf-class-one-step")
-begun = time.perf_counter()
-samples = at_once.sample(100, labels=torch.arange(100) % 10, steps=1, seed=0)
-print(f"100 digits to order, one evaluation each: {time.perf_counter() - begun:.2f} seconds, decoder and all")
-grids.show_grid(samples, columns=10)
-
-# %% [markdown]
+# The last row of figure 7.24 needs a single evaluation for each digit that was asked for.
+#
 # ## The scoreboard
 
 # %%
-for row in sorted(figures(card), key=lambda row: (row["sampler"], -row["steps"])):
-    if row["num_samples"] == 10_000:
-        work = samplers.evaluations(row["sampler"], row["steps"])
-        print(f"RF, {row['sampler']:<8} | {work:4} evaluations | {sentence(row)}")
+for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf"):
+    for row in sorted(figures(weights.read_card(name)), key=lambda row: (row["sampler"], -row["steps"])):
+        if row["num_samples"] == 10_000:
+            work = samplers.evaluations(row["sampler"], row["steps"])
+            print(f"{name:>11}, {row['sampler']:<8} | {work:4} evaluations | {sentence(row)}")
 
 # %% [markdown]
-# ## What differs from the papers
+# <details><summary>What differs from the papers</summary>
 #
 # - **Time.** Liu et al. have noise at 0 and data at 1; so do Lipman et al. Esser et al. have it our way.
 # - **Training times.** The original draws them evenly; we take Esser et al.'s logit-normal for the first flow, and Lee
 #   et al.'s U for reflow.
 # - **The solver.** Liu et al. use an adaptive one of order 5, which chooses its steps itself. Ours have fixed steps, so
-#   that evaluations can be compared. "Midpoint" and "Heun" are often named in one breath; they are two methods (section
-#   7).
+#   that evaluations can be compared.
 # - **Distillation.** For one step Liu et al. replace the squared error by a perceptual distance (LPIPS), which blurs
 #   less. For small digits we keep the square.
 # - **Clipping.** Our pixel pipeline clips $\hat x_0$, so its velocity is not quite the network's. The papers do not
@@ -787,23 +1055,26 @@ for row in sorted(figures(card), key=lambda row: (row["sampler"], -row["steps"])
 # - **Size.** On CIFAR-10 their table 1 reports an FID of 2.58 after an adaptive solver's 127 evaluations, and 4.85 for
 #   one step after one reflow and distillation.
 #
+# </details>
+#
 # ## Pitfalls
 #
-# - **The sign of the velocity.** $\epsilon - x_0$ goes with steps $s - t < 0$. One sign from here and one from a text
-#   with the other time, and the walk runs away from the data, without any error.
+# - **The sign of the velocity.** $\epsilon - x_0$ goes with steps $s - t < 0$. With one sign from here and one from a
+#   text with the other time, samples run away from the data, and no error is raised.
 # - **The direction of time.** A network trained with noise at 0 and asked with noise at 1 gets each $t$ as $1 - t$. It
-#   sees noise, is told that it is a picture, and answers accordingly.
-# - **Noise prediction.** On the straight path $x_1 = \epsilon$ exactly: a network that gives $\hat\epsilon$ says
+#   is shown noise, is told that it is a picture, and answers accordingly.
+# - **Noise prediction.** On the straight path $x_1 = \epsilon$ exactly. A network that gives $\hat\epsilon$ says
 #   nothing of $x_0$ there, and $\hat x_0 = (x_t - t\,\hat\epsilon) / (1 - t)$ divides by zero. Predict the velocity.
-# - **Steps for evaluations.** Ten steps of Heun are nineteen evaluations. Compare at equal evaluations.
-# - **Reflow on wrong pairs.** Shuffle the noise by one place, and it is the first training again, on worse data.
-# - **Reflow forgets nothing of its parent.** All its errors are data now.
+# - **Steps mistaken for evaluations.** Ten steps of Heun are nineteen evaluations. Compare at equal evaluations.
+# - **Reflow on wrong pairs.** Shift the noises by one against the samples, and it is the first training again, on worse
+#   data.
+# - **Reflow on poor pairs.** All errors of the parent, and of its solver, are data now.
 #
 # ## Exercises
 #
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
-# **1. A sign.** Write a step of Euler from $t$ to $s$, for a model that gives $\hat x_0$. Then walk the shipped flow
+# **1. A sign.** Write a step of Euler from $t$ to $s$, for a model that gives $\hat x_0$. Then follow the shipped flow
 # with the wrong sign, $x_s = x_t - (s - t)\,u$, for ten steps. What comes out, and why is there no error message?
 
 # %%
@@ -812,7 +1083,7 @@ from diffusion_book.exercises import check
 
 
 def flow_step(x_t, x0, t, s):
-    """The state and a guess of the picture (N, D), two times, single tensors -> x_s, (N, D)."""
+    """The state and a prediction of the picture (N, D), two times, single tensors -> x_s, (N, D)."""
     ...  # your code here
 
 
@@ -833,20 +1104,20 @@ check(flow_step)
 # x = pipe.noise(8, seed=3).to(pipe.device)
 # for t, s in itertools.pairwise(samplers.time_grid(10)):
 #     with torch.no_grad():
-#         guess = pipe.denoiser(x, t)
-#     x = x - (s - t) * (guess.eps - guess.x0)
+#         predicted = pipe.denoiser(x, t)
+#     x = x - (s - t) * (predicted.eps - predicted.x0)
 # grids.show_grid(pipe.to_images(x))
 # ```
 #
-# Noise, many times louder than at the start. Each step moves away from the guess instead of towards it. To the network
-# that is merely a state noisier than announced, and it has an answer to everything.
+# Noise, many times louder than at the start. Each step moves away from the prediction instead of towards it. To the
+# network that is merely a state noisier than announced, and it has an answer to everything.
 #
 # </details>
 #
-# **2. A flow without training.** By (4) a flow needs $\hat x_0$ only, and `ddpm` gives one, for states on its own path.
-# The idea of chapter 4's equation (4) translates states between paths too: divide by $c = \sqrt{(1-t)^2 + t^2}$, and
-# find the time at which the cosine has the same ratio $\sigma / \alpha$. Write that, to four digits. With it make a denoiser for
-# the straight path from `ddpm`, sample it with Euler, and compare its straightness with that of `rf`.
+# **2. Another clock.** By section 5, `ddpm` knows the flow of `rf`. A state $x_t$ of the straight path is one of the
+# cosine path, at another time and another scale: divide by $c = \sqrt{(1-t)^2 + t^2}$, and find the time at which the
+# cosine has the same ratio $\sigma / \alpha$. Write that, to four digits. With it make a denoiser for the straight path
+# from `ddpm`, sample it with Euler, and compare its straightness with that of `rf`.
 
 
 # %%
@@ -885,15 +1156,14 @@ check(on_the_cosine)
 # grids.show_grid(ddpm.to_images(states[-1]), columns=12)
 # ```
 #
-# It draws digits. Both networks estimate the same $\mathbb E[x_0 \mid x_t]$, so both describe the same flow, and perfect
-# ones would be equally straight. What makes `rf` straighter than `ddpm` in section 11 is the path, not the training. Only
-# reflow changes the pairs.
+# It draws digits, and its paths are about as straight as those of `rf`. Both networks estimate the same $\mathbb E[x_0
+# \mid x_t]$, so both describe the same flow. What bent the paths of `ddpm` in figure 7.17 was the clock.
 #
 # </details>
 #
 # **3. A step that remembers.** Extend the last two velocities in a straight line to the middle of the step: with even
 # steps $x_s = x_t + (s - t) \big( \tfrac32 u_t - \tfrac12 u_{\text{before}} \big)$ (Adams and Bashforth). The first
-# step is Euler's. What is its order on the two heaps of section 7, and what does it cost?
+# step is Euler's. What is its order on the data of section 7, and what does it cost?
 
 
 # %%
@@ -921,12 +1191,12 @@ check(remembering)
 # Its order:
 #
 # ```python
-# ends = [remembering(exact_flow, origin, samplers.time_grid(n)) for n in (100, 200)]
-# before, after = ((end - goal).abs().mean().item() for end in ends)
+# found = [remembering(exact_flow, origin, samplers.time_grid(n)) for n in (100, 200)]
+# before, after = ((end - goal).abs().mean().item() for end in found)
 # print(math.log2(before / after))
 # ```
 #
-# Order 2 for one evaluation a step. It is the idea of DPM-Solver++ (2M), on the straight path.
+# Order 2 for one evaluation a step. It is the idea of (13), in the clock of the straight path.
 #
 # </details>
 #
@@ -951,13 +1221,14 @@ check(remembering)
 # ## Summary
 #
 # - Mix picture and noise along a straight line (1), and learn the velocity $\epsilon - x_0$ by least squares (3).
-# - Straight lines cross; flows cannot. The regression takes the mean where they cross, so the flow bends. It keeps the
-#   distribution at every time all the same (6).
-# - Reflow pairs each noise with the sample that the flow makes of it, and trains again (8). Those lines hardly cross,
-#   so the second flow is nearly straight, and few steps suffice.
-# - Euler on the straight path is DDIM (9). Midpoint and Heun are two methods of order 2, at two evaluations a step
-#   (10); DPM-Solver++ gets order 2 for one.
-# - A model for one step learns at $t = 1$ alone, from the pairs of a trained flow.
+# - Straight lines cross; flows cannot. The regression takes the mean where lines cross, so the flow bends. It keeps the
+#   density at every time all the same (6).
+# - Picture, noise, $v$, velocity and score are one (7), and all Gaussian paths carry one flow (8). A schedule is a
+#   clock; Euler on the straight path is DDIM (9).
+# - Reflow changes the coupling: it pairs each noise with the sample that the flow makes of it, and trains again (11).
+#   The second flow is nearly straight.
+# - Midpoint and Heun have order 2 at two evaluations a step (12); DPM-Solver++ gets near it for one (13).
+# - One evaluation can draw a digit once each noise belongs to one picture. The price is quality.
 #
 # ## References
 #
@@ -966,9 +1237,9 @@ check(remembering)
 # - Lipman, Chen, Ben-Hamu, Nickel & Le (2022), *Flow Matching for Generative Modeling*. ICLR 2023. arXiv:2210.02747.
 # - Albergo & Vanden-Eijnden (2022), *Building Normalizing Flows with Stochastic Interpolants*. ICLR 2023.
 #   arXiv:2209.15571.
+# - Karras, Aittala, Aila & Laine (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*. NeurIPS.
+#   arXiv:2206.00364. (The noise level as time; Heun's method, without a second call in the last step.)
+# - Lu, Zhou, Bao, Chen, Li & Zhu (2022), *DPM-Solver++*. arXiv:2211.01095.
 # - Esser et al. (2024), *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*. ICML.
 #   arXiv:2403.03206. (Logit-normal times.)
 # - Lee, Lin & Fanti (2024), *Improving the Training of Rectified Flows*. NeurIPS. arXiv:2405.20320. (U-shaped times.)
-# - Lu, Zhou, Bao, Chen, Li & Zhu (2022), *DPM-Solver++*. arXiv:2211.01095.
-# - Karras, Aittala, Aila & Laine (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*. NeurIPS.
-#   arXiv:2206.00364. (Heun's method, without a second call in the last step.)

@@ -147,3 +147,34 @@ def plot_solvers(points: dict[tuple[str, str], list[tuple[int, float]]], floor: 
     axes.minorticks_off()
     figure.legend(loc="outside upper center", ncols=3)  # above the axes: lines may run anywhere in them
     return figure
+
+
+CLOCKS = ("ddpm", "rf", "ddim")  # whose colours the paths have, as in `diagrams.clocks`
+
+
+@styled
+def show_clocks(paths: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], noisiest: float = 4.0) -> Figure:
+    """The same flow on several Gaussian paths: a panel for each in its own coordinates, and one for all in common ones.
+
+    Args:
+        paths: name -> (times, alpha and sigma at these times, each (S + 1,), and the points on a line, (S + 1, N)).
+        noisiest: the largest sigma / alpha of the last panel, in which x / alpha stands over sigma / alpha.
+    """
+    figure, axes = new_figure(6.5, 5.6, -(-(len(paths) + 1) // 2), 2, squeeze=False)
+    *own, common = axes.flat[: len(paths) + 1]
+    widths = (5.0, 2.4, 1.0)  # in the common panel the lines lie on each other: a thin one on a broad one
+    for number, (axis, (name, (times, alpha, sigma, points))) in enumerate(zip(own, paths.items(), strict=True)):
+        colour = COLOURS[CLOCKS[number % len(CLOCKS)]]
+        axis.plot(times, points, color=colour, linewidth=1.2)
+        axis.set(title=name, xlabel="time t", ylabel="$x_t$", xlim=(1, 0))
+        seen = sigma <= noisiest * alpha
+        level, unshrunk = (sigma / alpha)[seen], (points / alpha[:, None])[seen]
+        lines = common.plot(
+            level, unshrunk, color=colour, linewidth=widths[number % 3], alpha=(0.35, 0.75, 1)[number % 3]
+        )
+        lines[0].set_label(name)
+    common.set(
+        title="all of them", xlabel=r"noise level $\sigma / \alpha$", ylabel=r"$x_t / \alpha$", xlim=(noisiest, 0)
+    )
+    common.legend()
+    return figure
