@@ -18,21 +18,20 @@
 # chapters 4 and 5.*
 #
 # Can a network draw a digit in one step, from noise straight to picture? Chapter 2 followed smooth paths, and every step
-# that cut a bend short cost quality. If the paths were straight, one step could cross them from end to end. This chapter
-# asks for straight paths from the start. The method needs less theory than anything before: mix a picture with noise
-# along a straight line, and let a network learn the velocity. You will
+# that cut a bend short cost quality. Along a straight path, one step could go from end to end. So this chapter asks for
+# straight paths from the start: mix a picture with noise along a straight line, and let a network learn the velocity.
+# You will
 #
-# - see why straight paths cross, why a flow cannot, and what it does instead;
-# - prove that this flow still turns noise into data;
-# - find that DDPM, DDIM, EDM and rectified flow all describe *one* flow, read by different clocks;
-# - straighten it, which does change it, and train that in the page;
-# - follow it with four solvers, and end at digits in a single evaluation of the network, and at what they cost.
+# - see why straight paths cross and a flow cannot, and prove that it still turns noise into data;
+# - find that DDPM, DDIM, EDM and rectified flow describe *one* flow, read by different clocks;
+# - straighten this flow, in the plane, in the page and for digits;
+# - compare four solvers, and draw a digit in a single evaluation, and see what that costs.
 #
 # The sources are Liu, Gong & Liu, *Flow Straight and Fast* (2022), and Lipman et al., *Flow Matching* (2022), who found
 # the same objective independently.
 #
 # *Note.* Where MNIST is neither found nor can be downloaded, the chapter takes the small digits that come with
-# scikit-learn. Only figure 7.2 shows them; everything else comes from the toys and from the shipped weights.
+# scikit-learn. Only figure 7.2 shows them.
 
 # %% [markdown]
 # ## Set-up, and what we are after
@@ -95,9 +94,7 @@ show(
 # $$\frac{d x_t}{d t} = \epsilon - x_0. \tag{2}$$
 #
 # As everywhere in this book, $t = 0$ is the picture and $t = 1$ is noise. *Many papers on flows let time run the other
-# way, from noise at 0 to data at 1.* Their velocity is $x_0 - \epsilon$. If you mix code from both, watch this sign.
-#
-# In the library, (1) is `schedules.rectified` and (2) is `targets.velocity`.
+# way.* Their velocity is $x_0 - \epsilon$. In the library, (1) is `schedules.rectified` and (2) is `targets.velocity`.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -120,14 +117,13 @@ show(
 
 # %% [markdown]
 # The two paths differ less than one would think (figure 7.2), and at the ends not at all. On the straight path the
-# contrast is lowest in the middle, where picture and noise are both at half their strength. What the difference amounts
-# to, section 5 will say.
+# contrast is lowest in the middle, where picture and noise are both at half their strength.
 #
 # ## 2. Straight paths cross
 #
-# What does a network learn from (2)? Let us look at data in the plane. They have two modes, one on the left and one on
-# the right. A training pair is made as in all chapters: a point of the data, and a noise that is drawn independently of
-# it. Such a rule for making pairs is called a *coupling*.
+# What does a network learn from (2)? Let us look at data in the plane with two modes, one on the left and one on the
+# right. A training pair is made as in all chapters: a point of the data, and a noise that is drawn independently of it.
+# Such a rule for making pairs is called a *coupling*.
 
 
 # %%
@@ -159,16 +155,15 @@ show(
 # $$L = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad \text{smallest for } \;
 # u^*(x_t, t) = \mathbb E[\, \epsilon - x_0 \mid x_t \,]. \tag{3}$$
 #
-# Least squares gives the mean. At a crossing, the flow therefore goes in the *mean* direction of all lines that pass
-# there. By (1) the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
+# Least squares gives the mean: at a crossing, the flow goes in the *mean* direction of all lines that pass there. By (1) the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
 #
 # $$u^*(x_t, t) = \frac{x_t - \hat x_0}{t}, \qquad \hat x_0 = \mathbb E[x_0 \mid x_t]. \tag{4}$$
 #
-# This is the denoiser of chapter 1 in another form. Walk back by the whole of $t$ along $u^*$, and you arrive at the
+# This is the denoiser of chapter 1 in another form: walk back by the whole of $t$ along $u^*$, and you arrive at the
 # posterior mean.
 #
-# We check both on a line. For data at $-1$ and $1$, Bayes' rule gives $\hat x_0 = \tanh((1 - t)\, x_t / t^2)$. We
-# compare (4) with the mean of all those of three million draws that pass close by.
+# We check both for data at $-1$ and $1$, where Bayes' rule gives $\hat x_0 = \tanh((1 - t)\, x_t / t^2)$. We compare (4)
+# with the mean of all those of three million draws that pass close by.
 
 
 # %%
@@ -264,13 +259,12 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 
 # %% [markdown]
 # In figure 7.4 the points first walk towards the middle, for at $t = 1$ the mean velocity aims at the mean of the data.
-# Then they turn, nearly all of them to the mode on their own side. On the right you see that the flow has untangled the
-# lines: it has made a new coupling of noise and data.
+# Then they turn, nearly all of them to the mode on their own side. On the right you see that the flow has made a new
+# coupling of noise and data, without the tangle.
 #
 # ## 4. Why it ends in the data
 #
-# The flow pairs noise and data in another way than the training did. Why are its end points still distributed as the
-# data? Let $p_t$ be the density of $x_t$ in (1). The claim is:
+# If the flow pairs noise and data in its own way, why are its end points still distributed as the data? Let $p_t$ be the density of $x_t$ in (1). The claim is:
 #
 # > *Points that start from $p_1$, the noise, and follow $u^*$ have the density $p_t$ at every time $t$.*
 #
@@ -298,9 +292,9 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 # unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the distribution of the data.
 # $\blacksquare$
 #
-# We check two things on the line of section 2: the second step, for $\varphi(x) = \sin 2x$ and the three million draws;
-# and the claim. Points on a line that cannot overtake keep their rank, so a point that starts at a quantile of the noise
-# must stay at the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
+# On the line of section 2 we check the second step, for $\varphi(x) = \sin 2x$ and the three million draws, and then the
+# claim. Points on a line cannot overtake, so each keeps its rank: one that starts at a quantile of the noise must stay at
+# the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -343,7 +337,7 @@ show(
 #
 # ## 5. One flow, many clocks
 #
-# Chapter 1 predicted noise, picture or $v$ on a curved path. Here a network predicts a velocity on a straight path. Are
+# Chapter 1 predicted noise, picture or $v$ on a curved path; here a network predicts a velocity on a straight one. Are
 # these different models? Figure 7.6 shows the plane in which all of them live.
 
 # %%
@@ -449,9 +443,8 @@ print("1,000 steps: Euler is DDIM with eta = 0, to 1e-14:", largest < 1e-14)
 # %% [markdown]
 # What, then, does the straight path buy? Not another flow, as long as noise and data are paired independently. It
 # changes two practical things. A solver steps evenly in $t$, so the clock decides where the steps fall and how much the
-# path bends under them. And the target decides how training weights its errors: an error of $\hat x_0$ enters (3)
-# multiplied by $1 / t^2$, by (4). But it suggests a third thing, which does lead to another flow: to change the
-# *coupling*.
+# path bends under them. And the target weights the errors of training: by (4), a squared error of $\hat x_0$ enters (3)
+# multiplied by $1 / t^2$. What does lead to another flow is another *coupling*.
 #
 # ## 6. Straightness and reflow
 #
@@ -535,7 +528,7 @@ show(
 
 # %% [markdown]
 # The few points between the modes in figure 7.10 show where it is hardest: close neighbours that go to different sides.
-# Note also what reflow does *not* do. It learns from its parent and never sees the data. In few steps it beats the
+# And note what reflow does *not* do: it learns from its parent and never sees the data. In few steps it beats the
 # parent (figures 7.9 and 7.10), but it inherits whatever the parent in many steps gets wrong.
 #
 # In figure 7.11 you can do all of this yourself.
@@ -616,9 +609,9 @@ for name in SOLVERS:
 # %% [markdown]
 # ## 8. A solver with memory
 #
-# Can we have order 2 for *one* evaluation a step? DDIM freezes $\hat x_0$ during a step. But $\hat x_0$ changes: with
-# every bit of noise that goes, the picture is known better. A long step is taken with an outdated $\hat x_0$, and this
-# is Euler's error. *DPM-Solver++* (Lu et al. 2022) lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and
+# Can we have order 2 for *one* evaluation a step? DDIM freezes $\hat x_0$ during a step. But as noise goes, the picture
+# is known better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error. *DPM-Solver++*
+# (Lu et al. 2022) lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and
 # the steps that led to (8) give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$,
 # half the logarithm of the signal-to-noise ratio, this integrates to
 #
@@ -678,12 +671,12 @@ show(
 assert all(of_dpm < 0.5 * of_euler for (_, of_dpm), (_, of_euler) in zip(errors["dpm++"], errors["euler"], strict=True))
 
 # %% [markdown]
-# In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2, so their lines are parallel
-# and not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps and not 20.) DPM-Solver++ falls
-# nearly as steeply, and at every budget it has less than half of Euler's error.
+# In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2: their lines are parallel, and
+# not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps.) DPM-Solver++ falls nearly as
+# steeply, and at every budget it has less than half of Euler's error.
 #
-# An order is a promise for short steps and an exact velocity. What remains of it with a network and few steps? Figure
-# 7.13 tries it on the `ddpm` of chapter 1, for (13) holds on every path.
+# An order is a promise for short steps and an exact velocity. What remains of it with a network and few steps? Equation
+# (13) holds on every path, so figure 7.13 tries it on the `ddpm` of chapter 1.
 
 # %%
 ddpm = diffusion_book.load("ddpm")
@@ -704,17 +697,16 @@ show(
 assert off["dpm++, 10"] < off["ddim, 10"] < off["dpm++, 5"] < off["ddim, 5"]
 
 # %% [markdown]
-# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser: the
-# network's own errors are in both. Twice the evaluations help more than the better solver. And no solver makes five
-# steps of a bent path as good as fifty.
+# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser: few
+# steps are no short steps, and the network is not exact. Twice the evaluations help more than the better solver.
 
 # %% [markdown]
 # ## 9. Which times to train on
 #
 # The loss (3) is an average over $t$. Must it be an even one? At $t = 1$ the best answer is $\epsilon - \mathbb E[x_0]$,
-# and there is no more to learn than one mean. Near $t = 0$ the picture is almost clean. It is in between that a picture
-# becomes a 3 or an 8. So Esser et al. (2024, the paper behind Stable Diffusion 3) draw the logit of $t$ from a normal
-# distribution, with $m = 0$ and $s = 1$ as a good choice:
+# so there is no more to learn than one mean. Near $t = 0$ the picture is almost clean. It is in between that it becomes
+# a 3 or an 8. So Esser et al. (2024, the paper behind Stable Diffusion 3) draw the logit of $t$ from a normal
+# distribution:
 #
 # $$t = \frac{1}{1 + e^{-z}}, \quad z \sim \mathcal N(m, s^2), \qquad
 # p(t) = \frac{1}{s\sqrt{2\pi}}\, \frac{1}{t (1 - t)}\, \exp\!\Big( \!-\frac{(\operatorname{logit} t -
@@ -747,11 +739,10 @@ show(
 )
 
 # %% [markdown]
-# The prediction changes most while there is still more noise than picture (figure 7.14), so the logit-normal's peak lies
-# somewhat late for our pictures. With more pixels this gets stronger, for many pixels together show through more noise;
-# Esser et al. therefore shift their times towards the noise for large pictures. Two warnings: losses under two densities
-# cannot be compared, as they average over different times; and no short training can tell which density is better.
-# Esser et al. trained 61 variants for that.
+# The prediction changes most while there is still more noise than picture (figure 7.14). With more pixels this gets
+# stronger, for many pixels together show through more noise; Esser et al. therefore shift their times towards the noise
+# for large pictures. Which density is best, neither the loss can tell, which averages over other times for each, nor a
+# short training: Esser et al. trained 61 variants.
 #
 # ## 10. A flow of digits
 #
@@ -770,9 +761,8 @@ show(
 
 # %% [markdown]
 # One step gives $\hat x_0$ at $t = 1$: nearly the mean of all digits, whatever the noise. It is the crossing in the
-# middle of figure 7.3. With the slider of figure 7.16 you can look for the number of steps from which on nothing
-# changes any more. (On the book's site the button below it loads the flow into the page: then you choose sampler and
-# seed as well.)
+# middle of figure 7.3. From how many steps on does nothing change any more? Try the slider of figure 7.16. (On the
+# book's site the button below it loads the flow into the page: then you choose sampler and seed as well.)
 
 # %%
 COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50)
@@ -864,9 +854,9 @@ assert quality["rf", "euler"][1] > 50
 # Now the second training. First the coupling: 40,000 noises, each followed by `rf` to its digit in ten steps of
 # midpoint. Then (11), beginning with the weights of `rf`. In the library the pair is stacked as channels.
 #
-# The training times are turned inside out. Where lines hardly cross, the middle leaves little to decide. What is left to
-# learn lies at the ends, and a single step asks at $t = 1$ alone. So reflow draws its times from a U, $p(t) \propto
-# \cosh(2\,(2t - 1))$, as proposed by Lee et al. (2024).
+# Where lines hardly cross, the middle leaves little to decide. What is left to learn lies at the ends, and a single step
+# asks at $t = 1$ alone. So reflow draws its times from a U, $p(t) \propto \cosh(2\,(2t - 1))$, as Lee et al. (2024)
+# proposed.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -937,10 +927,10 @@ show(
 
 # %% [markdown]
 # Look at figure 7.21 column by column. Most noises keep the digit that fifty steps gave them, and the distilled network
-# draws it with full contrast, where one step of reflow leaves grey patches. This answers the question of the chapter:
-# yes, one evaluation can draw a digit. Not because the network denoises better. At $t = 1$ the posterior mean is a blur,
-# for every network. It can because the *coupling* has changed: each noise now belongs to one picture, and the mean of
-# one picture is that picture.
+# draws it with firmer strokes than one step of reflow does. This answers the question of the chapter: yes, one evaluation
+# can draw a digit. Not because this network denoises better; with independent pairs, the best answer at $t = 1$ is a
+# blur. It can because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
+# that picture.
 #
 # Some digits are broken all the same, and more steps do not mend them, for at other times this network was never
 # trained. So what does the speed cost?
@@ -979,9 +969,9 @@ assert grandchild[1] > 2 * best
 # grandchild ever comes close to the best of the parent. They learn from what it draws, with its errors, and add their
 # own.
 #
-# So the price is paid three times: in the time to draw the coupling, in the time of another training, and in quality
-# that no number of steps brings back. It is worth paying where a picture must appear at once, or very often. If ten or
-# twenty evaluations can be afforded, a better solver is the cheaper way to speed.
+# So the price is paid three times: in the time to draw the coupling, in another training, and in quality that no number
+# of steps brings back. It is worth paying where a picture must appear at once. If ten or twenty evaluations can be
+# afforded, a better solver is the cheaper way to speed.
 #
 # ## 14. A flow of latents, with classes
 #
@@ -1005,9 +995,8 @@ if MODEL == "rf":
 
 # %% [markdown]
 # The decoder paints firm strokes even from the mean of all latents (figure 7.23, first row). And these paths bend more
-# than those of `rf`. In pixels, most of the way from noise to picture is the removal of noise from a thousand
-# dimensions, which goes straight. Of 32 latents each takes part in deciding what to draw, and deciding is where paths
-# bend.
+# than those of `rf`. In pixels, most of the way is the removal of noise from a thousand dimensions, which goes straight.
+# Each of 32 latents takes part in deciding what to draw, and there paths bend.
 #
 # With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
 # distilled model can take the guidance into its pairs: one evaluation then stands for the forty (ten steps of midpoint,
@@ -1059,16 +1048,13 @@ for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf"):
 #
 # ## Pitfalls
 #
-# - **The sign of the velocity.** $\epsilon - x_0$ goes with steps $s - t < 0$. With one sign from here and one from a
-#   text with the other time, samples run away from the data, and no error is raised.
-# - **The direction of time.** A network trained with noise at 0 and asked with noise at 1 gets each $t$ as $1 - t$. It
-#   is shown noise, is told that it is a picture, and answers accordingly.
-# - **Noise prediction.** On the straight path $x_1 = \epsilon$ exactly. A network that gives $\hat\epsilon$ says
-#   nothing of $x_0$ there, and $\hat x_0 = (x_t - t\,\hat\epsilon) / (1 - t)$ divides by zero. Predict the velocity.
+# - **Sign and direction of time.** $\epsilon - x_0$ goes with steps $s - t < 0$, and with noise at $t = 1$. Mixed with
+#   code of the other convention, samples run away from the data, and no error is raised.
+# - **Noise prediction.** On the straight path $x_1 = \epsilon$ exactly, so that $\hat\epsilon$ says nothing of $x_0$
+#   there, and $\hat x_0 = (x_t - t\,\hat\epsilon) / (1 - t)$ divides by zero. Predict the velocity.
 # - **Steps mistaken for evaluations.** Ten steps of Heun are nineteen evaluations. Compare at equal evaluations.
-# - **Reflow on wrong pairs.** Shift the noises by one against the samples, and it is the first training again, on worse
-#   data.
-# - **Reflow on poor pairs.** All errors of the parent, and of its solver, are data now.
+# - **Reflow on wrong pairs.** Shift the noises by one against the samples, and it is the first training again, on the
+#   parent's samples.
 #
 # ## Exercises
 #
@@ -1220,15 +1206,13 @@ check(remembering)
 #
 # ## Summary
 #
-# - Mix picture and noise along a straight line (1), and learn the velocity $\epsilon - x_0$ by least squares (3).
-# - Straight lines cross; flows cannot. The regression takes the mean where lines cross, so the flow bends. It keeps the
-#   density at every time all the same (6).
+# - Mix picture and noise along a straight line (1), and learn the velocity $\epsilon - x_0$ by least squares (3). Where
+#   lines cross, the regression takes the mean. So the flow bends, and keeps the density at every time (6).
 # - Picture, noise, $v$, velocity and score are one (7), and all Gaussian paths carry one flow (8). A schedule is a
 #   clock; Euler on the straight path is DDIM (9).
-# - Reflow changes the coupling: it pairs each noise with the sample that the flow makes of it, and trains again (11).
-#   The second flow is nearly straight.
 # - Midpoint and Heun have order 2 at two evaluations a step (12); DPM-Solver++ gets near it for one (13).
-# - One evaluation can draw a digit once each noise belongs to one picture. The price is quality.
+# - Reflow changes the coupling (11), and straightens the flow. Once each noise belongs to one picture, one evaluation
+#   can draw it. The price is quality.
 #
 # ## References
 #

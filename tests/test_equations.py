@@ -20,7 +20,7 @@ from diffusion_book.networks.layers import attention
 from diffusion_book.objective import diffusion_loss
 from diffusion_book.samplers import ddim, ddpm, euler, sample, time_grid
 from diffusion_book.schedules import SCHEDULES, add_noise, betas, cosine, expand, posterior, rectified, signal_to_noise
-from diffusion_book.targets import Prediction, noise, prediction, velocity
+from diffusion_book.targets import Prediction, noise, prediction, target_value, v, velocity
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PRESERVING = {name: SCHEDULES[name] for name in ("cosine", "linear")}
@@ -402,6 +402,21 @@ def test_a_line_is_straight_and_a_quarter_of_a_circle_is_not():
     off, share = straightness(circle)
     assert off == pytest.approx(math.pi**2 / 4 - 2, rel=1e-4)
     assert share == pytest.approx(off / 2)
+
+
+def test_the_velocity_of_a_path_is_v_on_the_circle_and_u_on_the_line():
+    """Automatic derivatives of alpha and sigma, by the angle and by t, against the targets of the library."""
+    x0, eps = normal(2, 5, 3)
+
+    def circle(angle):
+        return angle.cos(), angle.sin()
+
+    for path, target in ((circle, v), (rectified, velocity)):
+        for at in (0.1, 0.6, 0.9):
+            t = torch.tensor(at, dtype=torch.float64)
+            values, rates = torch.func.jvp(path, (t,), (torch.ones_like(t),))
+            along = rates[0] * x0 + rates[1] * eps
+            torch.testing.assert_close(along, target_value(target, x0, eps, *values))
 
 
 # --- Chapter 8: scoreboard -----------------------------------------------------------------------

@@ -76,3 +76,18 @@ def test_solvers_share_a_models_colour_and_a_solvers_marker():
     assert rf_euler.get_marker() == ddpm_euler.get_marker() != rf_heun.get_marker()
     assert floor.get_ydata()[0] == 0.1
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["10", "20"]  # 19 would touch 20
+
+
+def test_paths_of_one_flow_lie_on_each_other_in_common_coordinates():
+    times = torch.tensor([1.0, 0.5, 0.25])
+    one = torch.tensor([[1.0, -1.0], [0.5, -0.5], [0.25, -0.25]])
+    paths = {"a": (times, torch.ones(3), 8 * times, one), "b": (times, torch.ones(3) / 2, 4 * times, one / 2)}
+    figure = flows.show_clocks(paths, noisiest=4.0)
+    *own, common = [axis for axis in figure.axes if axis.lines]
+    assert [axis.get_title() for axis in own] == ["a", "b"]
+    assert [len(axis.lines) for axis in own] == [2, 2]
+    first, second = common.lines[:2], common.lines[2:]
+    for line, other in zip(first, second, strict=True):
+        assert line.get_xydata().tolist() == other.get_xydata().tolist()
+    assert first[0].get_xdata().tolist() == [4.0, 2.0]  # the noisiest point is left out
+    assert [text.get_text() for text in common.get_legend().get_texts()] == ["a", "b"]

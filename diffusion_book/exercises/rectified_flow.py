@@ -14,7 +14,7 @@ from diffusion_book.targets import Prediction
 
 
 def flow_step(x_t, x0, t, s):
-    """Euler's step along the flow, from a guess of the picture. Source: Liu et al. 2022, section 2.1."""
+    """Euler's step along the flow, from a prediction of the picture. Source: Liu et al. 2022, section 2.1."""
     return samplers.euler(Prediction(x0, (x_t - (1 - t) * x0) / t), x_t, t, s, schedule=rectified)
 
 
@@ -27,7 +27,7 @@ def two_steps(generator):
 FLOW_STEP = Exercise(
     right=flow_step,
     questions=two_steps,
-    proved="it is samplers.euler on the straight path, and the last step ends at the guess.",
+    proved="it is samplers.euler on the straight path, and the last step ends at the prediction.",
     mistakes={
         "it walks away from the picture: s - t is negative and goes with eps - x_0; one sign is wrong.": (
             lambda x_t, x0, t, s: x_t - (s - t) * (x_t - x0) / t
@@ -38,7 +38,7 @@ FLOW_STEP = Exercise(
         "divided by 1 - t. By (4) it is t, the time that is left to the picture.": (
             lambda x_t, x0, t, s: x_t + (s - t) * (x_t - x0) / (1 - t)
         ),
-        "that is the guess itself: it goes all the way, not only to s.": lambda x_t, x0, t, s: x0,
+        "that is the prediction itself: it goes all the way, not only to s.": lambda x_t, x0, t, s: x0,
         "the state stands where its noise belongs: (9) mixes x_0 with eps, and eps is not x_t.": (
             lambda x_t, x0, t, s: (1 - s) * x0 + s * x_t
         ),
