@@ -57,9 +57,8 @@ from diffusion_book.models.recipes import recipe_of
 from diffusion_book.schedules import add_noise, cosine, rectified
 from diffusion_book.targets import Prediction
 from diffusion_book.training.losses import loss_of_reflow
-from diffusion_book.viz import diagrams, flows, grids, in_page, plots, scrubber, strips, style
+from diffusion_book.viz import diagrams, flows, grids, in_page, plots, scrubber, strips, style, toy
 from diffusion_book.viz.figures import show
-from diffusion_book.viz.toy import toy
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 10
 MODEL = "rf"  # the weights that come with the book; or the folder of a training of your own
@@ -155,7 +154,8 @@ show(
 # $$L = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad \text{smallest for } \;
 # u^*(x_t, t) = \mathbb E[\, \epsilon - x_0 \mid x_t \,]. \tag{3}$$
 #
-# Least squares gives the mean: at a crossing, the flow goes in the *mean* direction of all lines that pass there. By (1) the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
+# Least squares gives the mean: at a crossing, the flow goes in the *mean* direction of all lines that pass there. By (1)
+# the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
 #
 # $$u^*(x_t, t) = \frac{x_t - \hat x_0}{t}, \qquad \hat x_0 = \mathbb E[x_0 \mid x_t]. \tag{4}$$
 #
@@ -264,7 +264,8 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 #
 # ## 4. Why it ends in the data
 #
-# If the flow pairs noise and data in its own way, why are its end points still distributed as the data? Let $p_t$ be the density of $x_t$ in (1). The claim is:
+# If the flow pairs noise and data in its own way, why are its end points still distributed as the data? Let $p_t$ be the
+# density of $x_t$ in (1). The claim is:
 #
 # > *Points that start from $p_1$, the noise, and follow $u^*$ have the density $p_t$ at every time $t$.*
 #
@@ -292,13 +293,13 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 # unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the distribution of the data.
 # $\blacksquare$
 #
-# On the line of section 2 we check the second step, for $\varphi(x) = \sin 2x$ and the three million draws, and then the
+# On the line of section 2 we check the second step, for $\varphi(x) = \cos 2x$ and the three million draws, and then the
 # claim. Points on a line cannot overtake, so each keeps its rank: one that starts at a quantile of the noise must stay at
 # the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-slope = 2 * torch.cos(2 * x_t)  # of the test function
+slope = -2 * torch.sin(2 * x_t)  # of the test function
 by_paths, by_flow = (slope * (noises - points)).mean(), (slope * exact_velocity(x_t, 0.6)).mean()
 print(f"rate of change of the mean: {by_paths:.2f} on the straight paths, {by_flow:.2f} along u")
 
@@ -522,8 +523,8 @@ both = (("flow", flow), ("reflow", reflowed))
 show(
     flows.show_clouds({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f in both for n in (1, 50)}),
     "7.10",
-    "What straight paths buy. One step of the first flow sends every point to the mean of the data, where there are "
-    "none. One step after reflow reaches the modes.",
+    "What straight paths buy. One step of the first flow sends every point near the mean of the data, where "
+    "there are none. One step after reflow reaches the modes.",
 )
 
 # %% [markdown]
@@ -531,14 +532,15 @@ show(
 # And note what reflow does *not* do: it learns from its parent and never sees the data. In few steps it beats the
 # parent (figures 7.9 and 7.10), but it inherits whatever the parent in many steps gets wrong.
 #
-# In figure 7.11 you can do all of this yourself.
+# In figure 7.11 all of this section happens in your browser, on points that you choose or draw.
 
 # %%
 show(
-    toy("moons", "velocity", steps=20, t=0.5),
+    toy.toy("moons", "velocity"),
     "7.11",
-    "A flow that trains in the page, on two moons. Press Play until the loss is flat, and look at the lines on the right: "
-    "they bend. Set the steps to 1: the moons melt into one spot. Press Reflow, train on, and try one step again.",
+    "A flow that trains in the page. Press Play until the points on the right look like those on the left; their paths "
+    "bend. Set the steps from noise to 1, and all points land in one spot. Press Reflow and let it train: $S$ (here "
+    "relative to the length of the chords) falls, the paths become straight, and one step is enough.",
 )
 
 # %% [markdown]
@@ -669,11 +671,13 @@ show(
 
 # %% tags=["remove-cell"]
 assert all(of_dpm < 0.5 * of_euler for (_, of_dpm), (_, of_euler) in zip(errors["dpm++"], errors["euler"], strict=True))
+assert all(errors["dpm++"][n][1] < errors["heun"][n - 1][1] for n in (1, 2))  # at 10 and 20 evaluations, and 9 and 19
 
 # %% [markdown]
 # In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2: their lines are parallel, and
-# not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps.) DPM-Solver++ falls nearly as
-# steeply, and at every budget it has less than half of Euler's error.
+# not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps.) DPM-Solver++ has order 2 only away
+# from both ends of time. All the way it falls less steeply than those two, but with few evaluations it keeps up with
+# Heun, and at every budget it has less than half of Euler's error.
 #
 # An order is a promise for short steps and an exact velocity. What remains of it with a network and few steps? Equation
 # (13) holds on every path, so figure 7.13 tries it on the `ddpm` of chapter 1.
@@ -724,7 +728,7 @@ def density(t, m=0.0, s=1.0):
 
 middle = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
 drawn = torch.histc(objective.logit_normal(100_000, generator).float(), 100, 0, 1) / 1000
-print(f"the library's draws differ from (14) by at most {(drawn - density(middle)).abs().max():.2f}")
+print(f"the library's draws differ from (14) by at most {(drawn - density(middle)).abs().max():.3f}")
 
 walk = list(pipe.states(range(24), steps=50, seed=5))
 seen = torch.stack([state.prediction.x0.cpu() for state in walk[1:]])  # (50, 24, 1, 32, 32), at t = 1, 0.98, ... 0.02
@@ -733,13 +737,14 @@ at = torch.linspace(0.03, 0.99, 49, dtype=torch.float64)
 ends = 2 / math.sinh(2) * torch.cosh(2 * (2 * at - 1))  # section 11
 curves = {"how fast the prediction changes": speed / speed.mean(), "logit-normal": density(at), "U, for reflow": ends}
 show(
-    plots.plot_curves(at, curves, "time t", "density, or speed / mean speed", ylim=(0, 2.6)),
+    plots.plot_curves(at, curves, "time t", "density, or speed / mean speed", ylim=(0, 3)),
     "7.14",
     "Where a digit of the shipped flow is decided, and two densities of training times. (The U is for section 11.)",
 )
 
 # %% [markdown]
-# The prediction changes most while there is still more noise than picture (figure 7.14). With more pixels this gets
+# The prediction changes most while there is still more noise than picture (figure 7.14; at the very end, where training
+# seldom comes, it wavers). With more pixels this gets
 # stronger, for many pixels together show through more noise; Esser et al. therefore shift their times towards the noise
 # for large pictures. Which density is best, neither the loss can tell, which averages over other times for each, nor a
 # short training: Esser et al. trained 61 variants.
@@ -927,7 +932,7 @@ show(
 
 # %% [markdown]
 # Look at figure 7.21 column by column. Most noises keep the digit that fifty steps gave them, and the distilled network
-# draws it with firmer strokes than one step of reflow does. This answers the question of the chapter: yes, one evaluation
+# draws it more cleanly than one step of reflow does. This answers the question of the chapter: yes, one evaluation
 # can draw a digit. Not because this network denoises better; with independent pairs, the best answer at $t = 1$ is a
 # blur. It can because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
 # that picture.
@@ -966,7 +971,7 @@ assert grandchild[1] > 2 * best
 # Read figure 7.22 from left to right. At one, two and four evaluations the child beats its parent by far, and at one the
 # distilled network beats both; the parent needs more than four Euler steps to draw as well. From about ten evaluations
 # on the order is reversed. The parent, followed by a solver of order 2, overtakes the child, and neither child nor
-# grandchild ever comes close to the best of the parent. They learn from what it draws, with its errors, and add their
+# grandchild ever reaches the best of the parent. They learn from what it draws, with its errors, and add their
 # own.
 #
 # So the price is paid three times: in the time to draw the coupling, in another training, and in quality that no number
@@ -1210,7 +1215,7 @@ check(remembering)
 #   lines cross, the regression takes the mean. So the flow bends, and keeps the density at every time (6).
 # - Picture, noise, $v$, velocity and score are one (7), and all Gaussian paths carry one flow (8). A schedule is a
 #   clock; Euler on the straight path is DDIM (9).
-# - Midpoint and Heun have order 2 at two evaluations a step (12); DPM-Solver++ gets near it for one (13).
+# - Midpoint and Heun have order 2 at two evaluations a step (12); DPM-Solver++ gets most of that for one (13).
 # - Reflow changes the coupling (11), and straightens the flow. Once each noise belongs to one picture, one evaluation
 #   can draw it. The price is quality.
 #

@@ -176,5 +176,5 @@ def show_clocks(paths: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], noisies
     common.set(
         title="all of them", xlabel=r"noise level $\sigma / \alpha$", ylabel=r"$x_t / \alpha$", xlim=(noisiest, 0)
     )
-    common.legend()
+    common.legend(loc="upper right")  # towards the data, where the points are close together
     return figure
