@@ -351,22 +351,24 @@ show(
 
 # %% [markdown]
 # Take any path $x_t = \alpha_t x_0 + \sigma_t \epsilon$, and write dots for derivatives by $t$. A point moves with the
-# velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. The proof of section 4 used nowhere that the path is straight. So
+# velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. Nowhere did the proof of section 4 use that the path is straight. So
 # on every path the flow along the mean velocity,
 #
 # $$u(x_t, t) = \mathbb E[\, \dot\alpha_t x_0 + \dot\sigma_t \epsilon \mid x_t \,]
 # = \dot\alpha_t\, \hat x_0 + \dot\sigma_t\, \hat\epsilon, \tag{7}$$
 #
-# carries noise to data. On the straight path it is $\hat\epsilon - \hat x_0$. On the arc $\alpha = \cos\varphi$, $\sigma =
-# \sin\varphi$, with the angle as time, it is $\alpha\hat\epsilon - \sigma\hat x_0$: chapter 1's $v$. It is the
-# *probability-flow ODE*, which DDIM follows. And as $x_t = \alpha_t \hat x_0 + \sigma_t \hat\epsilon$, any one of
+# carries noise to data: it is the *probability-flow ODE*, which DDIM follows in chapter 2. On the straight path, $u =
+# \hat\epsilon - \hat x_0$. On the arc $\alpha = \cos a$, $\sigma = \sin a$, with the angle $a$ as time, $u = \alpha
+# \hat\epsilon - \sigma \hat x_0$: chapter 1's $v$. And as $x_t = \alpha_t \hat x_0 + \sigma_t \hat\epsilon$, any one of
 #
 # | | picture | noise | $v$ | velocity | score |
 # |---|---|---|---|---|---|
 # | network predicts | $\hat x_0$ | $\hat\epsilon$ | $\alpha\hat\epsilon - \sigma\hat x_0$ | $\dot\alpha\hat x_0 + \dot\sigma\hat\epsilon$ | $-\hat\epsilon / \sigma$ |
 #
-# gives all others. So much for the targets. What about the paths? Follow $x / \alpha$, the picture that is not shrunk.
-# By the quotient rule, with (7) for $\dot x$,
+# gives all others (between the two ends, where nothing is divided by zero).
+#
+# So much for the targets. What about the paths? Follow $x / \alpha$, the picture that is not shrunk. By the quotient
+# rule, with (7) for $\dot x$,
 #
 # $$\frac{d}{dt}\Big(\frac{x}{\alpha}\Big)
 # = \frac{\dot\alpha \hat x_0 + \dot\sigma \hat\epsilon}{\alpha} - \frac{\dot\alpha\, (\alpha \hat x_0 + \sigma
@@ -612,10 +614,10 @@ for name in SOLVERS:
 # ## 8. A solver with memory
 #
 # Can we have order 2 for *one* evaluation a step? DDIM freezes $\hat x_0$ during a step. But as noise goes, the picture
-# is known better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error. *DPM-Solver++*
-# (Lu et al. 2022) lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and
-# the steps that led to (8) give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$,
-# half the logarithm of the signal-to-noise ratio, this integrates to
+# is known better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error. *DPM-Solver++*,
+# by Lu and others (2022), lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and the steps that led to (8)
+# give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$, half the logarithm of the
+# signal-to-noise ratio, this integrates to
 #
 # $$\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \int_{\lambda_t}^{\lambda_s} e^\lambda\, \hat x_0\, d\lambda.$$
 #
@@ -627,7 +629,7 @@ for name in SOLVERS:
 # $$x_s = \frac{\sigma_s}{\sigma_t}\, x_t + \Big( \alpha_s - \alpha_t \frac{\sigma_s}{\sigma_t} \Big)
 # \Big[ \hat x_0 + \frac{h}{2 h'} \big( \hat x_0 - \hat x_0' \big) \Big]. \tag{13}$$
 #
-# The first step remembers nothing, and the last, where $\lambda_s$ is infinite, ends in $\hat x_0$: both are DDIM's.
+# The first step has nothing to remember, and the last, where $\lambda_s$ is infinite, ends in $\hat x_0$: both are DDIM's.
 
 
 # %%
@@ -877,7 +879,8 @@ assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 print("reflow: the library's loss of", len(coupled), "pairs is equation (11)")
 
 # %% [markdown]
-# All of it is one command, `diffusion-book train rf-reflow`. Here are both flows from the same noises (figure 7.19), and
+# All of it is one command, `diffusion-book train rf-reflow`. (Liu et al. call the two flows the 1-rectified and the
+# 2-rectified flow; in distillation, parent and child are called teacher and student.) Here are both flows from the same noises (figure 7.19), and
 # their paths (figure 7.20).
 
 # %%
