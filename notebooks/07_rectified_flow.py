@@ -1230,7 +1230,7 @@ check(remembering)
 # - Albergo & Vanden-Eijnden (2022), *Building Normalizing Flows with Stochastic Interpolants*. ICLR 2023.
 #   arXiv:2209.15571.
 # - Karras, Aittala, Aila & Laine (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*. NeurIPS.
-#   arXiv:2206.00364. (The noise level as time; Heun's method, without a second call in the last step.)
+#   arXiv:2206.00364. (The noise level as time, and Heun's method.)
 # - Lu, Zhou, Bao, Chen, Li & Zhu (2022), *DPM-Solver++*. arXiv:2211.01095.
 # - Esser et al. (2024), *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*. ICML.
 #   arXiv:2403.03206. (Logit-normal times.)
