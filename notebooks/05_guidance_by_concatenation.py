@@ -438,7 +438,7 @@ print("without a label: the average of all labels, to 1e-10:", bool((average - e
 
 # %%
 train = data.load(DATASET)
-few = data.Dataset(train.name, train.images[:6000], train.labels[:6000])
+few = train.first(6000)
 encoded = encode_dataset(vae, few)
 z0, labels = encoded.moments[:, :2], encoded.labels  # the means of the posteriors: (N, 2, 4, 4)
 overall, by_class = z0.mean(0), torch.stack([z0[labels == digit].mean(0) for digit in range(10)])

@@ -369,7 +369,7 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 
 # %%
 train = data.load("auto")
-few = data.Dataset(train.name, train.images[:12_000], train.labels[:12_000])
+few = train.first(12_000)
 
 
 def stroke_width(pictures):

@@ -126,7 +126,7 @@ grids.show_rows(rows, "One network, one noise a column")
 
 # %%
 train = data.load("auto")
-few = data.Dataset(train.name, train.images[:3200], train.labels[:3200])
+few = train.first(3200)
 latents = encode_dataset(vae, few)
 shift, scale = (value.cpu()[:, None, None] for value in (vae.network.latent_mean, vae.network.latent_std))
 

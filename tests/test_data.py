@@ -424,3 +424,11 @@ def test_unknown_names_list_the_known_ones():
         data.load("cifar")
     with pytest.raises(BookError, match="choose one of train, test"):
         data.load("digits", "validation")
+
+
+def test_the_first_pictures_are_those_in_front_with_their_labels():
+    whole = data.load("digits")
+    few = whole.first(7)
+    assert torch.equal(few.images, whole.images[:7])
+    assert torch.equal(few.labels, whole.labels[:7])
+    assert (few.name, len(whole.first(10**6))) == (whole.name, len(whole))

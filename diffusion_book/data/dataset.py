@@ -49,6 +49,10 @@ class Dataset:
         """The same data on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def first(self, number: int) -> Dataset:
+        """The first pictures alone, for a training that takes seconds."""
+        return replace(self, images=self.images[:number], labels=self.labels[:number])
+
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures at `index` as the networks want them: (B, 1, 32, 32) in [-1, 1], and labels."""
         return normalise(self.images[index]), self.labels[index]
