@@ -60,7 +60,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import diagrams, grids, scrubber, strips, style
+from diffusion_book.viz import diagrams, grids, scrubber, strips, style, toy
 from diffusion_book.viz import guidance as pictures_of
 from diffusion_book.viz.explorer import guidance_explorer
 from diffusion_book.viz.figures import show
@@ -288,6 +288,14 @@ control = scrubber.scrubber(
     start=2,
 )
 show(control, "5.5", "The toy under your hand. Samples are black, data of class 0 dark grey, other data light grey.")
+
+# %% [markdown]
+# There the denoisers are exact. Below, a network learns one in your browser, on three clusters; every other point hides
+# its label, so that it learns both fields (section 6). Press Play, and when the loss is flat, move the guidance scale: the
+# samples of the class draw together, and leave the cluster that they were asked for.
+
+# %%
+toy.toy("mixture", "v", label=1, guidance_scale=3.0)
 
 # %% [markdown]
 # ## 4. What guidance does not sample
