@@ -745,11 +745,10 @@ show(
 )
 
 # %% [markdown]
-# The prediction changes most while there is still more noise than picture (figure 7.14; at the very end, where training
-# seldom comes, it wavers). With more pixels this gets
-# stronger, for many pixels together show through more noise; Esser et al. therefore shift their times towards the noise
-# for large pictures. Which density is best, neither the loss can tell, which averages over other times for each, nor a
-# short training: Esser et al. trained 61 variants.
+# The prediction changes most while there is still more noise than picture (figure 7.14; at $t$ near 1, where training
+# seldom comes, it wavers). With more pixels this gets stronger, for many pixels together show through more noise; Esser
+# et al. therefore shift their times towards the noise for large pictures. Which density is best? The loss cannot tell,
+# for under each density it averages over other times. Nor can a short training: Esser et al. trained 61 variants.
 #
 # ## 10. A flow of digits
 #
@@ -880,8 +879,8 @@ print("reflow: the library's loss of", len(coupled), "pairs is equation (11)")
 
 # %% [markdown]
 # All of it is one command, `diffusion-book train rf-reflow`. (Liu et al. call the two flows the 1-rectified and the
-# 2-rectified flow; in distillation, parent and child are called teacher and student.) Here are both flows from the same noises (figure 7.19), and
-# their paths (figure 7.20).
+# 2-rectified flow; in distillation, parent and child are called teacher and student.) Here are both flows from the same
+# noises (figure 7.19), and their paths (figure 7.20).
 
 # %%
 reflow = diffusion_book.load("rf-reflow")
@@ -935,9 +934,9 @@ show(
 
 # %% [markdown]
 # Look at figure 7.21 column by column. Most noises keep the digit that fifty steps gave them, and the distilled network
-# draws it more cleanly than one step of reflow does. This answers the question of the chapter: yes, one evaluation
-# can draw a digit. Not because this network denoises better; with independent pairs, the best answer at $t = 1$ is a
-# blur. It can because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
+# draws it more cleanly than one step of reflow does. This answers the question of the chapter: yes, one evaluation can
+# draw a digit. It can, not because this network denoises better (with independent pairs, the best answer at $t = 1$ is a
+# blur), but because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
 # that picture.
 #
 # Some digits are broken all the same, and more steps do not mend them, for at other times this network was never
@@ -974,8 +973,7 @@ assert grandchild[1] > 2 * best
 # Read figure 7.22 from left to right. At one, two and four evaluations the child beats its parent by far, and at one the
 # distilled network beats both; the parent needs more than four Euler steps to draw as well. From about ten evaluations
 # on the order is reversed. The parent, followed by a solver of order 2, overtakes the child, and neither child nor
-# grandchild ever reaches the best of the parent. They learn from what it draws, with its errors, and add their
-# own.
+# grandchild ever reaches the best of the parent. They learn from what it draws, with its errors, and add their own.
 #
 # So the price is paid three times: in the time to draw the coupling, in another training, and in quality that no number
 # of steps brings back. It is worth paying where a picture must appear at once. If ten or twenty evaluations can be
