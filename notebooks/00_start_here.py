@@ -14,14 +14,26 @@
 # %% [markdown]
 # # Start here
 #
-# *Runs in about half a minute on two CPU cores, without a network connection.*
+# *Runs in about a minute on two CPU cores, without a network connection.*
 #
-# This book teaches how diffusion models draw pictures, by building them: on handwritten digits, in plain PyTorch,
-# with nothing hidden in somebody else's library. Digits are small enough that a laptop trains every model of
-# the book, and hard enough that what you learn holds for large models too.
+# How can a computer draw a digit that nobody has ever written? A *diffusion model* learns to remove noise from
+# pictures. It then starts from nothing but noise, and removes it until a picture is left. This book teaches how that
+# works by building such models: on handwritten digits, in plain PyTorch, with every line in view. Digits are small
+# enough that each model of the book can be trained on a laptop, and what you learn from them carries over to large models.
 #
-# Before any words, here is what one of them draws. Nobody ever wrote these digits. Its weights come with the book, and
-# so do those of all the others.
+# On this page you will
+#
+# - see samples, and the one idea behind all of them;
+# - find your way through the models and the chapters;
+# - learn how the quality of samples is measured;
+# - check that everything works on your machine.
+#
+# *Note.* The pictures are MNIST's, 60,000 handwritten digits. Where MNIST is neither found nor can be downloaded, the
+# book takes the 1,797 small digits that come with scikit-learn, and says so. All cells of all chapters run. The weights
+# and the measurements that come with the book were made with MNIST, whatever is found on your machine.
+
+# %% [markdown]
+# ## A first look
 
 # %%
 import time
@@ -29,42 +41,80 @@ import time
 import torch
 
 import diffusion_book
-from diffusion_book import data, schedules
+from diffusion_book import data
+from diffusion_book.evaluation.measures import HEADLINE, sentence
+from diffusion_book.evaluation.scoreboard import figures, minutes_in_all
 from diffusion_book.models import weights
 from diffusion_book.system import devices
-from diffusion_book.viz import grids, in_page, overview, plots, scrubber
+from diffusion_book.viz import diagrams, grids, in_page, overview, scrubber, style
+from diffusion_book.viz.figures import show
 
+style.use_style()
 pipe = diffusion_book.load("ldm-concat")
-grids.show_grid(pipe.sample(40, guidance_scale=1.5, seed=0), columns=10)
+samples = pipe.sample(40, guidance_scale=1.5, seed=0)
+show(
+    grids.show_grid(samples, columns=10),
+    "0.1",
+    "Samples of the model of chapter 5. The columns were asked for a 0, a 1, a 2, and so on up to 9.",
+    "Four rows of ten handwritten digits, from 0 to 9",
+)
 
 # %% [markdown]
-# It knows the digits by name: column by column, it was asked for 0, 1, 2 and so on. The first model of the book does
-# not, but you can watch it think. Pull the slider, or click it and use the arrow keys. On the far left is pure noise.
-# Each stop to the right, a network has looked twice and taken a little noise away. That is all that a diffusion model
-# does, and how it learns to is what the book is about.
+# Nobody ever wrote the digits of figure 0.1. Two lines of code drew them: one loads a trained model, the other samples
+# from it. The trained weights of every model come with the book.
+#
+# ## The idea: from noise to data
+#
+# Where does a new digit come from? Look first at the opposite direction, which is easy. Take a picture of a digit and
+# add a little noise, again and again. After enough steps, nothing but noise is left.
+
+# %%
+show(
+    diagrams.noise_to_data(),
+    "0.2",
+    "The idea of the book. Above: noise is added to a picture from right to left, and removed from left to right. "
+    "Below: the same for many pictures at once, each of them drawn as a point.",
+)
+
+# %% [markdown]
+# In the upper half of figure 0.2, time $t$ runs from 0, the *data*, to 1, pure *noise*. The grey arrow is how a model is
+# trained: noise is added to a training picture, and a neural network learns to predict what was added. The blue arrow is
+# *sampling*. It starts from fresh noise, and at each step the trained network removes a little of it.
+#
+# The lower half shows why the results are new. Think of a picture as a point in a space with one dimension for each
+# pixel. Digits fill only a thin part of that space, here drawn as a curve. Noise is everywhere. Sampling moves a cloud
+# of random points onto the curve. Each point ends at some digit, and most end between the training pictures, not on them.
+#
+# ### Watch it happen
+#
+# The first model of the book works on pixels. Pull the slider, or click it and use the arrow keys.
 
 # %%
 ddpm = diffusion_book.load("ddpm")
-states = list(ddpm.states(range(8), steps=50, seed=1))
+states = list(ddpm.states(range(8), steps=50, seed=2))
 chosen = states[::2]
 frames = torch.stack([grids.grid(ddpm.to_images(state.x), columns=4) for state in chosen])
-captions = [f"t = {state.t:.2f}" for state in chosen]
-stored = scrubber.scrubber(frames, captions, label="time", alt="Eight digits forming from noise")
-in_page.live_after("ddpm", stored, steps=25, seed=1, until=0.5)
+times = [f"t = {state.t:.2f}" for state in chosen]
+stored = scrubber.scrubber(frames, times, label="time", alt="Eight digits forming from noise")
+show(
+    in_page.live_after("ddpm", stored, steps=25, seed=2, until=0.5),
+    "0.3",
+    "Eight samples on the way from noise (far left) to digits (far right). This seed is the best of sixteen; what the "
+    "model does on average is measured below.",
+)
 
 # %% [markdown]
-# ## The map
+# In figure 0.3, large shapes appear first and fine strokes last. Between two stops of the slider, the network was
+# evaluated twice. On the web page of this chapter, a button draws other samples in your browser.
 #
-# Every model of the book has a box: its name, what is new in it, ten of its digits, and the chapter that builds it. An
-# arrow leads from what you should have understood before.
+# ## The models
 #
-# On the left noise is removed in small steps, first from pixels, then from the 32 numbers into which an autoencoder
-# squeezes a digit (in its box: real digits, and below them what it makes of them). On the right the way from noise to
-# digit is made straight, until a single step is enough.
+# What is there to improve on the first model? It is slow, it cannot be asked for a certain digit, and some of its
+# digits are malformed. Each further model improves one thing. The next cell draws ten samples with each.
 
 # %%
 HOW = {
-    "ddpm": {"sampler": "ddpm", "steps": 250},
+    "ddpm": {"sampler": "ddpm", "steps": 100},
     "ddim": {"sampler": "ddim", "steps": 50},
     "ldm": {"sampler": "ddim", "steps": 50},
     "ldm-concat": {"sampler": "ddim", "steps": 20, "guidance_scale": 1.5},
@@ -76,76 +126,139 @@ HOW = {
     "latent-rf-class": {"sampler": "midpoint", "steps": 5, "guidance_scale": 1.5},
     "latent-rf-class-one-step": {"sampler": "euler", "steps": 1},
 }
-pipes = {name: diffusion_book.load("ddpm" if name == "ddim" else name) for name in HOW}
-drawn = {name: pipes[name].sample(10, seed=3, **how) for name, how in HOW.items()}
+weights_of = {name: "ddpm" if name == "ddim" else name for name in [*HOW, "vae"]}
+pipes = {name: diffusion_book.load(weights_of[name]) for name in HOW}
+drawn = {name: pipes[name].sample(10, seed=2, **how) for name, how in HOW.items()}
 vae, test = diffusion_book.load("vae"), data.load("auto", "test")
 real = data.crop(test.batch(torch.arange(5))[0])  # (5, 1, 28, 28)
 drawn["vae"] = torch.cat([real, vae.reconstruct(real)])
-overview.model_map(drawn)
+minutes = {name: minutes_in_all(weights_of[name]) for name in drawn}
+show(
+    overview.model_map(drawn, minutes),
+    "0.4",
+    "The models of the book. Each box holds a name, what is new, ten samples, the chapter, and the minutes of training. "
+    "Arrows lead from what you should have understood before.",
+    "A map of twelve boxes in three columns: models in pixels, in latents, and in latents with a class",
+)
 
 # %% [markdown]
-# ## How long it all takes
+# Read figure 0.4 from the top left.
 #
-# The cell below draws 32 digits with each of them, here and now. Beside it stands how long the shipped weights were
-# trained, on one core of an ordinary processor: nothing in this book took longer than an hour or so.
+# - **The left column works on pixels.** `ddim` takes the weights of `ddpm` and needs fewer steps. The `rf` models are
+#   *rectified flows*: they make the path from noise to data straight, until a single step is enough.
+# - **The middle column works on latents.** An autoencoder (`vae`) compresses each picture to 32 dimensions. (Its box
+#   shows five real digits, and below them what is left of them after compression.) The models below it remove noise from
+#   these 32 dimensions, which takes far less computation.
+# - **The right column takes a class too.** You ask for a seven and get a seven.
+#
+# All boxes of a column start from the same noise, which is why they show similar digits.
+#
+# The minutes are those of one or two cores of an ordinary processor, and everything that the weights were made from is
+# counted: those of a latent model include its autoencoder, those of `rf-one-step` the two flows before it. `ddim` is not
+# trained at all, and so has the minutes of `ddpm`.
+#
+# How long does sampling take? The table measures it on the machine that runs this page.
 
 # %%
-print(f"{'':24}  {'how':<20}  32 digits here   trained for")
+print(f"{'':24}  {'sampler':<18}  32 samples   training in all   its own part")
 for name, how in HOW.items():
     begun = time.perf_counter()
     pipes[name].sample(32, seed=0, **how)
     seconds = time.perf_counter() - begun
     steps = f"{how['sampler']}, {how['steps']} step" + ("s" if how["steps"] > 1 else "")
-    print(f"{name:>24}  {steps:<20}  {seconds:8.2f} s    {pipes[name].card['minutes']:8.0f} min")
+    own = 0 if name == "ddim" else pipes[name].card["minutes"] + pipes[name].card.get("coupling_minutes", 0)
+    print(f"{name:>24}  {steps:<18}  {seconds:8.2f} s   {minutes[name]:11.0f} min   {own:8.0f} min")
+
+# %% tags=["remove-cell"]
+assert minutes["ddim"] == minutes["ddpm"]
+assert minutes["ldm"] > minutes["vae"]
+assert minutes["rf-one-step"] > minutes["rf-reflow"] > minutes["rf"]
+assert max(minutes.values()) < 120  # "two hours"
 
 # %% [markdown]
+# No model needs more than two hours of training, and one step is the fastest of all.
+#
+# ## How good are the samples?
+#
+# You will meet the same few measures in every chapter. Here they are in three sentences; chapter 8 defines them and
+# asks how far they can be trusted.
+#
+# 1. A classifier that was trained on MNIST describes each picture by 64 features; the **cFID** is the Fréchet distance
+#    between the features of generated pictures and those of real test pictures (it is the FID of the papers, with a
+#    classifier of digits instead of Inception), and lower is better.
+# 2. Real training pictures do not reach 0 either: their cFID is called the **floor**, and the book states $R = \text{cFID}
+#    / \text{floor}$, so that 1 is as good as real.
+# 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90 %
+#    or more; all these figures are stored on a model's **card**, the JSON file next to its weights.
+#
+# A cFID depends on the number of samples, and so does $R$. Compare them only for equal numbers; if none is
+# stated, it is 10,000. What do the cards of the first model and of the first latent model say?
+
+# %%
+on_card = {}
+for name in ("ddpm", "ldm"):
+    found = [row for row in figures(weights.read_card(name)) if row["num_samples"] == HEADLINE]
+    on_card[name] = next(row for row in found if (row["sampler"], row["steps"]) == ("ddim", 50))
+    print(f"{name:>4}, 50 steps of DDIM | {sentence(on_card[name])}")
+
+# %% tags=["remove-cell"]
+for row in on_card.values():
+    assert row["ratio"] > 2  # "neither is as good as real"
+    assert row["doubtful_real"] < row["doubtful"] < 0.5  # "most samples of both are clear digits"
+assert on_card["ldm"]["ratio"] < on_card["ddpm"]["ratio"]
+assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
+
+# %% [markdown]
+# Most samples of both models are clear digits, but neither model is as good as real ones. The latent model is the
+# better one by both measures, with about the same time of training.
+#
 # ## The chapters
 #
 # | chapter | what you build |
 # |---|---|
 # | [1 · DDPM](01_ddpm.ipynb) | the first diffusion model that drew good pictures: derived, trained, sampled |
 # | [2 · DDIM](02_ddim.ipynb) | the same weights in 50 steps instead of 1,000; encoding and interpolation |
-# | [3 · Variational autoencoder](03_vae.ipynb) | pictures squeezed into a few numbers, and back |
-# | [4 · Latent diffusion](04_latent_diffusion.ipynb) | diffusion on those numbers |
+# | [3 · Variational autoencoder](03_vae.ipynb) | pictures compressed to a few dimensions, and restored |
+# | [4 · Latent diffusion](04_latent_diffusion.ipynb) | diffusion in these few dimensions |
 # | [5 · Guidance by concatenation](05_guidance_by_concatenation.ipynb) | "draw a seven": classes, and classifier-free guidance |
 # | [6 · Cross-attention](06_cross_attention.ipynb) | the same, as text-to-image models do it, and what the network looks at |
-# | [7 · Rectified flow](07_rectified_flow.ipynb) | straight paths from noise to picture, down to one step |
-# | [8 · Scoreboard](08_scoreboard.ipynb) | all models measured on one scale, and how far the scale can be trusted |
-# | [9 · Clinic](09_clinic.ipynb) | models broken on purpose, and how to tell what ails them |
+# | [7 · Rectified flow](07_rectified_flow.ipynb) | straight paths from noise to data, down to one step |
+# | [8 · Scoreboard](08_scoreboard.ipynb) | all models compared by the same measures, and how far these can be trusted |
+# | [9 · Clinic](09_clinic.ipynb) | models broken on purpose, and how to find out what is wrong with them |
 #
-# A chapter states what it is after and shows it at once. It starts with a toy on a line or in the plane, where
-# everything can be drawn. It then goes from equation to code to check, a few lines at a time: after each equation
-# stands the code that says the same, and after the code a cell that proves it. At the end the few lines are
-# compared with the library, where the same algorithm fits on one screen. Exercises answer back: they say what is wrong
-# with your solution, and have one folded up beneath them.
+# A chapter begins with a question. It answers it first for points on a line or in the plane, where everything can be
+# computed exactly, and then for digits. After each equation comes the code that says the same, and a cell that
+# checks it. At the end, this code is compared with the library's, which is what you would use in a project.
+# The exercises check your solution and tell you what is wrong with it; one solution is folded up below each.
 #
-# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule.
+# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule. The letters of the formulas are
+# explained where they first appear. The appendix lists them on its page *Notation* (`docs/notation.md`), with what the
+# papers write in their place, and the technical terms in its *Glossary* (`docs/glossary.md`).
 #
 # ## An hour, a day, a week
 #
-# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb) read the sections on adding noise, the loss and sampling,
-# and leave out the derivations. Move the sliders in [chapter 2](02_ddim.ipynb) and
+# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb), read the sections on adding noise, the loss and sampling,
+# and skip the derivations. Move the sliders in [chapter 2](02_ddim.ipynb) and
 # [chapter 5](05_guidance_by_concatenation.ipynb). Then look at the pictures of
 # [chapter 7](07_rectified_flow.ipynb), where digits appear in one step.
 #
-# **A day.** Read chapters 1 to 5 in order in JupyterLab and run every cell; each takes a minute or two to run, and an
+# **A day.** Read chapters 1 to 5 in order in JupyterLab and run every cell. Each takes a minute or two to run, and an
 # hour or so to read. Do the first exercise of each. End with the [scoreboard](08_scoreboard.ipynb).
 #
-# **A week.** A chapter a day, with all exercises. Train a model of your own beside it (`diffusion-book train ddpm
-# --max-minutes 60`), on other data if you like. Break something from the [clinic](09_clinic.ipynb) on purpose. On the
-# last day read the library from `schedules.py` upwards: by then you have written all of it yourself.
+# **A week.** Read a chapter a day, with all exercises. Meanwhile, train a model of your own (`diffusion-book train ddpm
+# --max-minutes 60`), on other data if you like. Break it on purpose, as the [clinic](09_clinic.ipynb) does. On the
+# last day, read the source of the library, beginning with `schedules.py`: by then you have written most of it yourself.
 #
-# If you know DDPM already, begin with [chapter 2](02_ddim.ipynb). If you came because your own samples are noise, begin
-# with [chapter 9](09_clinic.ipynb): it breaks models on purpose, and
-# `diffusion_book.evaluation.clinic.examine(pipe, images)` names what ails yours.
+# If you know DDPM already, begin with [chapter 2](02_ddim.ipynb). If your own samples are noise, begin with
+# [chapter 9](09_clinic.ipynb): `diffusion_book.evaluation.clinic.examine(pipe, images)` names what is wrong.
 #
-# ## Four ways to use it
+# ## Four ways to use the book
 #
 # | you want to | do this |
 # |---|---|
 # | run and change things | `make lab` opens the chapters in JupyterLab |
 # | only read | `make book` builds these pages as a site; every slider works without Python |
-# | train and draw from the shell | `diffusion-book --help`, and below |
+# | train and sample from the shell | `diffusion-book --help`, and below |
 # | use the models in your own code | `import diffusion_book`, as in the first cell |
 #
 # The commands do what the chapters do:
@@ -154,49 +267,54 @@ for name, how in HOW.items():
 # diffusion-book generate ldm-concat --class_label 7      # ten sevens
 # diffusion-book generate ddpm --mode ddim --ddim_steps 50 --num_samples 64
 # diffusion-book train ddpm --max-minutes 5               # a model of your own
-# diffusion-book evaluate ddpm                            # how good are its pictures?
-# diffusion-book doctor                                   # is everything here?
+# diffusion-book evaluate ddpm                            # how good are its samples?
+# diffusion-book doctor                                   # does everything work here?
 # ```
 
 # %% [markdown]
 # ## Does everything work here?
 #
-# The next cell says where the arithmetic will run. `bf16` numbers have fewer digits and are faster where the
-# hardware multiplies them natively; elsewhere the book uses `fp32`. In a shell, `diffusion-book doctor` checks
-# more.
+# The next cell says on which device the models run, and with which precision. With `bfloat16`, the products inside a
+# network are computed with 16 bits, which is faster on hardware that has instructions for it; elsewhere they are computed
+# in `float32`. The weights and the pictures are `float32` in both cases, and that is what the chapters print. In a
+# shell, `diffusion-book doctor` checks more.
 
 # %%
 device = devices.resolve_device("auto")
 precision = devices.resolve_precision("auto", device)
 print(f"diffusion_book {diffusion_book.__version__}, PyTorch {torch.__version__}, threads: {torch.get_num_threads()}")
-print(f"device: {device}, precision: {str(precision).removeprefix('torch.')}")
+print(f"device: {device}, products inside a network: {str(precision).removeprefix('torch.')}")
 print(f"models with trained weights: {', '.join(diffusion_book.list_models())}")
 
 # %%
 # NBVAL_CHECK_OUTPUT
+two = ddpm.sample(2, steps=2)
 print("ddpm is here:", "ddpm" in weights.shipped())
-print("a sample:", tuple(ddpm.sample(2, steps=2).shape), "in [-1, 1]")
+print("a sample:", tuple(two.shape), two.dtype, "in [-1, 1]:", bool(two.abs().max() <= 1))
 
 # %% [markdown]
-# ## The data, with and without a network
+# ## The data, with and without a network connection
 #
-# `data.load("auto")` looks for MNIST, 60,000 handwritten digits of 28 x 28 pixels, in this order:
+# `data.load("auto")` looks for MNIST in three steps:
 #
-# 1. the folder in the environment variable `DIFFUSION_BOOK_DATA`, if it is set, else your cache folder;
-# 2. the internet, once; the files stay in that folder;
-# 3. if neither works, scikit-learn's 1,797 digits of 8 x 8 pixels, resized. A notice says so.
-#
-# The third way keeps every chapter running offline. The shipped weights and the figures of quality do not depend
-# on it: they come from real MNIST, and travel with the book.
+# 1. in the folder that the environment variable `DIFFUSION_BOOK_DATA` names, or else in your cache folder;
+# 2. on the internet, once; the files are kept in that folder;
+# 3. if both fail, it takes scikit-learn's 1,797 digits of 8 × 8 pixels, resized to 28 × 28, and says so.
 
 # %%
 train = data.load("auto", "train")
 print(f"found: {train.name}, {len(train):,} pictures")
-grids.show_grid(train.images[:20], columns=10, title=f"Real ones, from '{train.name}'")
+show(
+    grids.show_grid(train.images[:20], columns=10),
+    "0.5",
+    "Real digits, from the training set that was found here.",
+    "Two rows of ten real handwritten digits",
+)
 
 # %% [markdown]
-# All data sets come in one shape, so that nothing else has to change when you change them: bytes of 28 x 28 for
-# the reader, and for the networks numbers from -1 (background) to 1 (ink), padded to 32 x 32.
+# Compare figure 0.5 with figure 0.1: the difference is not easy to see. All data sets of the book have the same shape, so
+# that you can exchange them without changing anything else. They store pictures of 28 × 28 bytes. A network receives them
+# as floats from −1 (background) to 1 (ink), with a border that makes them 32 × 32.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -205,54 +323,11 @@ for dataset in (train, data.load("digits")):
     print(tuple(pictures.shape), pictures.dtype, f"from {pictures.min():.0f}, labels of shape {tuple(labels.shape)}")
 
 # %% [markdown]
-# To use another one, change the name: `data.load("fashion-mnist")` for clothes, `"kmnist"` for Japanese letters,
-# `"digits"` for the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it, and chapters 1, 5
-# and 7 take one by the variable `DATASET` in their first cell. Asking for a data set by its name never falls back to
-# another. It raises one line that says what is missing and what to do.
-
-# %% [markdown]
-# ## One notation
-#
-# The papers of this field agree on the ideas and on hardly a letter. The book uses one notation throughout.
-# **Time $t$ runs from 0, the data, to 1, pure noise.** A noisy picture is
-#
-# $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I),$$
-#
-# with $x_0$ the clean picture, $\epsilon$ the noise, and a *schedule* that says how much there is of each. Here
-# are the schedules of the book: `cosine` and `linear` for diffusion, and `rectified`, the straight way, for chapter 7.
-
-# %%
-plots.plot_schedule(schedules.SCHEDULES)
-
-# %%
-# NBVAL_CHECK_OUTPUT
-t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
-for name, schedule in schedules.SCHEDULES.items():
-    alpha, sigma = schedule(t)
-    print(f"{name:>9}: alpha", " ".join(f"{value:.3f}" for value in alpha), end=", ")
-    print("alpha^2 + sigma^2 = 1:", bool(torch.allclose(alpha**2 + sigma**2, torch.ones_like(t))))
-
-# %% [markdown]
-# A network is asked for some mixture of $x_0$ and $\epsilon$. Whatever it was, its answer is turned into the pair
-# $(\hat x_0, \hat\epsilon)$ at once, and samplers see only the pair.
-#
-# When you read a paper, translate:
-#
-# | paper | its letters | ours |
-# |---|---|---|
-# | Ho et al. 2020 (DDPM) | step $t = 1 \dots T$ | time $t / T$, with $T = 1000$ |
-# | | $\bar\alpha_t$ and $1 - \bar\alpha_t$ | $\alpha_t^2$ and $\sigma_t^2$ |
-# | | $\alpha_t = 1 - \beta_t$ | $\alpha_t^2 / \alpha_s^2$, where $s$ is the step before |
-# | | $\sigma_t^2$, the variance of a step back | the variance in `schedules.posterior` |
-# | Song et al. 2020 (DDIM) | $\alpha_t$ | $\alpha_t^2$ (beware) |
-# | Kingma et al. 2021 (VDM) | $\alpha_t,\ \sigma_t$ | the same |
-# | Salimans & Ho 2022 | $v = \alpha_t \epsilon - \sigma_t x$ | the target `v` |
-# | Ho & Salimans 2022 (guidance) | $\lambda$, the log SNR | $\log(\alpha_t^2 / \sigma_t^2)$ |
-# | Karras et al. 2022 (EDM) | noise level $\sigma$, picture not shrunk | $\sigma_t / \alpha_t$, and $x_t / \alpha_t$ |
-# | Liu et al. 2022 (rectified flow) | $X_t = t X_1 + (1 - t) X_0$, from noise to data | time runs backwards: our $t$ is $1 - t$ |
-#
-# The last row is checked where it matters, in the chapter on rectified flow.
+# To use another data set, change the name: `data.load("fashion-mnist")` loads clothes, `"kmnist"` Japanese letters,
+# and `"digits"` the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it. Chapters 1, 5
+# and 7 take one by the variable `DATASET` in their first cell. If you ask for a data set by its name, you never get
+# another one: where it is missing, a one-line error says what to do.
 #
 # ## Where to go next
 #
-# [Chapter 1](01_ddpm.ipynb) builds and trains the model whose digits formed at the top of this page.
+# [Chapter 1](01_ddpm.ipynb) builds and trains the model whose digits you saw forming in figure 0.3.

@@ -21,6 +21,7 @@ from diffusion_book.evaluation.scoreboard import (
     figures,
     is_current,
     milliseconds,
+    minutes_in_all,
     row_of,
     scoreboard,
 )
@@ -83,6 +84,15 @@ def test_both_branches_of_guidance_are_counted(sampler, steps, scale, count):
     entry = {"sampler": sampler, "steps": steps} | ({} if scale is None else {"guidance_scale": scale})
     assert row_of("x", {"parameters": 1, "minutes": 2.0}, entry).evaluations == count
     assert branches(entry) in (1, 2)
+
+
+def test_the_minutes_of_a_model_hold_those_of_what_it_was_made_from():
+    flows = ("rf", "rf-reflow", "rf-one-step")
+    minutes = {name: weights.read_card(name)["minutes"] for name in ("ddpm", "vae", "ldm", *flows)}
+    assert minutes_in_all("ddpm") == minutes["ddpm"]
+    assert minutes_in_all("ldm") == minutes["ldm"] + minutes["vae"]
+    pairs = sum(weights.read_card(name)["coupling_minutes"] for name in flows[1:])
+    assert minutes_in_all("rf-one-step") == pytest.approx(sum(minutes[name] for name in flows) + pairs)
 
 
 def test_the_best_row_of_each_model():

@@ -327,7 +327,7 @@ def test_dark_theme_can_be_chosen_and_everything_stays_legible(site, open_page):
         assert contrast(*colours(part)) > 6, f"{kind}: {colours(part)}"
     _, paper = colours(page.locator("article p").first)
     assert contrast(paper, "rgb(255, 255, 255)") > 10, "the page is dark"
-    chart = page.locator("article div.cell_output a > img").last
+    chart = page.locator("article div.cell_output figure img.wide").last
     chart.scroll_into_view_if_needed()
     chart.evaluate("image => image.decode()")  # what is not painted yet shows the page behind it
     pixels = np.array(Image.open(io.BytesIO(chart.screenshot())).convert("L"))

@@ -22,6 +22,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.viz import grids, plots
 from diffusion_book.viz.animation import animate, save_animation
 from diffusion_book.viz.grids import GAP, grid, save_grid, show_grid, show_rows
+from diffusion_book.viz.overview import PLACES, model_map
 from diffusion_book.viz.scrubber import scrubber, sprite_sheet
 from diffusion_book.viz.strips import denoising_strip, show_strip
 from diffusion_book.viz.style import COLOURS, DPI, PAPER, SEQUENCE, new_figure, use_style
@@ -331,3 +332,32 @@ class TestStyle:
                 }
                 if "new_figure" in makes:
                     assert "styled" in [getattr(each, "id", "") for each in function.decorator_list], function.name
+
+
+# The map
+
+
+def test_arrows_of_the_map_are_straight_and_cross_no_box():
+    assert len({(place.column, place.row) for place in PLACES.values()}) == len(PLACES), "two models in one place"
+    for name, place in PLACES.items():
+        for parent in place.parents:
+            start = PLACES[parent]
+            assert place.chapter >= start.chapter, f"{name} builds on what comes later"
+            assert (start.column == place.column) != (start.row == place.row), f"{parent} to {name} is not straight"
+            for other in PLACES.values():
+                between = [
+                    min(a, b) < c < max(a, b) if a != b else c == a
+                    for a, b, c in (
+                        (start.column, place.column, other.column),
+                        (start.row, place.row, other.row),
+                    )
+                ]
+                assert not all(between), f"{parent} to {name} crosses a box"
+
+
+def test_the_map_tells_what_training_cost_where_it_is_given():
+    pictures = torch.zeros(10, 1, 28, 28)
+    words = [text.get_text() for text in model_map({"ddpm": pictures, "ddim": pictures}, {"ddpm": 63.2}).axes[0].texts]
+    assert "63 min" in words
+    assert sum("min" in word for word in words) == 1
+    assert words.count("chapter 1") == words.count("chapter 2") == 1

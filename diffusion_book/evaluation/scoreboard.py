@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from diffusion_book.evaluation.measures import floor, share_error
 from diffusion_book.models import weights
 from diffusion_book.models.pipelines import Pipeline, list_models
+from diffusion_book.models.recipes import PARENTS
 from diffusion_book.samplers import evaluations
 from diffusion_book.system.errors import BookError
 
@@ -103,6 +104,19 @@ def row_of(name: str, card: dict, entry: dict) -> Row:
 def branches(entry: dict) -> int:
     """How many branches guidance asks for: 2, or 1 where the scale leaves one of them out."""
     return 1 if entry.get("guidance_scale", 1.0) in (0.0, 1.0) else 2
+
+
+def minutes_in_all(name: str) -> float:
+    """How long the shipped weights of a model were trained, with those of the models that they were made from.
+
+    A latent model needs its autoencoder. A flow that learns from another one needs that flow, and time to draw its pairs.
+
+    Raises:
+        BookError: no such weights.
+    """
+    card = weights.read_card(name)
+    before = PARENTS.get(name) or ("vae" if "vae_sha256" in card else None)
+    return card["minutes"] + card.get("coupling_minutes", 0) + (minutes_in_all(before) if before else 0)
 
 
 def best(rows: list[Row], **wanted) -> dict[str, Row]:
