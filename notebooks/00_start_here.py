@@ -151,7 +151,8 @@ show(
 #   these 32 dimensions, which takes far less computation.
 # - **The right column takes a class too.** You ask for a seven and get a seven.
 #
-# All boxes of a column start from the same noise, which is why they show similar digits.
+# From `ddim` downwards, the boxes of the left column start from the same noise and turn it into similar digits, for their
+# samplers add no noise of their own. The same holds for the other two columns, the `vae` excepted.
 #
 # The minutes are those of one or two cores of an ordinary processor, and everything that the weights were made from is
 # counted: those of a latent model include its autoencoder, those of `rf-one-step` the two flows before it. `ddim` is not
