@@ -297,6 +297,16 @@ class TestPlots:
         assert [len(row.lines) for row in rows] == [0, 1]
         assert np.allclose(rows[1].lines[0].get_ydata(), line.square())
 
+    def test_a_race_is_drawn_on_two_logarithmic_axes(self):
+        runs = {"one": ([1, 10], [80, 20]), "two": ([2, 20], [90, 8]), "three": ([5, 50], [90, 8])}
+        figure = plots.plot_race(runs, "cFID")
+        (axes,) = figure.axes
+        assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "log", "cFID")
+        for line, (name, (seconds, values)) in zip(axes.lines, runs.items(), strict=True):
+            assert line.get_label() == name
+            assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (seconds, values)
+        assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--"]
+
 
 class TestStyle:
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""Chapter 4: a schedule for small latents, equal costs, and the size of latents that are drawn."""
+"""Chapter 4: a schedule for small latents, equal costs, and the size of latents that are sampled."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.schedules import cosine, signal_to_noise
 
 
-def for_small(t, s):
-    """The variance preserving schedule that does to data of standard deviation s what `cosine` does to unit data."""
-    share = 1 / (1 + s**2 / signal_to_noise(cosine, t))  # of the data's factor, squared
-    return share.sqrt(), (1 - share).sqrt()
+def for_small(t, r):
+    """The variance preserving schedule that does to data of standard deviation r what `cosine` does to unit data."""
+    fraction = 1 / (1 + r**2 / signal_to_noise(cosine, t))  # of the data's factor, squared
+    return fraction.sqrt(), (1 - fraction).sqrt()
 
 
-def scaled(t, s, *, data=1.0, noise=None, norm=torch.sqrt):
-    """for_small, with other factors on the data's share and the noise's, or no proper norm."""
+def scaled(t, r, *, data=1.0, noise=None, norm=torch.sqrt):
+    """for_small, with other factors on the data and on the noise, or no proper norm."""
     alpha, sigma = cosine(t)
-    alpha, sigma = data * alpha, (s if noise is None else noise) * sigma
+    alpha, sigma = data * alpha, (r if noise is None else noise) * sigma
     size = norm(alpha**2 + sigma**2)
     return alpha / size, sigma / size
 
 
 FOR_SMALL = Exercise(
     right=for_small,
-    questions=lambda generator: {f"s = {s}": (torch.linspace(0.1, 0.9, 9, dtype=torch.float64), s) for s in (0.1, 3.0)},
-    proved="s^2 times its signal-to-noise ratio is the cosine's, and alpha^2 + sigma^2 is 1.",
+    questions=lambda generator: {f"r = {r}": (torch.linspace(0.1, 0.9, 9, dtype=torch.float64), r) for r in (0.1, 3.0)},
+    proved="r^2 times its signal-to-noise ratio is the cosine's, and alpha^2 + sigma^2 is 1.",
     mistakes={
         "the signal-to-noise ratio is right, but alpha^2 + sigma^2 is not 1: divide both by c.": partial(
             scaled, norm=torch.ones_like
         ),
         "c has no root: alpha and sigma are divided by its square.": partial(scaled, norm=lambda square: square),
-        "s is on the wrong side. Small data drown in noise of full size: make the noise smaller.": (
-            lambda t, s: scaled(t, s, data=s, noise=1.0)
+        "r is on the wrong side. Small data drown in noise of full size: make the noise smaller.": (
+            lambda t, r: scaled(t, r, data=r, noise=1.0)
         ),
-        "the noise is too weak: s^2 belongs into the variance, s to the factor.": lambda t, s: scaled(t, s, noise=s**2),
-        "the noise is made smaller by the root of s. s is a standard deviation, as sigma is.": (
-            lambda t, s: scaled(t, s, noise=s**0.5)
+        "the noise is too weak: r^2 belongs to the variance, r to the factor.": lambda t, r: scaled(t, r, noise=r**2),
+        "the noise is made smaller by the root of r. r is a standard deviation, as sigma is.": (
+            lambda t, r: scaled(t, r, noise=r**0.5)
         ),
-        "that is the cosine schedule: s does not matter to it.": lambda t, s: scaled(t, s, noise=1.0),
+        "that is the cosine schedule: r does not matter to it.": lambda t, r: scaled(t, r, noise=1.0),
     },
 )
 
@@ -77,7 +77,7 @@ SAME_COST = Exercise(
 
 
 def latent_std(mean, log_variance):
-    """Standard deviation of drawn latents, channel by channel: (C,). The law of total variance."""
+    """Standard deviation of sampled latents, channel by channel: (C,). The law of total variance."""
     return latent_statistics(DiagonalGaussian(mean, log_variance))[1]
 
 
@@ -86,9 +86,9 @@ def many_posteriors(generator):
     return {"": (mean * torch.tensor([0.6, 1.4])[:, None, None] + 0.5, 0.5 * log_variance - 0.5)}
 
 
-def spread(mean, log_variance, *, variance=torch.exp, of_means=1.0, of_draws=1.0, dims=(0, 2, 3)):
+def spread(mean, log_variance, *, variance=torch.exp, of_means=1.0, of_samples=1.0, dims=(0, 2, 3)):
     """latent_std, with every wrong turn as an option."""
-    return (of_means * mean.var(dims, correction=0) + of_draws * variance(log_variance).mean(dims)).sqrt()
+    return (of_means * mean.var(dims, correction=0) + of_samples * variance(log_variance).mean(dims)).sqrt()
 
 
 LATENT_STD = Exercise(
@@ -96,12 +96,12 @@ LATENT_STD = Exercise(
     questions=many_posteriors,
     proved="variance of the means plus mean of the variances, as in elbo.latent_statistics.",
     mistakes={
-        "that is the spread of the means alone. A latent is drawn, and the draw adds its variance.": partial(
-            spread, of_draws=0.0
+        "that is the spread of the means alone. A latent is sampled, and the sample adds its variance.": partial(
+            spread, of_samples=0.0
         ),
-        "that is the spread of the draws alone. Pictures differ in their means, too.": partial(spread, of_means=0.0),
+        "that is the spread of the samples alone. Pictures differ in their means, too.": partial(spread, of_means=0.0),
         "standard deviations are added. Variances add up: add those, and take the root.": (
-            lambda mean, log_variance: spread(mean, log_variance, of_draws=0) + spread(mean, log_variance, of_means=0)
+            lambda mean, log_variance: spread(mean, log_variance, of_samples=0) + spread(mean, log_variance, of_means=0)
         ),
         "that is the variance: the root is missing.": lambda mean, log_variance: spread(mean, log_variance) ** 2,
         "exp of half the log-variance is sigma. Average sigma^2, the variance.": partial(
@@ -110,8 +110,10 @@ LATENT_STD = Exercise(
         "the average log-variance is not the average variance: exp first, then the mean.": (
             lambda mean, log_variance: (mean.var((0, 2, 3), correction=0) + log_variance.mean((0, 2, 3)).exp()).sqrt()
         ),
-        "one number for all. Each channel has a size of its own: (C,).": partial(spread, dims=(0, 1, 2, 3)),
-        "every place has a number of its own. The places of a channel share one: (C,).": partial(spread, dims=0),
+        "one value for all. Each channel has a size of its own: (C,).": partial(spread, dims=(0, 1, 2, 3)),
+        "every position has a value of its own. The positions of a channel have one together: (C,).": partial(
+            spread, dims=0
+        ),
     },
 )
 

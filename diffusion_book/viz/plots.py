@@ -164,3 +164,20 @@ def plot_line_histograms(
         row.set_ylabel(label, rotation=0, ha="right", va="center")
     axes[-1, 0].set_xlabel("x")
     return figure
+
+
+@styled
+def plot_race(runs: dict[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Figure:
+    """Quality against training time, both axes logarithmic.
+
+    Args:
+        runs: name -> seconds and values. The first run is solid, and so is the second; later ones are dashed and
+            dotted, in this order.
+        ylabel: what is measured.
+    """
+    figure, axes = new_figure(4.6, 4.4)
+    for colour, line, (name, (seconds, values)) in zip(CYCLE, ("-", "-", "--", ":"), runs.items(), strict=False):
+        axes.plot(seconds, values, line, color=colour, marker="o", markersize=5, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="training (seconds of one core)", ylabel=ylabel)
+    figure.legend(loc="outside upper left")
+    return figure
