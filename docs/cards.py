@@ -13,8 +13,8 @@ TODAY = (
 )
 PICTURES = 60_000  # of MNIST's training set
 HEAD = (
-    "| weights | parameters | optimiser, rate | batch | steps | passes over the data | minutes | loss: training, test | day |",
-    "|---|---:|---|---:|---:|---:|---:|---:|---|",
+    "| weights | size | optimiser | rate | batch | epochs | minutes | training loss | test loss |",
+    "|---|---:|---|---:|---:|---:|---:|---:|---:|",
 )
 
 
@@ -25,19 +25,16 @@ def names() -> list[str]:
 
 def row(card: dict) -> str:
     """One line of the table."""
-    training = card["recipe"]["training"]
-    last = card["learning_curve"][-1]
-    losses = ", ".join(f"{last[key]:.4f}" for key in ("train_loss", "eval_loss") if key in last)
+    training, last = card["recipe"]["training"], card["learning_curve"][-1]
     cells = (
         f"`{card['model']}`",
-        f"{card['parameters']:,}",
-        f"{training.get('optimizer', 'adamw')}, {training['lr']:g}",
+        f"{card['parameters'] / 1e6:.2f} M",
+        training.get("optimizer", "adamw"),
+        f"{training['lr']:g}",
         training["batch_size"],
-        f"{card['steps']:,}",
         f"{card['steps'] * training['batch_size'] / PICTURES:.1f}",
         f"{card['minutes']:g}",
-        losses,
-        card["date"].split()[0],
+        *(f"{last[key]:.4f}" if key in last else "" for key in ("train_loss", "eval_loss")),
     )
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -55,7 +52,8 @@ def origin(card: dict) -> str:
     elif "vae_sha256" in card:
         began = " It learned the latents of `vae`."
     where = f"{card['threads']} thread{'s' if card['threads'] > 1 else ''} of {card['machine']}, {card['precision']}"
-    return f"- `{card['model']}`: {commands}, on {where}, torch {card['torch']}.{began}"
+    day = card["date"].split()[0]
+    return f"- `{card['model']}`: {commands}, on {day}, on {where}, torch {card['torch']}.{began}"
 
 
 def page() -> str:
