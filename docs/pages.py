@@ -3,10 +3,12 @@
 A Sphinx extension, loaded by conf.py.
 """
 
+import base64
+import hashlib
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from importlib.metadata import files
 from importlib.util import find_spec
@@ -26,6 +28,9 @@ UNUSED_LETTERS = [
     range(0x1D71C, 0x1D7CE),  # bold italic and sans serif Greek
     range(0x1D7D8, 0x1D800),  # double-struck, sans serif and monospace digits
 ]
+EMBEDDED = re.compile(
+    r'src="data:image/(?P<kind>\w+);base64,(?P<content>[A-Za-z0-9+/=]{4000,})"(?=[^>]*loading="lazy")'
+)
 DESCRIPTION = "Diffusion models on handwritten digits: a book to run, and the library behind it."
 
 
@@ -77,6 +82,7 @@ def describe_page(app, pagename: str, templatename: str, context: dict, doctree:
         return
     # Parameters of a signature, each on a line, are a list without terms: it must not call itself a list of definitions.
     context["body"] = context["body"].replace("<dl>\n<dd><em", '<dl role="presentation">\n<dd><em')
+    context["body"] = pictures_as_files(context["body"], Path(app.outdir, "_images"), context["pathto"])
     title, words = doctree.next_node(nodes.title).astext(), next(paragraphs(doctree))
     if pagename == app.config.root_doc:
         context["docstitle"], words = "", DESCRIPTION  # the title would be there twice
@@ -95,6 +101,22 @@ def describe_page(app, pagename: str, templatename: str, context: dict, doctree:
     for name, content in said.items():
         key = "property" if name.startswith("og:") else "name"
         context["metatags"] += f'<meta {key}="{name}" content="{escape(content)}">\n'
+
+
+def pictures_as_files(body: str, folder: Path, pathto: Callable[[str, int], str]) -> str:
+    """The same page with the pictures that its figures carry as files, which are loaded when the reader comes near.
+
+    In a notebook they have to travel inside; on the site they would be a third of what a page loads first.
+    """
+
+    def file_of(picture: re.Match) -> str:
+        content = base64.b64decode(picture["content"])
+        path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.{picture['kind']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return f'src="{pathto(f"_images/{path.name}", 1)}"'
+
+    return EMBEDDED.sub(file_of, body)
 
 
 def paragraphs(doctree: nodes.document) -> Iterator[str]:

@@ -60,8 +60,9 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import diagrams, grids, scrubber, strips, style, toy
+from diffusion_book.viz import diagrams, grids, scrubber, strips, style
 from diffusion_book.viz import guidance as pictures_of
+from diffusion_book.viz import toy as toys
 from diffusion_book.viz.explorer import guidance_explorer
 from diffusion_book.viz.figures import show
 
@@ -295,7 +296,7 @@ show(control, "5.5", "The toy under your hand. Samples are black, data of class 
 # samples of the class draw together, and leave the cluster that they were asked for.
 
 # %%
-toy.toy("mixture", "v", label=1, guidance_scale=3.0)
+toys.toy("mixture", "v", label=1, guidance_scale=3.0)
 
 # %% [markdown]
 # ## 4. What guidance does not sample
