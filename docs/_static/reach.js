@@ -4,7 +4,7 @@
     element.scrollWidth > element.clientWidth && ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
 
   function reach() {
-    for (const element of document.querySelectorAll("article :is(.math, table, pre, div, figure, a)")) {
+    for (const element of document.querySelectorAll("article :is(.math, mjx-container, table, pre, div, figure, a)")) {
       if (scrolls(element)) {
         element.tabIndex = 0;
         element.dataset.reached = "";
