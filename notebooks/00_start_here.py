@@ -91,16 +91,16 @@ show(
 
 # %%
 ddpm = diffusion_book.load("ddpm")
-states = list(ddpm.states(range(8), steps=50, seed=2))
+states = list(ddpm.states(range(8), steps=50, seed=0))
 chosen = states[::2]
 frames = torch.stack([grids.grid(ddpm.to_images(state.x), columns=4) for state in chosen])
 times = [f"t = {state.t:.2f}" for state in chosen]
 stored = scrubber.scrubber(frames, times, label="time", alt="Eight digits forming from noise")
 show(
-    in_page.live_after("ddpm", stored, steps=25, seed=2, until=0.5),
+    in_page.live_after("ddpm", stored, steps=25, seed=0, until=0.5),
     "0.3",
-    "Eight samples on the way from noise (far left) to digits (far right). This seed is the best of sixteen; what the "
-    "model does on average is measured below.",
+    "Eight samples on the way from noise (far left) to digits (far right): the first eight of seed 0, as they come. What "
+    "the model does on average is measured below.",
 )
 
 # %% [markdown]
@@ -128,7 +128,7 @@ HOW = {
 }
 weights_of = {name: "ddpm" if name == "ddim" else name for name in [*HOW, "vae"]}
 pipes = {name: diffusion_book.load(weights_of[name]) for name in HOW}
-drawn = {name: pipes[name].sample(10, seed=2, **how) for name, how in HOW.items()}
+drawn = {name: pipes[name].sample(10, seed=0, **how) for name, how in HOW.items()}
 vae, test = diffusion_book.load("vae"), data.load("auto", "test")
 real = data.crop(test.batch(torch.arange(5))[0])  # (5, 1, 28, 28)
 drawn["vae"] = torch.cat([real, vae.reconstruct(real)])

@@ -1033,7 +1033,7 @@ check(hidden)
 # **4. An interval for the small network.** Section 12 tried intervals on a model that hardly needs guidance. Try them on
 # `small`, at $w = 3$. Is early guidance still only harmful?
 #
-# <details><summary>Hint</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # for interval in ((0.0, 1.0), (0.7, 1.0), (0.3, 0.7), (0.0, 0.3)):

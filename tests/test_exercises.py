@@ -80,13 +80,13 @@ MISTAKES = {
     "bits": [
         (" / math.log(2)", "", "these are nats"),
         (" / math.log(2)", " * math.log(2)", "multiplied by ln 2"),
-        ("nats.sum(", "nats.mean(", "averaged over the numbers"),
+        ("nats.sum(", "nats.mean(", "averaged over the dimensions"),
         ("nats.sum(dim=(1, 2, 3))", "nats.sum()", "summed over the pictures too"),
         ("log_variance.exp()", "(log_variance / 2).exp()", "exp of half the log-variance is sigma"),
     ],
     "best_square": [
         (".clamp(min=0)", "", "a square cannot be negative"),
-        ("s**2", "s", "s is not squared"),
+        ("gamma**2", "gamma", "gamma is not squared"),
         (".clamp(min=0)", ".clamp(min=0).sqrt()", "that is |w|"),
     ],
     "vae_loss": [
@@ -97,10 +97,10 @@ MISTAKES = {
         ("return error + kl_weight * divergence", "return (error + kl_weight * divergence).mean()", "for the whole batch"),
     ],
     "for_small": [
-        ("alpha / c, s * sigma / c", "alpha, s * sigma", "alpha^2 + sigma^2 is not 1"),
+        ("alpha / c, r * sigma / c", "alpha, r * sigma", "alpha^2 + sigma^2 is not 1"),
         (".sqrt()", "", "c has no root"),
-        ("s * sigma", "s**2 * sigma", "the noise is too weak"),
-        ("s * sigma", "sigma", "that is the cosine schedule"),
+        ("r * sigma", "r**2 * sigma", "the noise is too weak"),
+        ("r * sigma", "sigma", "that is the cosine schedule"),
     ],
     "same_cost": [
         ("(steps * of_ldm + of_decoder)", "steps * (of_ldm + of_decoder)", "not in every step"),
@@ -110,9 +110,9 @@ MISTAKES = {
     "latent_std": [
         ("log_variance.exp().mean(dim=(0, 2, 3))", "0", "the spread of the means alone"),
         ("log_variance.exp()", "(log_variance / 2).exp()", "exp of half the log-variance is sigma"),
-        ("(0, 2, 3)", "(0, 1, 2, 3)", "one number for all"),
+        ("(0, 2, 3)", "(0, 1, 2, 3)", "one value for all"),
         (".sqrt()", "", "the root is missing"),
-        ("dim=(0, 2, 3)", "dim=0", "every place has a number of its own"),
+        ("dim=(0, 2, 3)", "dim=0", "every position has a value of its own"),
     ],
     "away_from": [
         ("for labels in (unwanted, wanted)", "for labels in (wanted, unwanted)", "wanted and unwanted have changed places"),
@@ -199,7 +199,8 @@ def section(chapter: str) -> tuple[list[str], list[str]]:
     cells = jupytext.read(SOURCES[chapter]).cells
     start = next(i for i, cell in enumerate(cells) if "## Exercises" in cell.source)
     text = "\n".join(cell.source for cell in cells[start:] if cell.cell_type == "markdown").split("## Exercises")[1]
-    stubs = [cell.source for cell in cells[start:] if cell.cell_type == "code"]
+    shown = [cell for cell in cells[start:] if "remove-cell" not in cell.metadata.get("tags", [])]
+    stubs = [cell.source for cell in shown if cell.cell_type == "code"]
     return stubs, re.findall(r"```python\n(.*?)```", text.split("## Summary")[0], re.DOTALL)
 
 

@@ -222,7 +222,7 @@ def test_a_larger_weight_pulls_the_posterior_to_the_standard_normal(learned):
         ({"channel_multipliers": ()}, "at least one level"),
         ({"channel_multipliers": (1, 0)}, "at least one level"),
         ({"image_size": 30}, "30 pixels cannot be folded by 2 and halved 2 times"),
-        ({"image_size": 0}, "0 pixels cannot be folded"),
+        ({"image_size": 0}, "image_size is 0: it must be at least 1"),
         ({"channel_multipliers": (1,) * 6}, "32 pixels cannot be folded by 2 and halved 5 times"),
         ({"patch_size": 3}, "32 pixels cannot be folded by 3"),
         ({"patch_size": 64, "channel_multipliers": (1,)}, "32 pixels cannot be folded by 64"),
