@@ -198,7 +198,9 @@ def barriers(page) -> list[str]:
     """What axe finds on a page that some readers cannot use: rules of WCAG's levels A and AA, and where they are broken."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE)
-    found = page.evaluate("levels => axe.run({runOnly: levels, resultTypes: ['violations']})", LEVELS)["violations"]
+    found = page.evaluate("levels => axe.run({runOnly: levels, resultTypes: ['violations'], preload: false})", LEVELS)[
+        "violations"
+    ]
     return [f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"]]
 
 
