@@ -1,4 +1,4 @@
-"""The way between two noises."""
+"""The way between two noises, and a plane of latents."""
 
 from __future__ import annotations
 
@@ -47,3 +47,15 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     from_a = torch.where(parallel, 1 - weight, ((1 - weight) * angle).sin() / sine)
     from_b = torch.where(parallel, weight, (weight * angle).sin() / sine)
     return expand(from_a, a) * a + expand(from_b, b) * b
+
+
+def plane_of_latents(limit: float = 3.0, count: int = 15) -> Tensor:
+    """Latents of two dimensions on a square grid, row by row from the top left: (count * count, 2, 1, 1).
+
+    Args:
+        limit: the square reaches from -limit to limit on both axes.
+        count: cells a row; a latent lies in the middle of its cell.
+    """
+    steps = (torch.arange(count) + 0.5) / count * 2 * limit - limit  # (count,)
+    up, right = torch.meshgrid(steps.flip(0), steps, indexing="ij")
+    return torch.stack([right, up], dim=-1).reshape(-1, 2, 1, 1)

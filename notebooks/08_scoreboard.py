@@ -60,9 +60,8 @@ from diffusion_book.evaluation.distances import (
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.evaluation.measures import CLASS_COUNTS, floor, random_labels, real_features, sentence
 from diffusion_book.evaluation.projection import joint_map
-from diffusion_book.evaluation.scoreboard import best, milliseconds, scoreboard
+from diffusion_book.evaluation.scoreboard import best, milliseconds, minutes_in_all, scoreboard
 from diffusion_book.models import sampling, weights
-from diffusion_book.models.recipes import PARENTS
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.targets import Prediction
 from diffusion_book.viz import distribution, grids, plots, scores, style
@@ -121,13 +120,6 @@ scores.score_table({"": list(picked.values())}, (*scores.COLUMNS, clock))
 
 # %%
 cards = {name: weights.read_card(name) for name in picked}
-
-
-def minutes_in_all(name):
-    """Training, with that of the models without which it could not have been trained, and of drawing couplings."""
-    card = weights.read_card(name)
-    before = PARENTS.get(name) or ("vae" if "vae_sha256" in card else None)
-    return card["minutes"] + card.get("coupling_minutes", 0) + (minutes_in_all(before) if before else 0)
 
 
 def parameters_in_all(pipe):

@@ -1,5 +1,6 @@
 """Moves the controls of a page as a reader does, and looks whether the picture follows."""
 
+import json
 import re
 
 # Where the frames of a picture stand.
@@ -64,3 +65,23 @@ def choose(list_of_choices) -> None:
     assert last != before
     list_of_choices.select_option(index=0)
     assert picture.screenshot() == before
+
+
+def watch_tasks(browser, page) -> None:
+    """From now on the browser notes what the page's own thread does; `tasks_seen` tells."""
+    browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
+
+
+def tasks_seen(browser) -> list[float]:
+    """How long each task of the page's own thread took since `watch_tasks`, in milliseconds of the thread's own time."""
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    (main,) = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    } & {(event["pid"], event["tid"]) for event in events if event["name"].endswith("RunTask")}
+    return [
+        event.get("tdur", event.get("dur", 0)) / 1000
+        for event in events
+        if (event["pid"], event["tid"]) == main and event["name"].endswith("RunTask")
+    ]

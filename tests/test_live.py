@@ -639,21 +639,11 @@ def test_page_does_not_wait_for_the_worker(folder, browser, open_page):
     """No task of the page takes 50 ms of its thread's own time, while a model is loaded nor while a slider is dragged."""
     page = open_page()
     page.goto((folder / "page.html").as_uri())
-    browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
+    controls.watch_tasks(browser, page)
     figure = Figure(page, "ldm-concat")
     figure.press()
     figure.set(steps=20)
-    events = json.loads(browser.stop_tracing())["traceEvents"]
-    (main,) = {
-        (event["pid"], event["tid"])
-        for event in events
-        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
-    } & {(event["pid"], event["tid"]) for event in events if event["name"].endswith("RunTask")}
-    tasks = [
-        event.get("tdur", event.get("dur", 0)) / 1000
-        for event in events
-        if (event["pid"], event["tid"]) == main and event["name"].endswith("RunTask")
-    ]
+    tasks = controls.tasks_seen(browser)
     assert tasks
     assert max(tasks) < 50, f"milliseconds: {sorted(tasks)[-5:]}"
 

@@ -307,7 +307,7 @@ def test_copies_are_told(tmp_path, capsys, monkeypatch):
     drawn = (train.images.float() / 127.5 - 1).flip(0) + 0.01 * noise
     pipe = SimpleNamespace(recipe=recipe, ask=Pipeline(recipe, None, None, None, {}).ask, draw=lambda *_: drawn)
     options = SimpleNamespace(setting=Setting(steps=2), model=SimpleNamespace(batch_size=8), output_dir=tmp_path)
-    images, entry, training = evaluate.evaluate_own(pipe, options)
+    images, entry, _, training = evaluate.evaluate_own(pipe, options)
     assert images is drawn
     assert torch.equal(training, train.images)
     assert "the model has learned pictures by heart" in capsys.readouterr().out

@@ -1,9 +1,9 @@
 """The toy: its network, its step of training and its walk are PyTorch's and the library's; on the page it learns."""
 
-import json
 import math
 import re
 
+import controls
 import pytest
 import torch
 from torch.testing import assert_close
@@ -265,22 +265,12 @@ def test_page_never_stalls(tmp_path, browser, open_page):
     page = open_page()
     ring = Toy(tmp_path, page, "ring")
     ring.train(30)  # by then the browser has compiled what is asked often
-    browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
+    controls.watch_tasks(browser, page)
     ring.train(60)
     ring.press("Reflow")
     ring.wait("toy.pairs")
     ring.train(20)
-    events = json.loads(browser.stop_tracing())["traceEvents"]
-    (main,) = {
-        (event["pid"], event["tid"])
-        for event in events
-        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
-    } & {(event["pid"], event["tid"]) for event in events if event["name"].endswith("RunTask")}
-    tasks = [
-        event.get("tdur", event.get("dur", 0)) / 1000
-        for event in events
-        if (event["pid"], event["tid"]) == main and event["name"].endswith("RunTask")
-    ]
+    tasks = controls.tasks_seen(browser)
     assert max(tasks) < 50, f"milliseconds: {sorted(tasks)[-5:]}"
 
 

@@ -13,17 +13,8 @@ from collections.abc import Iterator
 from diffusion_book.system.errors import BookError
 
 LIBRARY = (
-    "torch",
-    "numpy",
-    "scikit-learn",
-    "matplotlib",
-    "pillow",
-    "psutil",
-    "safetensors",
-    "tqdm",
-    "tyro",
-    "accelerate",
-)
+    "torch", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro", "accelerate",
+)  # fmt: skip
 BOOK = ("jupyterlab", "jupytext", "ipywidgets", "sphinx", "myst-nb")  # for the chapters and the site
 PROGRAMS = ("screen", "chromium")  # nothing needs them
 

@@ -64,19 +64,20 @@ def main(model: str | Path | None, options: Any) -> int:
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
         trained = load_model(model, options.model)
-        own = not restores and data.is_place(trained.recipe.training.dataset)
-        found = (
-            evaluate_own(trained, options) if own else restore(trained, options) if restores else draw(trained, options)
-        )
+        if restores:
+            found = restore(trained, options)
+        elif data.is_place(trained.recipe.training.dataset):
+            found = evaluate_own(trained, options)
+        else:
+            found = draw(trained, options)
     if found is None:
         return 0
-    images, entry, *training = found
+    images, entry, *copies = found
     folder = timestamped_folder(options.output_dir, model)
     write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
     save_grid(images[:100], folder / "grid.png", columns=10)
-    if training:
-        copies = Copies(*(torch.tensor(values) for values in entry["nearest"].values()))
-        draw_copies(images, *training, copies, folder / "nearest.png")
+    if copies:
+        draw_copies(folder / "nearest.png", images, *copies)
     print(folder)
     return 0
 
@@ -108,17 +109,17 @@ def evaluate_pictures(place: Path, options: Any) -> Path:
     write_text(folder / "measures.json", json.dumps(entry, indent=2) + "\n")
     save_grid(images[:100], folder / "grid.png", columns=10)
     try:
-        draw_copies(images, data.load("mnist").images, copies, folder / "nearest.png")
+        draw_copies(folder / "nearest.png", images, copies, data.load("mnist").images)
     except BookError as error:
         say_once(f"notice: the nearest training pictures are told by their numbers alone ({error})")
     return folder
 
 
-def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Tensor] | None:
+def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Copies, Tensor] | None:
     """Draw with a model of pictures of one's own, and look how near they come to those that it has learned.
 
     Returns:
-        The samples, the measures, and the training pictures; None on all processes but the main one.
+        The samples, the measures, those nearest to training pictures, and these; None on all processes but the main one.
 
     Raises:
         BookError: the samples cannot be drawn, or the pictures that it has learned are not where they were.
@@ -146,7 +147,7 @@ def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Tensor] | 
         "the other measures know digits alone; nearest.png shows the samples nearest to training pictures, above these"
     )
     found = {"nearest_train": round(near, 6), "nearest_train_real": round(usual, 6), "nearest": plain(copies)}
-    return images, {"dataset": place, **asked, "num_samples": number, **found}, train.images
+    return images, {"dataset": place, **asked, "num_samples": number, **found}, copies, train.images
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def plain(copies: Copies) -> dict[str, list[float]]:
     return {name: [round(value, 4) for value in values.tolist()] for name, values in copies._asdict().items()}
 
 
-def draw_copies(images: Tensor, training: Tensor, copies: Copies, path: Path) -> None:
+def draw_copies(path: Path, images: Tensor, copies: Copies, training: Tensor) -> None:
     """The pictures that are nearest to training pictures, above these."""
     drawn = {"pictures": images[copies.pictures], "nearest in training": training[copies.training]}
     write_whole(path, show_rows(drawn, title="The pictures nearest to training pictures, and these").savefig)
@@ -236,7 +237,7 @@ def scoreboard_line(entry: dict) -> str:
 
 
 def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
-    """Draw, measure and report; gives some samples and the measures, on the main process."""
+    """Draw, measure and report; gives the samples and the measures, on the main process."""
     request = request_of(pipe, options.setting, options.model.batch_size)
     check_folder(options.output_dir)
     found = draw_and_measure(pipe, request)
@@ -246,7 +247,7 @@ def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
     print(table(entry))
     print(report(entry, "samples", pipe.recipe.training.dataset))
     print(comparison(entry, find_entry(pipe.card, entry), pipe.card))
-    return images[:100], entry
+    return images, entry
 
 
 def restore(autoencoder: Autoencoder, options: Any) -> tuple[Tensor, dict]:

@@ -35,8 +35,7 @@ MODES = ("ddpm", "ddim")
 def main(model: str, options: Any) -> int:
     """Run the command."""
     check_range(options, "nrow", 1, prefix="--")
-    few = options.format is None and format_of(options) == "npz"
-    options = dataclasses.replace(options, format=format_of(options))
+    asked, options = options.format, dataclasses.replace(options, format=format_of(options))
     check_fits(options.format, max(1, options.num_samples), options.nrow, CROP_SIZE)
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
@@ -44,7 +43,7 @@ def main(model: str, options: Any) -> int:
         found = generate(load_model(model, options.model), options)
     if found is None:
         return 0
-    if few:
+    if asked is None and options.format == "npz":
         said = f"{options.num_samples:,} pictures go into one file; --format pdf makes a folder of files for each"
         say_once(f"notice: {said}")
     folder = timestamped_folder(options.output_dir, model)

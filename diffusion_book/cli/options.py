@@ -6,7 +6,6 @@ Nothing here imports torch, which takes seconds: help and refusals come at once.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from diffusion_book.cli.main import HELP, choose_model, parse
 from diffusion_book.models.configs import BATCH_SIZE
 from diffusion_book.models.recipes import MODELS, RECIPES, SECTIONS, Recipe
 from diffusion_book.system.errors import BookError, choose
+from diffusion_book.system.files import names_a_path
 from diffusion_book.training.options import RunOptions
 
 DIFFUSION = tuple(name for name, recipe in RECIPES.items() if recipe.diffusion)
@@ -264,7 +264,7 @@ EVALUATE_PICTURES = options(
 def is_place(word: str) -> bool:
     """Whether a word of the command line names files, and no model."""
     files = word.lower().endswith((".npz", ".png", ".webp", ".jpg", ".jpeg"))
-    return word not in RECIPES and (files or "/" in word or os.sep in word or os.path.exists(word))
+    return word not in RECIPES and (files or names_a_path(word))
 
 
 def evaluate_options(model: str) -> Any:

@@ -7,14 +7,16 @@ or none: the book's ink is bright.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from diffusion_book.data.dataset import CROP_SIZE, Dataset
 from diffusion_book.system.caches import cache_folder, cached
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.streams import say_once
+
+Read = TypeVar("Read")
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIZES = (28, 32, 64)
@@ -299,6 +303,35 @@ def hash_of_pictures(pictures: list[Picture], classes: tuple[str, ...]) -> str:
     return found.hexdigest()
 
 
+def usable(
+    pictures: list[Picture], read: Callable[[Path | np.ndarray], Read], skipped: list[str], description: str
+) -> Iterator[tuple[int, Read]]:
+    """The pictures that can be read: the number of each, and what `read` makes of its content.
+
+    Args:
+        pictures: all of them.
+        read: raises where a picture cannot be used.
+        skipped: gets the name of each of the others, and why.
+        description: beside the progress bar.
+    """
+    bar = tqdm(pictures, desc=description, unit="picture", disable=None, delay=1, dynamic_ncols=True)
+    for number, picture in enumerate(bar):
+        try:
+            if picture.label < 0:
+                raise ValueError("beside the folders of the classes")
+            found = read(picture.content)
+        except Exception as error:  # whatever a decoder stumbles over, the file is in its way
+            skipped.append(f"{picture.name} ({reason_of(error)})")
+            continue
+        yield number, found
+
+
+def first_of(skipped: list[str]) -> str:
+    """The first few of the files that were skipped, and how many more."""
+    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    return ", ".join(skipped[:NAMED]) + more
+
+
 def convert_all(pictures: list[Picture], image_size: int, channels: int, name: str) -> dict[str, Tensor]:
     """All pictures that can be used, in the form of the book.
 
@@ -307,21 +340,14 @@ def convert_all(pictures: list[Picture], image_size: int, channels: int, name: s
         "notes": what was skipped or inverted, JSON as bytes.
     """
     kept, made, skipped = [], [], []
-    for picture in tqdm(
-        pictures, desc=f"pictures of {name}", unit="picture", disable=None, delay=1, dynamic_ncols=True
-    ):
-        try:
-            if picture.label < 0:
-                raise ValueError("beside the folders of the classes")
-            made.append(convert(picture.content, image_size, channels))
-            kept.append(picture)
-        except Exception as error:  # whatever a decoder stumbles over, the file is in its way
-            skipped.append(f"{picture.name} ({reason_of(error)})")
+    read = functools.partial(convert, image_size=image_size, channels=channels)
+    for number, image in usable(pictures, read, skipped, f"pictures of {name}"):
+        kept.append(pictures[number])
+        made.append(image)
     images = np.stack(made) if made else np.zeros((0, image_size, image_size, channels), np.uint8)
     notes = []
     if skipped:
-        others = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-        notes.append(f"skipped {len(skipped)} of {len(pictures)} files: {', '.join(skipped[:NAMED])}{others}")
+        notes.append(f"skipped {len(skipped)} of {len(pictures)} files: {first_of(skipped)}")
     if channels == 1 and len(images) and edge(images) > BRIGHT_EDGE:
         images = 255 - images
         notes.append("the pictures are dark on bright, and were inverted")
@@ -375,8 +401,12 @@ def convert(content: Path | np.ndarray, image_size: int, channels: int) -> np.nd
 
 def edge(images: np.ndarray) -> float:
     """The median brightness along the edges of pictures (N, H, W, C), 0 to 255."""
-    sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
-    return float(np.median(np.concatenate([side.ravel() for side in sides])))
+    return float(np.median(np.concatenate([side.ravel() for side in sides(images)])))
+
+
+def sides(images: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The four edges of pictures (N, H, W, ...): the upper, lower, left and right one."""
+    return images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]
 
 
 def reason_of(error: Exception) -> str:

@@ -14,10 +14,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion_book.data.dataset import CROP_SIZE, IMAGE_SIZE, PADDING
-from diffusion_book.data.own import NAMED, Picture, opened, pictures_in, pictures_of_arrays, read_arrays, reason_of
+from diffusion_book.data.own import (
+    Picture,
+    first_of,
+    opened,
+    pictures_in,
+    pictures_of_arrays,
+    read_arrays,
+    reason_of,
+    sides,
+    usable,
+)
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.streams import say_once
 
@@ -75,21 +84,12 @@ def read_samples(path: str | Path, labels: str | Path | None = None) -> Samples:
     check_number(len(pictures), path)
     digits = digits_of(pictures, classes, place) if labels is None else read_labels(Path(labels), len(pictures))
     made, kept = [], []
-    for number, picture in enumerate(
-        tqdm(pictures, desc="reading", unit="picture", disable=None, delay=1, dynamic_ncols=True)
-    ):
-        try:
-            if picture.label < 0:
-                raise ValueError("beside the folders of the classes")
-            image = opened(picture.content)
-        except Exception as error:  # whatever a decoder stumbles over, the file is in its way
-            others.append(f"{picture.name} ({reason_of(error)})")
-            continue
-        made.append(as_digit(as_grey(image, picture.name), picture.name))
+    for number, image in usable(pictures, opened, others, "reading"):
+        name = pictures[number].name
+        made.append(as_digit(as_grey(image, name), name))
         kept.append(number)
     if others:
-        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        say_once(f"notice: skipped {len(others)} files in {path}: {', '.join(others[:NAMED])}{more}")
+        say_once(f"notice: skipped {len(others)} files in {path}: {first_of(others)}")
     check_number(len(made), path)
     return Samples(torch.from_numpy(np.stack(made)).unsqueeze(1), None if digits is None else digits[kept])
 
@@ -253,5 +253,4 @@ def tiles_of(grey: np.ndarray, size: int, gap: int) -> np.ndarray | None:
 
 def brightness_of_edges(tiles: np.ndarray) -> float:
     """The mean along the edges of tiles (N, H, W)."""
-    sides = (tiles[:, 0], tiles[:, -1], tiles[:, :, 0], tiles[:, :, -1])
-    return float(np.mean([side.mean() for side in sides]))
+    return float(np.mean([side.mean() for side in sides(tiles)]))

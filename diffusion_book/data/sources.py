@@ -19,7 +19,7 @@ from diffusion_book.data.idx import FILES, find, read
 from diffusion_book.data.own import load_own
 from diffusion_book.system.caches import cache_folder
 from diffusion_book.system.errors import BookError, choose
-from diffusion_book.system.files import WRITING, make_folder, remove_leftovers
+from diffusion_book.system.files import WRITING, make_folder, names_a_path, remove_leftovers
 from diffusion_book.system.streams import say_once
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as failed
@@ -79,7 +79,7 @@ def is_place(name: str | Path) -> bool:
     if not isinstance(name, str | Path) or name in NAMES:
         return False
     text = str(name)
-    return isinstance(name, Path) or text.endswith(".npz") or "/" in text or os.sep in text or os.path.exists(text)
+    return isinstance(name, Path) or text.endswith(".npz") or names_a_path(text)
 
 
 def data_folder() -> Path:

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_book import data
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.stored import read_stored
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.recipes import RECIPES, TrainingConfig
@@ -50,10 +50,7 @@ def stored(path: Path = KEPT) -> dict[str, Tensor]:
         of the autoencoder; and NAME_cfid (4,), NAME_steps (4,), the steps of training until then, and
         NAME_samples (4, 12, 1, 28, 28), in [-1, 1].
     """
-    rows = load_file(path)
-    return {
-        name: values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values for name, values in rows.items()
-    }
+    return read_stored(path)
 
 
 def at_scale(autoencoder: Autoencoder, latents: LatentDataset, scale: float) -> tuple[Autoencoder, LatentDataset]:
@@ -69,8 +66,7 @@ def at_scale(autoencoder: Autoencoder, latents: LatentDataset, scale: float) -> 
 
 def run(name: str, seconds: float, num_samples: int) -> dict[str, Tensor]:
     """One run, measured at each of `STOPS`."""
-    train = data.load("mnist")
-    train = data.Dataset(train.name, train.images[:PICTURES], train.labels[:PICTURES])
+    train = data.load("mnist").first(PICTURES)
     recipe, autoencoder, loss = RECIPES["ddpm"], None, loss_of_diffusion
     if RUNS[name] is not None:
         autoencoder, loss = pipelines.load("vae", device="cpu"), loss_of_latent_diffusion
@@ -90,7 +86,7 @@ def run(name: str, seconds: float, num_samples: int) -> dict[str, Tensor]:
         pictures = pipe.sample(num_samples, steps=STEPS, seed=0)
         cfid = frechet_distance(features(pictures), reference_features()["test"])
         print(f"{name}: {spent:.0f} s, {report.step} steps, cFID {cfid:.2f}", flush=True)
-        shown = ((pictures[:SHOWN] + 1) * 127.5).round().byte()
+        shown = data.quantise(pictures[:SHOWN])
         rows.append({"cfid": torch.tensor(cfid), "steps": torch.tensor(report.step), "samples": shown})
         if len(rows) == len(stops):
             break

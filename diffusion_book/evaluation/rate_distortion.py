@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_book import data
 from diffusion_book.elbo import reconstruction_error
 from diffusion_book.evaluation.distances import frechet_distance
 from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.stored import read_stored
+from diffusion_book.interpolation import plane_of_latents
 from diffusion_book.models.recipes import ELBOConfig, TrainingConfig
 from diffusion_book.networks.vae import VAE, VAEConfig
 from diffusion_book.system.files import write_tensors
@@ -49,10 +50,7 @@ def stored(path: Path = KEPT) -> dict[str, Tensor]:
         of each of the first test pictures, and plane_labels (1000,); plane_decoded (P, 81, 1, 28, 28), the square from
         -3 to 3, row by row from the top left.
     """
-    rows = load_file(path)
-    return {
-        name: values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values for name, values in rows.items()
-    }
+    return read_stored(path)
 
 
 @torch.no_grad()
@@ -71,7 +69,7 @@ def measure_vae(network: VAE, num_samples: int) -> dict[str, Tensor]:
     for name, pictures in (("copies", copies), ("samples", network.decode(z))):
         pictures = data.crop(pictures).clamp(-1, 1)
         found[f"{name}_cfid"] = torch.tensor(frechet_distance(features(pictures), reference_features()["test"]))
-        found[name] = ((pictures[:SHOWN] + 1) * 127.5).round().byte()
+        found[name] = data.quantise(pictures[:SHOWN])
     return found
 
 
@@ -80,12 +78,10 @@ def look_at_plane(network: VAE) -> dict[str, Tensor]:
     """Samples of the aggregate posterior, and what the plane decodes to."""
     x, _ = data.load("mnist", "test").batch(torch.arange(SCATTERED))
     noise = torch.randn(SCATTERED, *network.config.latent_shape, generator=torch.Generator().manual_seed(0))
-    steps = (torch.arange(SIDE) + 0.5) / SIDE * 2 * LIMIT - LIMIT  # (SIDE,)
-    up, right = torch.meshgrid(steps.flip(0), steps, indexing="ij")
-    pictures = network.decode(torch.stack([right, up], dim=-1).reshape(-1, 2, 1, 1))
+    pictures = network.decode(plane_of_latents(LIMIT, SIDE))
     return {
         "plane_latents": network.encode(x).sample(noise).flatten(1),
-        "plane_decoded": ((data.crop(pictures).clamp(-1, 1) + 1) * 127.5).round().byte(),
+        "plane_decoded": data.quantise(data.crop(pictures)),
     }
 
 
@@ -117,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"two dimensions, {kl_weight:g}: done", flush=True)
     table = {name: torch.stack([row[name] for row in found]) for found in (rows, planes) for name in found[0]}
     x, labels = data.load("mnist", "test").batch(torch.arange(SCATTERED))
-    pictures = ((data.crop(x[:SHOWN]) + 1) * 127.5).round().byte()
+    pictures = data.quantise(data.crop(x[:SHOWN]))
     table |= {"pictures": pictures, "plane_labels": labels, "num_samples": torch.tensor(options.num_samples)}
     print(write_tensors(options.output, table))
 

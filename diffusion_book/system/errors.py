@@ -1,6 +1,7 @@
 """The one exception for mistakes that the reader can mend."""
 
 import math
+import operator
 from numbers import Integral, Real
 
 
@@ -67,13 +68,17 @@ def check_range(
     Raises:
         BookError: one of the numbers lies outside.
     """
-    ends = (("at least", low), ("above", above), ("at most", high), ("below", below))
-    said = " and ".join(f"{words} {end:,}" for words, end in ends if end is not None and math.isfinite(end))
+    ends = (
+        ("at least", operator.ge, low),
+        ("above", operator.gt, above),
+        ("at most", operator.le, high),
+        ("below", operator.lt, below),
+    )
+    ends = [(words, holds, end) for words, holds, end in ends if end is not None]
+    said = " and ".join(f"{words} {end:,}" for words, _, end in ends if math.isfinite(end))
     for name in names.split():
         value = getattr(values, name)
-        lowest, highest = (low if above is None else above), (high if below is None else below)
-        inside = (lowest is None or value >= lowest) and (highest is None or value <= highest)
-        if not inside or value in (above, below):
+        if not all(holds(value, end) for _, holds, end in ends):
             raise BookError(f"{prefix}{name} is {value!s:.60}: it must be {said or 'a finite number'}")
 
 

@@ -25,6 +25,11 @@ STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 FORGOTTEN = 3600.0  # seconds after which a temporary file that nobody has touched is that of a writer who was killed
 
 
+def names_a_path(word: str) -> bool:
+    """Whether a word is the path of something: it says so itself, or something of this name is here."""
+    return "/" in word or os.sep in word or os.path.exists(word)
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Have `write` fill a temporary file beside `path`, then move it into place in one step.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_book.data import CROP_SIZE, crop
 from diffusion_book.evaluation.projection import principal_components, umap_plane
+from diffusion_book.interpolation import plane_of_latents
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.grids import GAP, grid, place
@@ -145,18 +146,6 @@ def _add_legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 # What its points stand for
-
-
-def plane_of_latents(limit: float = 3.0, count: int = 15) -> Tensor:
-    """Latents of two dimensions on a square grid, row by row from the top left: (count * count, 2, 1, 1).
-
-    Args:
-        limit: the square reaches from -limit to limit on both axes.
-        count: cells a row; a latent lies in the middle of its cell.
-    """
-    steps = (torch.arange(count) + 0.5) / count * 2 * limit - limit  # (count,)
-    up, right = torch.meshgrid(steps.flip(0), steps, indexing="ij")
-    return torch.stack([right, up], dim=-1).reshape(-1, 2, 1, 1)
 
 
 @styled
