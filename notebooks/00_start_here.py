@@ -287,8 +287,7 @@ print(f"diffusion_book {diffusion_book.__version__}, PyTorch {torch.__version__}
 print(f"device: {device}, products inside a network: {str(precision).removeprefix('torch.')}")
 print(f"models with trained weights: {', '.join(diffusion_book.list_models())}")
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 two = ddpm.sample(2, steps=2)
 print("ddpm is here:", "ddpm" in weights.shipped())
 print("a sample:", tuple(two.shape), two.dtype, "in [-1, 1]:", bool(two.abs().max() <= 1))
@@ -317,8 +316,7 @@ show(
 # that you can exchange them without changing anything else. They store pictures of 28 × 28 bytes. A network receives them
 # as floats from −1 (background) to 1 (ink), with a border that makes them 32 × 32.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for dataset in (train, data.load("digits")):
     pictures, labels = dataset.batch(torch.arange(4))
     print(tuple(pictures.shape), pictures.dtype, f"from {pictures.min():.0f}, labels of shape {tuple(labels.shape)}")

@@ -105,8 +105,7 @@ show(grids.show_grid(train.images[:24], columns=12), "1.2", "Training pictures, 
 # A network wants floats, and sizes that can be halved a few times. So `batch` scales bytes to $[-1, 1]$ and puts a
 # black border of two pixels around the picture.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 x0, labels = train.batch(torch.arange(16))
 print(tuple(x0.shape), f"from {x0.min():.0f} to {x0.max():.0f}")
 
@@ -170,8 +169,7 @@ show(
 #
 # Is the formula true? Sample a million pairs, keep those with $x_t$ near 0.3, and average their $x_0$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 half = torch.tensor(0.5, dtype=torch.float64)
 x = torch.randint(0, 2, (1_000_000,), generator=generator).double() * 2 - 1
 eps = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -185,8 +183,7 @@ print(f"counted {x[near].mean():.2f} ± {error:.2f}, tanh gives {exact:.2f}")
 # moves a little towards $\hat x_0$ and adds a little fresh noise. How much of each is the subject of this chapter;
 # until then the library's `ddpm` step is a black box.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 start = torch.randn(2000, 1, generator=generator, dtype=torch.float64)
 grid_of_times = samplers.time_grid(1000)
 fresh = torch.Generator().manual_seed(1)
@@ -262,8 +259,7 @@ show(
 # $\alpha_t$ is $\sqrt{\bar\alpha_k}$, the factor of the picture itself.) Our tensors have a 0th entry, so that their
 # indices are those of the formulas.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 T = 1000
 k = torch.arange(T + 1, dtype=torch.float64)
 f = ((k / T + 0.008) / 1.008 * math.pi / 2).cos() ** 2
@@ -288,8 +284,7 @@ for step in (1, 500, 1000):
 # Take 400 steps with 20,000 copies of one grey pixel, and compare with one jump. Then check the variance at every $k$
 # against the library.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 walker = torch.full((20_000,), 0.5)
 for i in range(1, 401):
     noise = torch.randn(walker.shape, generator=generator)
@@ -321,8 +316,7 @@ show(
     "Two schedules. The linear one (at the right, the lower curve) has destroyed the picture long before it ends.",
 )
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for name, schedule in both.items():
     snr = schedules.signal_to_noise(schedule, k[1:] / T)
     print(f"{name:>6}: SNR above 1 in {(snr > 1).sum()} steps, below 0.01 in {(snr < 0.01).sum()}")
@@ -361,8 +355,7 @@ show(
 #
 # Together, $q(x_{k-1} \mid x_k, x_0) = \mathcal N(\tilde\mu_k(x_k, x_0),\ \tilde\beta_k I)$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 now, before = slice(1, None), slice(None, -1)  # entries k and k - 1, for k = 1 ... T
 from_x_k = (1 - beta[now]).sqrt() * (1 - alpha_bar[before]) / (1 - alpha_bar[now])
 from_x_0 = alpha_bar[before].sqrt() * beta[now] / (1 - alpha_bar[now])
@@ -383,8 +376,7 @@ for i in (1000, 500, 1):
 # we could sample with 100 steps above. We check a long stride, from $t = 0.6$ to $s = 0.3$, by experiment: go forward
 # many times, then fit $x_s$ by a straight line in $x_t$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
 draws = torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
 x_s = add_noise(cosine, torch.full_like(draws[0], 0.5), draws[0], s)
@@ -413,8 +405,7 @@ print(f"equation (3): {a:.2f} x_t + {b * 0.5:.2f}, variance left {left:.2f}")
 # So one function serves all targets:
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def solve(y, x_t, a, b, alpha, sigma):
     d = alpha * b - sigma * a
     return Prediction((b * x_t - sigma * y) / d, (alpha * y - a * x_t) / d)
@@ -436,8 +427,7 @@ for name, target in choices.items():
 # If the network is right, all targets agree. It never is quite right. By (4), an error of 1 in $y$ becomes an error
 # of $\sigma_t/|d|$ in $x_0$ and of $\alpha_t/|d|$ in $\epsilon$. How large are these?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 print("an error of 1 becomes, in x0 / in eps")
 print(" " * 8 + "".join(f"{name:>20}" for name in choices))
 for step in (1, 500, 900, 990, 1000):
@@ -540,8 +530,7 @@ show(
 # $0.51$ for a linear layer to notice.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def time_features(net, t):
     frequencies = torch.exp(-math.log(10_000) * torch.arange(channels) / channels)
     angles = 1000 * t[:, None] * frequencies  # (B, 1) * (channels,) -> (B, channels)
@@ -793,8 +782,7 @@ show(
 # + \sqrt{\tilde\beta_k}\; z, \qquad z \sim \mathcal N(0, I). \tag{8}$$
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def ddpm_step(x_k, eps, k, z):
     mean = (x_k - beta[k] / (1 - alpha_bar[k]).sqrt() * eps) / (1 - beta[k]).sqrt()
     return mean + beta_tilde[k].sqrt() * z
@@ -812,8 +800,7 @@ print("equation (8) is samplers.ddpm")
 # The loop around it has five lines. We open the black box of section 2, with the same start and the same random
 # numbers.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 x, same = start, torch.Generator().manual_seed(1)
 for i in range(T, 0, -1):
     eps = toy_denoiser(x, k[i] / T).eps
@@ -1070,8 +1057,7 @@ for row in figures(card):
 # **1. One jump.** By (2), bring a batch of pictures from $x_0$ to $x_k$, each to a step of its own. All that you have
 # are the betas, counted as in section 4: `beta[k]` is $\beta_k$, and `beta[0]` is 0.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -1102,8 +1088,7 @@ check(noisy)
 # end, and which step is to blame?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def step_back(x_k, x0, z, k, beta):
     """State, predicted picture and fresh noise, each (B, C, H, W), and the number k -> x_{k-1}."""
     ...  # your code here
@@ -1135,8 +1120,7 @@ check(step_back)
 # $w_i$. What is the ideal denoiser now? Try it on the toy, with $-1$, $0$ and $+1$ at weights 0.25, 0.5 and 0.25.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def ideal_x0(x_t, alpha, sigma, points, weights):
     """x_t (N, 1), one alpha and sigma, points and their weights (K,) -> the mean of x_0 given x_t, (N, 1)."""
     ...  # your code here

@@ -128,8 +128,7 @@ toy = mixture_denoiser(MEANS, WEIGHTS, SPREAD)
 # Is (1) right? The mean of $x_0$, given $x_t$, can also be had by brute force, as a sum over twenty thousand values of
 # $x_0$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 x_t, half = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None], torch.tensor(0.5, dtype=torch.float64)
 line = torch.linspace(-3, 3, 20_001, dtype=torch.float64)
 prior = (WEIGHTS[:, None] * torch.exp(-(((line - MEANS) / SPREAD) ** 2) / 2)).sum(0)
@@ -174,8 +173,7 @@ show(
 # smooth and never cross: where the next step depends on the state alone, two paths that met would stay together. Yet
 # both end in the same distribution.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 mean = (WEIGHTS * MEANS[:, 0]).sum()
 std = (SPREAD**2 + (WEIGHTS * (MEANS[:, 0] - mean) ** 2).sum()).sqrt()
 print(f"data: weight of the upper mode {WEIGHTS[1]:.2f}, mean {mean:5.2f}, standard deviation {std:.2f}")
@@ -236,8 +234,7 @@ show(
 # The clouds of figure 2.4 differ: at the left $x_t$ determines $x_s$, at the right the two are independent. Each of
 # the two alone is distributed the same three times.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 alpha_s, sigma_s = cosine(s)
 print(f"equation (2): mean {0.6 * alpha_s:.2f}, standard deviation {sigma_s:.2f}")
 for fraction, (x_t, x_s) in pairs.items():
@@ -283,8 +280,7 @@ for fraction, (x_t, x_s) in pairs.items():
 # Here is the paper's step in its own letters, and the check that the library's `samplers.ddim` is the same.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def paper_step(x_t, eps, a_t, a_s, eta, z):
     """Song et al. 2020, equations 12 and 16. a_t and a_s are their alphas, the squares of ours."""
     sigma = eta * ((1 - a_s) / (1 - a_t)).sqrt() * (1 - a_t / a_s).sqrt()
@@ -313,8 +309,7 @@ print("samplers.ddim is the paper's step, to 1e-10:", largest < 1e-10)
 # step. The means agree as well: put $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ into (4), and collect the
 # terms of $x_t$ and of $\hat x_0$. We check it on all thousand steps, with arbitrary predictions.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 largest = 0.0
 for t, s in itertools.pairwise(full):
     alpha_t, sigma_t = cosine(t)
@@ -365,8 +360,7 @@ show(
 # $$\frac{d \bar x}{d \bar\sigma} = \hat\epsilon. \tag{7}$$
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def euler_walk(denoiser, x, times):
     """Equation (6), and nothing else."""
     for t, s in itertools.pairwise(times):
@@ -431,8 +425,7 @@ for (_, of_ddim), (_, of_ddpm) in zip(quality["ddim"], quality["ddpm"], strict=T
 # So much for a perfect denoiser (figure 2.7). DDIM's error falls in proportion to the length of the steps, as Euler's
 # must:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 finest = walk(toy, even_noise(1000), full, eta=0.0)[-1]
 errors = {}
 for steps in (5, 10, 20, 40, 80):
@@ -489,8 +482,7 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # We check (9) on the toy, where all is known, by finite differences.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def velocity(denoiser, x, t, schedule=cosine):
     """Equation (8), for one time t; PyTorch differentiates the schedule."""
     t = t.clone().requires_grad_()
@@ -555,8 +547,7 @@ assert max(measured.values()) < 0.04
 # $(k + 1) / 1000$.) What does that give?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def leading(steps):
     """The times of the popular formula, from the noisy end down to 0."""
     indices = range(0, 1000, 1000 // steps)
@@ -614,8 +605,7 @@ if test.name == "mnist":
 # A *schedule* can commit the same fault. Sampling begins with pure noise, so the training should end there: with zero
 # signal, $\alpha_1 = 0$, called *zero terminal SNR*. How much is left in practice?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 one = torch.ones((), dtype=torch.float64)
 stable = 1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # 1 - beta_k
 last = {"cosine": cosine(one)[0], "linear": linear(one)[0], "Stable Diffusion 1": stable.prod().sqrt()}
@@ -912,8 +902,7 @@ show(
 # $\sigma = \sin\phi$. Write the step of $\eta = 0$ with $x_t$, the network's $v = \alpha\,\hat\epsilon - \sigma\,\hat
 # x_0$, and the angles only.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -950,8 +939,7 @@ check(turned)
 # number of steps doubles, and does it pay, given that each step now costs two evaluations?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def heun_walk(denoiser, x, times):
     """x (N, D) at times[0] = 1, and times down to 0 -> (N, D) at 0. denoiser(x, t).eps is the slope."""
     ...  # your code here
@@ -1013,8 +1001,7 @@ assert all(upper > 0.73 and spread < 0.9 * SPREAD for upper, spread in ends.valu
 # on the toy with 10, 100 and 1,000 steps.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def dial_step(x_t, x0, z, t, s, eta):
     """State, prediction of the picture and fresh noise (N, D), the times single tensors, eta a number -> x_s."""
     ...  # your code here
@@ -1044,8 +1031,7 @@ check(dial_step)
 # thousandths, as they were in the training, and as evenly spaced as these allow.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def grid_of_times(steps):
     """A number of steps -> the times that they start and end at, a tensor."""
     ...  # your code here

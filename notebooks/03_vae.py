@@ -102,8 +102,7 @@ show(
 # variance in the others.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def principal_directions(points):
     """Mean (D,), variances (D,) with the largest first, and their directions as columns (D, D)."""
     mean = points.mean(dim=0)
@@ -187,8 +186,7 @@ show(
 # We check both formulas against a sum over twenty thousand values of $z$.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def log_likelihood(x, z):
     """log p(x | z): a picture (2,) and latents (N,) -> (N,)."""
     squares = (x - z[:, None] * W).square().sum(dim=1)
@@ -234,8 +232,7 @@ print(f"summed:  log p(x) {joint.sum().log():.4f}, z is {mean:.4f} ± {std:.4f}"
 # $\mathbb E_q |x - wz|^2 = |x - w\mu|^2 + |w|^2\sigma^2$.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def toy_elbo(mu, sigma):
     """The bound of equation 4, for q = N(mu, sigma^2)."""
     expected = log_likelihood(x, mu[None])[0] - W.square().sum() * sigma**2 / (2 * GAMMA**2)
@@ -283,8 +280,7 @@ show(
 # compares the *aggregate posterior* $q(z)$, the latents of all pictures together, with the prior. Keep it in mind: it
 # decides whether the model can generate (section 14).
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 mu, log_variance = torch.tensor([0.0, 1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, -1.0, -6.0])
 formula = 0.5 * (mu**2 + log_variance.exp() - 1 - log_variance)
 q, prior = Normal(mu, (log_variance / 2).exp()), Normal(torch.zeros(4), torch.ones(4))
@@ -312,8 +308,7 @@ for i in range(4):
 # $\nabla \mathbb E_q f(z) = \mathbb E_q [f(z)\, \nabla \log q(z)]$.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def gradients(kind, count=64 * 4000):
     """One estimate of the loss's derivative with respect to sigma for each of many samples."""
     eps = torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -352,8 +347,7 @@ show(figure, "3.6", "Three estimators of one derivative: precise and right, prec
 # pictures. Equation (3) gives the ideal.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def train_encoder(hold_constant, steps=400):
     a = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     log_sigma = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -383,8 +377,7 @@ for name, (a, sigma) in rows.items():
 # Now digits. Encoder and decoder resemble the two halves of chapter 1's U-Net, without the skip connections, through
 # which a picture could bypass the latent. Let us follow the shape of a picture.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 network = VAE(VAEConfig())
 encoder, x0 = network.encoder, torch.zeros(1, 1, 32, 32)
 h = F.pixel_unshuffle(x0, 2)
@@ -417,8 +410,7 @@ for name, half in (("encoder", encoder), ("decoder", network.decoder)):
 # So the weight $\kappa$ of the divergence, `kl_weight`, is part of the theory: it says how exact the decoder has to be.
 # That holds only with these reductions: the error *averaged* over the pixels, the divergence *summed* over the latent.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 x0 = torch.rand(8, 1, 32, 32) * 2 - 1
 noise = torch.randn(8, 2, 4, 4)
@@ -775,8 +767,7 @@ if train.name == "mnist":
 # **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does it cost to send a latent with this posterior? And for the
 # shipped VAE, by section 9? Compare with a PNG of the same picture.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -806,8 +797,7 @@ check(bits)
 # $w$? For which variance is it zero?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def best_square(variance, gamma):
     """Variances of the data, (K,), and the decoder's gamma, a number -> the best |w|^2 for each, (K,)."""
     ...  # your code here
@@ -856,8 +846,7 @@ check(best_square)
 # figure 3.14 do they get, about?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def vae_loss(decode, x, mean, log_variance, noise, kl_weight):
     """Pictures (B, 1, H, W); mean, log-variance and noise like latents, (B, C, h, w) -> (B,)."""
     ...  # your code here

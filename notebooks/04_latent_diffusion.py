@@ -93,8 +93,7 @@ show(
 # shape; nothing in them asks for pixels. So a latent model of the library has the same class of network, the same
 # objective and the same samplers. Only its `autoencoder` is not `None`.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 print(f"a picture has {math.prod(ddpm.shape):,} dimensions, a latent {math.prod(pipe.shape)}: {pipe.shape}")
 print("the same network class:", type(pipe.network) is type(ddpm.network))
 print("the same schedule, target and times:", pipe.recipe.diffusion == ddpm.recipe.diffusion)
@@ -108,8 +107,7 @@ print("the same schedule, target and times:", pipe.recipe.diffusion == ddpm.reci
 # gravity of the light. The positions form two clusters, left and right of the middle.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def spot(z):
     """The decoder: a coordinate to a row of pixels, (B, 1) -> (B, 32)."""
     centre = 15.5 + 5 * z
@@ -320,8 +318,7 @@ if train.name == "mnist":
 # $\varrho^2 / (1 - \varrho^2)$. And we count the useful ones among 50 steps: those where neither picture nor noise has
 # more than 20 times the variance of the other.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 half = torch.tensor(0.5, dtype=torch.float64)
 grid, fine = samplers.time_grid(50)[:-1], torch.linspace(0.0001, 1, 100_001, dtype=torch.float64)
 ratio = cosine(fine)[1] / cosine(fine)[0]  # grows with time
@@ -394,8 +391,7 @@ if train.name == "mnist":
 # one call of the decoder.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_loss(network, moments, generator):
     mean, log_variance = moments.chunk(2, dim=1)  # (B, 4, 4, 4) -> twice (B, 2, 4, 4)
     z = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=generator)
@@ -563,8 +559,7 @@ if train.name == "mnist":
 # A FLOP is one addition or one multiplication. PyTorch counts them while a network runs.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def gigaflops(function, *arguments):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*arguments)
@@ -686,8 +681,7 @@ for row in figures(card):
 # put it right, so that its SNR for these latents is the cosine's for unit ones. Write it for any $r$, with
 # $\alpha^2 + \sigma^2 = 1$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -734,8 +728,7 @@ check(for_small)
 # much as 50 of the latent one, with the decoder? And as much as a single one?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def same_cost(steps, of_ldm, of_decoder, of_ddpm):
     """Steps of the latent model, FLOPs of a call of each network -> steps of the pixel model, a number."""
     ...  # your code here
@@ -761,8 +754,7 @@ check(same_cost)
 # matter that a diffusion model is trained on the means?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def latent_std(mean, log_variance):
     """Posteriors of many pictures, (N, C, h, w) -> the standard deviation of sampled latents a channel, (C,)."""
     ...  # your code here

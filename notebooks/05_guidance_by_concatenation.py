@@ -153,8 +153,7 @@ def toy(x_t, t, labels):
 # differentiation.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def log_density(x_t, t, labels):
     """log p_t(x_t | label), (B,)."""
     return clusters(x_t, t, labels)[0].logsumexp(1)
@@ -218,8 +217,7 @@ show(
 # into a denoiser, so samplers need not know about it.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_guided(denoiser, w):
     """Equation 3, for both halves of the prediction."""
 
@@ -243,8 +241,7 @@ print("my_guided is guidance.guided; predictions of shape", tuple(mine.eps.shape
 # Gaussian in the plane, 14 % of all points lie more than two standard deviations from the mean.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def walk(denoiser, start, steps=100):
     """Samples of class 0, from noise (B, 2)."""
     times, labels = samplers.time_grid(steps), torch.zeros(len(start), dtype=torch.int64)
@@ -310,8 +307,7 @@ toys.toy("mixture", "v", label=1, guidance_scale=3.0)
 # class 0. Compare it with the samples.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def is_upper(points):
     """Which points are nearer to the upper cluster of class 0 than to the lower one."""
     return (points - MEANS[0]).norm(dim=1) < (points - MEANS[1]).norm(dim=1)
@@ -343,8 +339,7 @@ show(
 # power of an average is not the average of powers. So **the guided field is not the score of the noised tilted
 # distribution**, except at $w = 0$ and $1$. On the mesh we can compute the right denoiser, as a sum, and compare.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 half = torch.tensor(0.5, dtype=torch.float64)
 alpha, sigma = cosine(half)
 x_t = at[at.norm(dim=1) < 1.5]
@@ -377,8 +372,7 @@ for w, density in tilted.items():
 # $$\hat x_{0,w} = \hat x_0(x_t, t) + w\left[\hat x_0(x_t, t, c) - \hat x_0(x_t, t)\right]
 # \quad\text{has}\quad \alpha_t \hat x_{0,w} + \sigma_t \hat\epsilon_w = x_t. \tag{6}$$
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 alpha, sigma = cosine(t)
 w = 3.0
 u, c = toy(at, t, none), toy(at, t, zero)
@@ -405,8 +399,7 @@ print(f"clipped before it was guided, x0 reaches {early.abs().max():.1f}; clippe
 # L = \mathbb E \left\| \epsilon - \hat\epsilon(x_t, t, \tilde c) \right\|^2. \tag{7}$$
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_drop(labels, p, generator):
     labels = labels.clone()
     labels[torch.rand(len(labels), generator=generator) < p] = NO_CLASS
@@ -428,8 +421,7 @@ print(f"dropped: {(dropped == NO_CLASS).double().mean():.3f} of {len(some):,}")
 # $\hat\epsilon(x_t, t) = \sum_c p_t(c \mid x_t)\, \hat\epsilon(x_t, t, c)$. For the optimal denoiser of the toy this must
 # hold exactly.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 prior = torch.tensor([2, 2, 1], dtype=torch.float64) / 5
 each = [torch.full((len(at),), label) for label in range(3)]
 log = torch.stack([log_density(at, t, label) for label in each], dim=1) + prior.log()  # (B, 3)
@@ -522,8 +514,7 @@ show(
 # The second term does not depend on $x_t$. *Concatenation is a learned bias, one for each class and position.* What the
 # label means for this $x_t$, at this time, is left to the layers behind.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 network = copy.deepcopy(pipe.network).cpu().float()  # as trained, in full precision
 stem, maps = network.unet.conv_in, network.classes.table
 assert torch.equal(network.classes(torch.tensor([3, NO_CLASS])), maps[[3, 10]])
@@ -580,8 +571,7 @@ show(
 #
 # Does the library keep its promises about $w = 1$ and $w = 0$ for the trained network? To the last bit:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 exact = diffusion_book.load(MODEL, precision="fp32", device="cpu").denoiser
 x, time_now, digits = pipe.noise(10, seed=6), torch.tensor(0.5, dtype=torch.float64), torch.arange(10)
 nothing = torch.full_like(digits, NO_CLASS)
@@ -923,8 +913,7 @@ if as_shipped:
 # label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$ draw
 # in (3), asked for a three? Try it on the toy first, then with digits.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -960,8 +949,7 @@ check(away_from)
 # w\,[\hat\epsilon_b - \hat\epsilon]$, and the same for $\hat x_0$. What is both a three and an eight?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def of_both(denoiser, x_t, t, a, b, w):
     """x_t (B, ...), one time, two labels for each point (B,), a number w -> Prediction(x0, eps)."""
     ...  # your code here
@@ -1000,8 +988,7 @@ check(of_both)
 # section 9 with `unconditional_probability=0`. What becomes of $w = 0$, and of $w = 3$?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def hidden(labels, chance, p):
     """Labels (B,), random numbers (B,), a probability -> labels (B,), some of them dropped."""
     ...  # your code here

@@ -94,8 +94,7 @@ show(
 # into *weights* by softmax, and average the values with these weights.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def hand(hours):
     """Where the hand of a 24-hour dial points, (N,) -> (N, 2)."""
     angle = 2 * math.pi * torch.as_tensor(hours, dtype=torch.float64) / 24
@@ -152,8 +151,7 @@ show(
 # $(N, M)$, is the *attention map*. Compare ours with the library's, and with PyTorch's own.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_attention(q, k, v):
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (..., N, d) @ (..., d, M) -> (..., N, M)
     weight = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
@@ -192,8 +190,7 @@ print(
 # any width. Does it matter? Measure the largest of four weights $a$, and the slope of a weight as its score $s$ changes,
 # $\partial a / \partial s = a\,(1 - a)$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 widths = (2, 8, 32, 128, 512)
 largest, slope = {"not divided": [], "divided": []}, {"not divided": [], "divided": []}
 for d in widths:
@@ -255,8 +252,7 @@ show(
 # Then queries and keys do nothing. They do not even learn: their gradient is exactly zero. Check it on a layer of the
 # library.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 layer = layers.Attention(64, context_dim=8)
 torch.nn.init.normal_(layer.out.weight, std=0.1)  # it starts at zero, and would add nothing
@@ -288,8 +284,7 @@ for number in (1, 4):
 # That completes the layer. Written out, and compared with the library's:
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_cross_attention(layer, x, tokens):
     """(B, C, H, W) and (B, M, context_dim) -> (B, C, H, W), with the weights of a layer of the library."""
     positions = layer.norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, HW, C)
@@ -315,8 +310,7 @@ print(f"{layer.heads} heads of {64 // layer.heads} channels; my_cross_attention 
 # = \operatorname{softmax}\!\left(\tfrac{1}{\sqrt d}\, Q K^\top\right) \Pi^\top \Pi V = \mathrm{Attention}(Q, K, V).
 # \tag{6}$$
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 network = copy.deepcopy(pipe.network).cpu().float()
 tokens = network.classes(torch.arange(10))  # (10, 4, 128)
 x, t = torch.randn(10, 2, 4, 4, generator=generator), torch.full((10,), 0.7)
@@ -337,8 +331,7 @@ print("tokens of another class, same output:   ", bool((out - others).abs().max(
 # At each level with attention, a block of our U-Net does three things: a residual block, which knows the time;
 # self-attention among positions; cross-attention to tokens. Everything else is the network of chapter 4.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 size = lambda part: sum(parameter.numel() for parameter in part.parameters())  # noqa: E731
 readers = {name: part for name, part in network.named_modules() if name.endswith("cross_attention")}
 for name, reader in readers.items():
@@ -797,8 +790,7 @@ for w, row in sorted(of_scale.items()):
 # picture? What would have to be true of a token that nobody reads? Write (1) for lists of different lengths that were
 # filled up: `real` says which tokens count.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -834,8 +826,7 @@ check(read_masked)
 # by blending the two predictions with a mask. What is the sum?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def in_two_places(denoiser, x_t, t, upper, a, b):
     """x_t (B, C, H, W), one time, a mask (H, W) of 1 and 0, labels (B,) for 1 and for 0 -> Prediction(x0, eps)."""
     ...  # your code here
@@ -890,8 +881,7 @@ check(in_two_places)
 # Leave out the biases.) How much of the arithmetic of a call could be kept from the first step?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def flops_of_tokens(tokens, context_dim, channels):
     """How many tokens, numbers a token, channels of a place -> FLOPs, a number."""
     ...  # your code here

@@ -95,8 +95,7 @@ show(
 # As everywhere in this book, $t = 0$ is the picture and $t = 1$ is noise. *Many papers on flows let time run the other
 # way.* Their velocity is $x_0 - \epsilon$. In the library, (1) is `schedules.rectified` and (2) is `targets.velocity`.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 generator = torch.Generator().manual_seed(0)
 clean, eps = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
 t, h = torch.tensor(0.3, dtype=torch.float64), 1e-4
@@ -166,8 +165,7 @@ show(
 # with the mean of all those of three million draws that pass close by.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def exact_velocity(x, t):
     """Equation (4) for data at -1 and 1."""
     return (x - torch.tanh((1 - t) * x / t**2)) / t
@@ -187,8 +185,7 @@ for x in (-0.8, -0.2, 0.5):
 # In code the loss is three lines. It is the loss of chapter 1 with another path and another target.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def flow_loss(network, x0, eps, t):
     """Equation (3), one number a pair: (B, ...), (B, ...), (B,) -> (B,)."""
     time = t.reshape(-1, *[1] * (x0.ndim - 1))  # (B,) -> (B, 1, ...)
@@ -297,8 +294,7 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 # claim. Points on a line cannot overtake, so each keeps its rank: one that starts at a quantile of the noise must stay at
 # the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 slope = -2 * torch.sin(2 * x_t)  # of the test function
 by_paths, by_flow = (slope * (noises - points)).mean(), (slope * exact_velocity(x_t, 0.6)).mean()
 print(f"rate of change of the mean: {by_paths:.2f} on the straight paths, {by_flow:.2f} along u")
@@ -382,8 +378,7 @@ show(
 #
 # We test it with an exact denoiser, which we shall need again: data around $-1$ and $1$ with standard deviation 0.4.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 STD = 0.4
 
 
@@ -430,8 +425,7 @@ show(
 #
 # The right side is (5). *A rectified flow sampled with Euler is DDIM with $\eta = 0$.*
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 x_t, predicted = torch.randn(2, 64, 4, generator=generator, dtype=torch.float64)
 largest = 0.0
 for t, s in itertools.pairwise(samplers.time_grid(1000)):
@@ -580,8 +574,7 @@ SOLVERS = {"euler": my_euler, "midpoint": my_midpoint, "heun": my_heun}
 # choose where points shall end, and their rank in the data tells where in the noise they must start.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def exact_flow(x, t):
     predicted = exact_denoiser(x, t)
     return predicted.eps - predicted.x0
@@ -632,8 +625,7 @@ for name in SOLVERS:
 # The first step has nothing to remember, and the last, where $\lambda_s$ is infinite, ends in $\hat x_0$: both are DDIM's.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def log_ratio(t):
     alpha, sigma = rectified(t)
     return (alpha / sigma).log()
@@ -864,8 +856,7 @@ assert quality["rf", "euler"][1] > 50
 # asks at $t = 1$ alone. So reflow draws its times from a U, $p(t) \propto \cosh(2\,(2t - 1))$, as Lee et al. (2024)
 # proposed.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 network, its_noise = copy.deepcopy(pipe.network).cpu(), pipe.noise(4, seed=6)
 *_, end = pipe.states(range(4), sampler="midpoint", steps=10, noise=its_noise)
 coupled = torch.cat([end.x.cpu(), its_noise], dim=1)  # (4, 2, 32, 32)
@@ -1069,8 +1060,7 @@ for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf"):
 # **1. A sign.** Write a step of Euler from $t$ to $s$, for a model that gives $\hat x_0$. Then follow the shipped flow
 # with the wrong sign, $x_s = x_t - (s - t)\,u$, for ten steps. What comes out, and why is there no error message?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -1112,8 +1102,7 @@ check(flow_step)
 # from `ddpm`, sample it with Euler, and compare its straightness with that of `rf`.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def on_the_cosine(x_t, t):
     """A state (N, D) of the straight path and its time, a single tensor -> the state on the cosine path, its time."""
     ...  # your code here
@@ -1158,8 +1147,7 @@ check(on_the_cosine)
 # step is Euler's. What is its order on the data of section 7, and what does it cost?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def remembering(u, x, times):
     """A velocity u(x, t), the start (N, D) and even times from 1 to 0 -> the end of the walk, (N, D)."""
     ...  # your code here

@@ -146,8 +146,7 @@ for name, pipe in pipes.items():
 # With Inception's features it is the FID of the papers. With our classifier's we call it *cFID*.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_frechet(a, b):
     covariance_a, covariance_b = a.T.cov(), b.T.cov()  # (D, D)
     roots = torch.linalg.eigvals(covariance_a @ covariance_b).real.clamp(min=0).sqrt()  # of C_a C_b
@@ -175,8 +174,7 @@ print(f"500 training pictures from 500 test pictures: cFID {frechet_distance(som
 # \text{recall} = \operatorname{mean}_r\, \big[\, \exists\, g : |r - g| \le \rho_g \,\big]. \tag{3}$$
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_kernel_distance(a, b):
     def likeness(x, y):
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -212,8 +210,7 @@ print(f"the same heaps: KID {kernel_distance(some, others):.2f}, precision {prec
 # **cFID, by the number of samples.** A covariance estimated from few points is wrong, and (1) counts every error
 # as distance. The floor shows it, for there is nothing wrong with real digits:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 sizes = (100, 500, 2_000, 10_000)
 for size in sizes:
     kid = kernel_distance(real_features(size), reference["test"][::5])  # a fifth of the test set will do
@@ -445,8 +442,7 @@ for ahead, after in itertools.pairwise(sorted(best(unguided).values(), key=quali
 # perfect. On data whose best denoiser we know, numbers from a Gaussian, they do:
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def ends(schedule, noise, mean=0.3, variance=0.25):
     """Where noise ends up by 500 steps of Euler with the exact denoiser of N(mean, variance)."""
 
@@ -637,8 +633,7 @@ figure
 # encoded and decoded, have a cFID of their own. They are those of the ten draws whose mean is the floor, so that the
 # luck of a draw is the same before and after, and the difference is the decoder's:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 lost = weights.read_card("vae")["reconstruction"]
 print(f"real digits:     cFID {lost['floor']:.3f}")
 print(
@@ -757,8 +752,7 @@ assert abs(again / quick.measures["cfid"] - 1) < 0.05
 # best straight line through figures of several sizes, and say where it ends. Estimate from the floors at 500, 2,000 and
 # 10,000 where the floor would end up. Why is it not exactly 0?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
 
 
@@ -822,8 +816,7 @@ check(without_bias)
 # cFID?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def share_nearer(samples, train, test):
     """Features, (N, D) each -> the share of samples that lie nearer to a training picture than to any test picture."""
     ...  # your code here
@@ -863,8 +856,7 @@ check(share_nearer)
 # what goes together?
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def frechet_of_spreads(a, b):
     """Features (N, D) and (M, D) without correlations -> d^2 of equation (1), a number."""
     ...  # your code here

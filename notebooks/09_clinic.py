@@ -233,8 +233,7 @@ charts.show_curves({letter: shares[name] for letter, name in letters.items()}, "
 # walk must end exactly in the picture. Here are both.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def knowing_network(picture):
     """Predicts v for data that are all this picture, (C, H, W)."""
 
@@ -286,8 +285,7 @@ grids.show_rows(shown)
 # it is told. The ratio must be 1, always.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def noise_shown(tell, seed=0):
     """The noise in the state over the noise that belongs to the time told, for each step."""
     picture, ratios = torch.ones(1, 32, 32), []
@@ -423,8 +421,7 @@ grids.show_rows(guided_samples, "Asked for 0 to 9")
 # **The test** is above: not *low* accuracy, as of a poor model, but accuracy *below chance*. Or hand your function a
 # denoiser that says 0 without a label and 1 with one. Then guidance of $w$ must say $w$.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for name, guide in (("guided", guided), ("flipped", flipped)):
     (found,) = oracles.examine_guidance(guide)
     print(f"{name:>7}: {found.text}\n         {found.advice or 'Nothing to do.'}")
@@ -464,8 +461,7 @@ grids.show_rows(clamped)
 # at its very largest value? Of a healthy one, a single number does.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def piled(after):
     """The share of the state, after one step, that stands at its largest value."""
     seen = []
@@ -594,8 +590,7 @@ for name in ("healthy", "in [0, 1]"):
 # is flipped: read it with the other one. If the supposition is right, it will find the picture better than before.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def my_share(patient, sign, told):
     """The error of x0 under a supposition, over that without: (1) at four times, as a mean of logarithms."""
     logs = []
@@ -693,8 +688,7 @@ print("\nOne of them in full:\n" + clinic.verdict(clinic.examine(wrong_sign, ima
 # What a pipeline does not contain cannot be seen in it. Clamping and guidance live in the sampler, so it is the
 # sampler that has to be examined:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 broken = {
     "walk": lambda denoiser, x: walk(denoiser, x),
     "told the next time": lambda denoiser, x: walk(denoiser, x, tell=told_next),

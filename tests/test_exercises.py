@@ -194,13 +194,13 @@ MISTAKES = {
 
 
 @functools.cache
-def section(chapter: str) -> tuple[list[str], list[str]]:
+def section(chapter: str) -> tuple[list, list[str]]:
     """The code cells of a chapter's exercises, and the blocks of code in its solutions."""
     cells = jupytext.read(SOURCES[chapter]).cells
     start = next(i for i, cell in enumerate(cells) if "## Exercises" in cell.source)
     text = "\n".join(cell.source for cell in cells[start:] if cell.cell_type == "markdown").split("## Exercises")[1]
     shown = [cell for cell in cells[start:] if "remove-cell" not in cell.metadata.get("tags", [])]
-    stubs = [cell.source for cell in shown if cell.cell_type == "code"]
+    stubs = [cell for cell in shown if cell.cell_type == "code"]
     return stubs, re.findall(r"```python\n(.*?)```", text.split("## Summary")[0], re.DOTALL)
 
 
@@ -217,7 +217,7 @@ def imports(chapter: str) -> dict:
 
 def checked(chapter: str) -> list[str]:
     """The names of the functions that a chapter hands to check, in order."""
-    return re.findall(r"^check\((\w+)\)$", "\n".join(section(chapter)[0]), re.MULTILINE)
+    return re.findall(r"^check\((\w+)\)$", "\n".join(cell.source for cell in section(chapter)[0]), re.MULTILINE)
 
 
 WHERE = {name: chapter for chapter in SOURCES for name in checked(chapter)}
@@ -265,9 +265,9 @@ def test_a_chapter_has_three_or_four_exercises_and_checks_three(chapter):
 def test_an_unfilled_stub_is_told_so_in_one_line_that_is_compared(chapter, capsys):
     namespace = dict(imports(chapter))
     for cell in section(chapter)[0]:
-        exec(cell, namespace)
+        exec(cell.source, namespace)
         assert capsys.readouterr().out == f"{EMPTY}\n"
-        assert cell.startswith("# NBVAL_CHECK_OUTPUT\n")
+        assert cell.metadata["tags"] == ["nbval-check-output"]
 
 
 @every_exercise
