@@ -27,6 +27,7 @@ from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.system.errors import BookError, NotFinite, check_range
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
+from diffusion_book.training.datasets import pictures_of
 from diffusion_book.viz.diagnosis import plot_branches, plot_distances, plot_gradients, plot_numbers
 from diffusion_book.viz.grids import save_grid, show_rows
 
@@ -76,7 +77,7 @@ def load_data(options: Diagnose, recipe: Recipe) -> data.Dataset:
         BookError: it is not here.
     """
     try:
-        return data.load(options.dataset or recipe.training.dataset)
+        return pictures_of(recipe, name=options.dataset)
     except BookError as error:
         if options.dataset is not None:
             raise
@@ -183,7 +184,7 @@ def draw(
             with progress_bar(name) as bar:
                 images = pipe.draw(request, bar.advance)
         except NotFinite:  # a finding, not an end
-            images = torch.full((len(request), 1, data.CROP_SIZE, data.CROP_SIZE), torch.nan)
+            images = torch.full((len(request), *pipe.recipe.picture_shape), torch.nan)
         seen[name] = diagnosis.judge(ways[name], images, request.labels, first, digits)
         grids[name] = images
     return seen, grids

@@ -32,6 +32,7 @@ from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import check_folder, make_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.system.streams import say, say_once
+from diffusion_book.training.datasets import pictures_of
 from diffusion_book.viz.grids import save_grid, show_rows, to_bytes
 
 RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
@@ -125,7 +126,7 @@ def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Copies, Te
         BookError: the samples cannot be drawn, or the pictures that it has learned are not where they were.
     """
     place = pipe.recipe.training.dataset
-    train, test = (data.load(place, split) for split in ("train", "test"))
+    train, test = (pictures_of(pipe.recipe, split) for split in ("train", "test"))
     asked = asdict(options.setting)
     number = min(asked.pop("num_samples"), len(train))
     request = pipe.ask(number, **asked, batch_size=options.model.batch_size)

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_book.cli.options import ModelOptions
-from diffusion_book.data import CROP_SIZE
 from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.configs import Recipe
@@ -36,7 +35,6 @@ def main(model: str, options: Any) -> int:
     """Run the command."""
     check_range(options, "nrow", 1, prefix="--")
     asked, options = options.format, dataclasses.replace(options, format=format_of(options))
-    check_fits(options.format, max(1, options.num_samples), options.nrow, CROP_SIZE)
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
@@ -72,6 +70,7 @@ def generate(pipe: Pipeline, options: Any) -> Drawn | None:
     Raises:
         BookError: it cannot be done.
     """
+    check_fits(options.format, max(1, options.num_samples), options.nrow, pipe.recipe.training.image_size)
     request = request_of(pipe, options)
     part = processes.part_of_samples(len(request), request.batch_size)
     check_folder(options.output_dir)

@@ -100,6 +100,7 @@ def output_dir(default: str, holds: str) -> tuple:
 # train
 
 FIXED: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], object]], ...] = (
+    ("training", ("image_size", "channels"), lambda recipe: recipe.is_latent or recipe.reflow),
     ("network", ("in_channels", "image_size"), lambda recipe: True),
     ("network", ("concat_channels",), lambda recipe: not recipe.network.concat_channels),
     ("network", ("context_dim",), lambda recipe: not recipe.network.context_dim),
@@ -143,10 +144,11 @@ def train_options(model: str, recipe: Recipe) -> Any:
 
 
 def recipe_asked(asked: Any, model: str) -> Recipe:
-    """The recipe that options ask for; but for the latents' shape, which follows from the VAE."""
+    """The recipe that options ask for; but for the shape of latents and pictures that follows from a VAE or a flow."""
     parts = {name: getattr(asked, name, None) for name in SECTIONS}
     parts = {name: SECTIONS[name](**vars(part)) for name, part in parts.items() if dataclasses.is_dataclass(part)}
-    return Recipe(model, **parts, is_latent=RECIPES[model].is_latent)
+    recipe = Recipe(model, **parts, is_latent=RECIPES[model].is_latent)
+    return recipe if recipe.reflow else recipe.fitted()
 
 
 def read_train_as(model: str, arguments: Sequence[str], recipe: Recipe) -> Any:

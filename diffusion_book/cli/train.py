@@ -108,14 +108,16 @@ def find_autoencoder(vae: Path | None, checkpoint: dict, run: RunOptions) -> Aut
 
 
 def for_latents(recipe: Recipe, autoencoder: Autoencoder) -> Recipe:
-    """The same recipe with a network for the latents of this autoencoder.
+    """The same recipe with a network for the latents of this autoencoder, and pictures of the form that it knows.
 
     Raises:
         BookError: the network cannot halve such latents as often as it should.
     """
     channels, size, _ = autoencoder.latent_shape
     network = dataclasses.replace(recipe.network, in_channels=channels, image_size=size)
-    return dataclasses.replace(recipe, network=network)
+    channels, image_size, _ = autoencoder.recipe.picture_shape
+    training = dataclasses.replace(recipe.training, image_size=image_size, channels=channels)
+    return dataclasses.replace(recipe, network=network, training=training)
 
 
 def report_stop(command: str, stop: Stopped) -> int:

@@ -19,6 +19,7 @@ from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.system.errors import BookError, check_range
 from diffusion_book.system.files import check_folder, timestamped_folder, write_whole
+from diffusion_book.training.datasets import pictures_of
 from diffusion_book.viz import latents
 from diffusion_book.viz.experiment import draw_reconstructions
 from diffusion_book.viz.grids import save_grid
@@ -45,7 +46,7 @@ def draw_latent_space(options: LatentSpace) -> Path:
     """
     check_range(options, "num_pictures", FEWEST_PICTURES, prefix="--")
     autoencoder = load_autoencoder(options)
-    test = data.load(options.dataset or data_of(autoencoder), "test")
+    test = pictures_of(autoencoder.recipe, "test", options.dataset or data_of(autoencoder))
     if not 0 <= options.picture < len(test):
         raise BookError(f"--picture is {options.picture}: {test.name} has test pictures 0 to {len(test) - 1}")
     check_folder(options.output_dir)
@@ -103,7 +104,7 @@ def walks(autoencoder: Autoencoder, test: data.Dataset) -> Tensor:
     """Straight ways between digits: for each pair a row through the latent space, and below it one through pixels.
 
     Returns:
-        Pictures, row by row: (2 * pairs * STOPS, 1, 28, 28) in [-1, 1].
+        Pictures, row by row: (2 * pairs * STOPS, C, H, W) in [-1, 1].
     """
     first = {label: int((test.labels == label).nonzero()[0]) for label in test.labels.unique().tolist()}
     rows = []
@@ -112,7 +113,7 @@ def walks(autoencoder: Autoencoder, test: data.Dataset) -> Tensor:
     for pair in pairs:
         images, _ = test.batch(torch.tensor([first[label] for label in pair]))
         rows.append(latents.decoded(autoencoder, latents.between(*autoencoder.encode(images), count=STOPS)))
-        rows.append(latents.between(*crop(images), count=STOPS))
+        rows.append(latents.between(*crop(images, test.images.shape[-1]), count=STOPS))
     return torch.cat(rows)
 
 

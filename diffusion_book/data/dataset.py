@@ -54,7 +54,7 @@ class Dataset:
         return replace(self, images=self.images[:number], labels=self.labels[:number])
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures at `index` as the networks want them: (B, 1, 32, 32) in [-1, 1], and labels."""
+        """The pictures at `index` as the networks want them, (B, 1, 32, 32) in [-1, 1] (see `normalise`), and labels."""
         return normalise(self.images[index]), self.labels[index]
 
     @property
@@ -68,12 +68,13 @@ class Dataset:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bytes (B, 1, 28, 28) in 0..255 to floats (B, 1, 32, 32) in [-1, 1].
+    """Bytes (B, C, 28, 28) in 0..255 to floats (B, C, 32, 32) in [-1, 1].
 
-    The border is filled with -1, which is the background of every picture. Reflecting the picture
+    Pictures of another size get no border: 32 and 64 can be halved as they are, but 28 only twice. The border is filled with -1, which is the background of every picture. Reflecting the picture
     at its edges instead would copy strokes that reach them.
     """
-    return pad(images.float() / 127.5 - 1.0)
+    images = images.float() / 127.5 - 1.0
+    return pad(images) if images.shape[-1] == CROP_SIZE else images
 
 
 def pad(images: Tensor) -> Tensor:
@@ -81,9 +82,10 @@ def pad(images: Tensor) -> Tensor:
     return F.pad(images, [PADDING] * 4, value=-1.0)
 
 
-def crop(images: Tensor) -> Tensor:
-    """Cut the border off again: (B, C, 32, 32) -> (B, C, 28, 28)."""
-    return images[..., PADDING:-PADDING, PADDING:-PADDING]
+def crop(images: Tensor, image_size: int = CROP_SIZE) -> Tensor:
+    """Cut the border off again: (B, C, 32, 32) -> (B, C, image_size, image_size)."""
+    border = (images.shape[-1] - image_size) // 2
+    return images[..., border : border + image_size, border : border + image_size]
 
 
 def quantise(images: Tensor) -> Tensor:

@@ -36,7 +36,14 @@ HASHES = {
 MNIST_SIZES = {"train": 60_000, "test": 10_000}
 
 
-def load(name: str | Path = "auto", split: str = "train", *, root: str | Path | None = None) -> Dataset:
+def load(
+    name: str | Path = "auto",
+    split: str = "train",
+    *,
+    root: str | Path | None = None,
+    image_size: int = CROP_SIZE,
+    channels: int = 1,
+) -> Dataset:
     """Load a data set whole.
 
     Args:
@@ -47,18 +54,25 @@ def load(name: str | Path = "auto", split: str = "train", *, root: str | Path | 
         split: "train" or "test".
         root: a torchvision root, the folder that holds `MNIST/raw`; MNIST's four files are found in `MNIST`, in `raw`
             and beside each other too, and packed as .gz. Default: `data_folder()`.
+        image_size, channels: of pictures of your own: 28, 32 or 64, and 1 (grey) or 3 (colour). The others are 28 x 28
+            and grey.
 
     Returns:
-        uint8 pictures (N, 1, 28, 28) and int64 labels (N,), on the CPU.
+        uint8 pictures (N, 1, 28, 28), or in the form that was asked for, and int64 labels (N,), on the CPU.
 
     Raises:
-        BookError: the name or split is unknown, or the files are missing, damaged, of another size or cannot be
+        BookError: the name or split is unknown, or has no pictures in this form, or the files are missing, damaged, of another size or cannot be
             downloaded; the one line says which, and what to do. Where files are, "auto" takes nothing else.
     """
     choose("split", split, dict.fromkeys(("train", "test")))
     if is_place(name):
-        return load_own(name, split)
+        return load_own(name, split, image_size, channels)
     choose("data set", name, dict.fromkeys((*NAMES, "or a folder or .npz of your own")))
+    if (image_size, channels) != (CROP_SIZE, 1):
+        raise BookError(
+            f"the pictures of '{name}' are {CROP_SIZE} x {CROP_SIZE} and grey: leave out --image_size and --channels, "
+            "or give a folder or .npz of your own"
+        )
     if name == "digits":
         return _load_digits(split)
     root = Path(root or data_folder()).expanduser()

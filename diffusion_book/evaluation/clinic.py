@@ -177,7 +177,9 @@ def admit(pipe: Pipeline, images: Tensor, labels: Tensor | None = None, network:
     if pipe.autoencoder is None:
         images = pad(images) if images.shape[-1] == 28 else images
         if tuple(images.shape[1:]) != pipe.shape:
-            raise BookError(f"pictures of shape {tuple(images.shape)}: they must be (B, 1, 28, 28) or (B, 1, 32, 32)")
+            forms = dict.fromkeys((pipe.recipe.picture_shape, pipe.shape))
+            allowed = " or ".join(f"(B, {', '.join(map(str, form))})" for form in forms)
+            raise BookError(f"pictures of shape {tuple(images.shape)}: they must be {allowed}")
     x0 = images if pipe.autoencoder is None else pipe.autoencoder.encode(images)
     condition = {}
     if pipe.num_classes:

@@ -79,7 +79,7 @@ def paired_distance(autoencoder: Autoencoder, train: Dataset, num_samples: int) 
 
 
 def reconstruction_rows(autoencoder: Autoencoder, test: Dataset) -> Tensor:
-    """Forty test pictures, ten a row, each row followed by its reconstructions: (80, 1, 28, 28)."""
-    images = crop(test.batch(torch.arange(min(40, len(test))))[0]).cpu()
+    """Forty test pictures, ten a row, each row followed by its reconstructions: (80, C, H, W), as (80, 1, 28, 28)."""
+    images = crop(test.batch(torch.arange(min(40, len(test))))[0], test.images.shape[-1]).cpu()
     restored = autoencoder.reconstruct(images)
     return torch.cat([row for pair in zip(images.split(10), restored.split(10), strict=True) for row in pair])

@@ -122,6 +122,10 @@ class ELBOConfig:
 
 
 OPTIMIZERS = dict.fromkeys(("muon", "adamw"))
+IMAGE_SIZES = (28, 32, 64)
+CHANNELS = (1, 3)
+BORDERED = {28: 32}
+"""size of the pictures -> what a network sees of them, where it differs: 28 cannot be halved three times"""
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,17 @@ class TrainingConfig:
     """epochs between sample grids and kept checkpoints"""
     seed: int = 0
     """of everything random in the training"""
+    image_size: int = 28
+    """height and width that pictures of your own are brought to: 28, 32 or 64"""
+    channels: int = 1
+    """1 = grey, 3 = colour, for pictures of your own"""
 
     def __post_init__(self) -> None:
         choose("optimizer", self.optimizer, OPTIMIZERS)
+        for name, allowed in (("image_size", IMAGE_SIZES), ("channels", CHANNELS)):
+            if getattr(self, name) not in allowed:
+                *others, last = map(str, allowed)
+                raise BookError(f"{name} is {getattr(self, name)}: choose {', '.join(others)} or {last}")
         check_range(self, "epochs batch_size sample_every", 1)
         check_range(self, "lr gradient_clip", above=0)
         check_range(self, "warmup_steps weight_decay", 0, below=math.inf)
@@ -228,6 +240,11 @@ class Recipe:
         return "latent diffusion" if self.is_latent else "diffusion"
 
     @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the pictures that it learns and makes."""
+        return self.training.channels, self.training.image_size, self.training.image_size
+
+    @property
     def is_flow(self) -> bool:
         """Whether it is a diffusion model whose path from picture to noise is straight."""
         return self.diffusion is not None and self.diffusion.schedule == "rectified"
@@ -238,6 +255,18 @@ class Recipe:
         return list(self.classes) or [
             str(label) for label in range(self.condition.num_classes if self.condition else 0)
         ]
+
+    def fitted(self) -> Recipe:
+        """The same recipe with a network for pictures of this form; where it works on latents, it fits them already."""
+        form = {"image_size": BORDERED.get(self.training.image_size, self.training.image_size)}
+        if self.vae is not None:
+            vae = dataclasses.replace(self.vae, image_channels=self.training.channels, **form)
+            return dataclasses.replace(self, vae=vae)
+        if self.network is None or self.is_latent:
+            return self
+        return dataclasses.replace(
+            self, network=dataclasses.replace(self.network, in_channels=self.training.channels, **form)
+        )
 
     def to_dict(self) -> dict:
         """Plain numbers, strings, lists and dictionaries, ready for JSON and for checkpoints."""

@@ -149,7 +149,7 @@ class Pipeline:
             first: index of the first sample: draw those from `first` to `first + num_samples - 1`.
 
         Returns:
-            (num_samples, 1, 28, 28), float32, in [-1, 1], on the CPU.
+            (num_samples, 1, 28, 28), or pictures of the form that the model has learned, float32, in [-1, 1], on the CPU.
 
         Raises:
             BookError: bad arguments, out of memory, or pictures that are not finite (`NotFinite`).
@@ -235,7 +235,7 @@ class Pipeline:
             )
         if self.autoencoder is not None:
             x = self.autoencoder.decode(x)  # (B, 2, 4, 4) -> (B, 1, 32, 32)
-        return crop(x).clamp(-1, 1).float().cpu()
+        return crop(x, self.recipe.training.image_size).clamp(-1, 1).float().cpu()
 
 
 def build_network(recipe: Recipe) -> nn.Module:

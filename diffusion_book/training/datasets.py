@@ -30,10 +30,10 @@ def training_data(
     if recipe.reflow:
         recipe, dataset, test = reflow_data(recipe, parent, expected_parent)
     else:
-        dataset = data.load(recipe.training.dataset)
+        dataset = pictures_of(recipe)
         found = dataset.place or dataset.name
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=found))
-        test = data.load(found, "test")
+        test = pictures_of(recipe, "test")
         if dataset.place:
             recipe = of_own(recipe, dataset, autoencoder)
     if recipe.condition and dataset.labels.max() >= recipe.condition.num_classes:
@@ -48,6 +48,16 @@ def training_data(
     if recipe.is_latent and not recipe.reflow:
         dataset, test = encode_dataset(autoencoder, dataset), encode_dataset(autoencoder, test)
     return recipe, dataset, test
+
+
+def pictures_of(recipe: Recipe, split: str = "train", name: str | None = None) -> data.Dataset:
+    """The data set that a recipe names, or that of another name, in the form of the pictures that its model knows.
+
+    Raises:
+        BookError: it is not there, or not in this form.
+    """
+    training = recipe.training
+    return data.load(name or training.dataset, split, image_size=training.image_size, channels=training.channels)
 
 
 FEW = 1000  # pictures that a network of the book learns by heart within minutes
@@ -111,7 +121,8 @@ def reflow_data(
         raise BookError(
             f"'{recipe.model}' learns from a flow of {known}, not of {recipe.training.dataset}: leave out --dataset"
         )
-    training = dataclasses.replace(recipe.training, dataset=known)
+    form = {name: getattr(parent.recipe.training, name) for name in ("image_size", "channels")}
+    training = dataclasses.replace(recipe.training, dataset=known, **form)
     # Seeds that nobody samples with: else the samples that a reader draws, or a card measures, would grow from the very
     # noise that the model was trained on.
     seeds = [seed_of(recipe.training.seed, number) for number in (3, 4)]

@@ -30,7 +30,7 @@ def animate(
         alt: what there is to see, for those who do not see it.
     """
     frames, scale = to_frames(frames), positive("scale", scale)
-    count, height, width = frames.shape
+    count, height, width = frames.shape[:3]
     first, options = _movie(frames, milliseconds)
     source = data_uri(first, quality=QUALITY, **options)
     return Html(
@@ -44,7 +44,7 @@ def save_animation(frames: Tensor, path: str | Path, milliseconds: int = 60) -> 
     """Write a looping animation to a file, whole or not at all.
 
     Args:
-        frames: (T, 1, H, W) or (T, H, W), floats in [-1, 1] or bytes.
+        frames: (T, 1, H, W) or (T, H, W), in colour (T, H, W, 3), floats in [-1, 1] or bytes.
         path: ends in .gif or .webp.
         milliseconds: a frame; the last one stays longer.
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_book.data import Dataset, crop, quantise
+from diffusion_book.data import Dataset, quantise
 from diffusion_book.evaluation.reconstructions import reconstruction_rows
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.pipelines import Pipeline
@@ -18,8 +18,8 @@ from diffusion_book.training.latents import LatentDataset
 from diffusion_book.training.models import Trained
 from diffusion_book.training.monitor import UNITS
 from diffusion_book.training.run import Callbacks
-from diffusion_book.viz.grids import save_grid
-from diffusion_book.viz.latents import plot_latent_positions, plot_principal_components
+from diffusion_book.viz.grids import channels_last, save_grid
+from diffusion_book.viz.latents import decoded, plot_latent_positions, plot_principal_components
 from diffusion_book.viz.strips import denoising_strip, show_strip
 from diffusion_book.viz.style import COLOURS, new_figure, styled
 
@@ -119,17 +119,17 @@ def draw_samples_and_their_way(pipe: Pipeline, folder: Path) -> None:
     save_pictures(images, folder / "final_samples", columns)
     states = pipe.states(range(columns), seed=1)
     times, stills = denoising_strip(states, pipe, STRIP_FRAMES)
-    figure = show_strip(times, stills, title="From noise to digits, by time t")
+    figure = show_strip(times, stills, title="From noise to pictures, by time t")
     write_whole(folder / "denoising_steps" / "denoising.png", figure.savefig)
     for number, (t, column) in enumerate(zip(times, stills.unbind(1), strict=True)):
         save_grid(column, folder / "denoising_steps" / f"step_{number:02d}_t{t:.3f}.png")
 
 
 def save_pictures(images: Tensor, folder: Path, columns: int = 8) -> None:
-    """Pictures (N, 1, H, W) in [-1, 1] as one grid and one by one."""
+    """Pictures (N, 1 or 3, H, W) in [-1, 1] as one grid and one by one."""
     save_grid(images, folder / "grid.png", columns=columns)
     for number, image in enumerate(images):
-        single = Image.fromarray(quantise(image[0]).numpy())
+        single = Image.fromarray(channels_last(quantise(image)).numpy())
         write_whole(folder / f"sample_{number:03d}.png", single.save)
 
 
@@ -142,12 +142,11 @@ def draw_latent_space(autoencoder: Autoencoder, test: Dataset, folder: Path) -> 
     """Reconstructions, pictures of latents drawn from the prior, and scatter plots of the latent space."""
     draw_reconstructions(autoencoder, test, folder / "final_samples" / "reconstructions.png")
     noise = torch.randn(8 * GRID_ROWS, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(1))
-    images = crop(autoencoder.decode(noise)).clamp(-1, 1).cpu()
-    save_pictures(images, folder / "final_samples")
+    save_pictures(decoded(autoencoder, noise), folder / "final_samples")
     images, labels = test.batch(torch.arange(min(LATENT_PICTURES, len(test))))
     latents, labels = autoencoder.encode(images).cpu(), labels.cpu()
     for name, plot in (("positions", plot_latent_positions), ("principal_components", plot_principal_components)):
-        write_whole(folder / "latent_space" / f"{name}.png", plot(latents, labels).savefig)
+        write_whole(folder / "latent_space" / f"{name}.png", plot(latents, labels, names=test.label_names).savefig)
 
 
 PICTURES = Callbacks(recorded=draw_records, epoch=draw_epoch, finished=draw_final)

@@ -47,7 +47,7 @@ it does not know. `aspect-ratio` is one of these, `content-visibility` another: 
 
 
 def to_frames(frames: Tensor) -> Tensor:
-    """Frames as bytes (T, H, W), from (T, 1, H, W) or (T, H, W), floats in [-1, 1] or bytes.
+    """Frames as bytes (T, H, W), from (T, 1, H, W) or (T, H, W); in colour as (T, H, W, 3). Floats in [-1, 1] or bytes.
 
     Raises:
         BookError: another shape.
@@ -58,7 +58,8 @@ def to_frames(frames: Tensor) -> Tensor:
         raise BookError(f"frames must be a tensor (T, 1, H, W) or (T, H, W), not {type(frames).__name__}") from None
     if frames.ndim == 4 and frames.shape[1] == 1:
         frames = frames[:, 0]
-    if frames.ndim != 3 or frames.numel() == 0:
+    in_colour = frames.ndim == 4 and frames.shape[-1] == 3
+    if (frames.ndim != 3 and not in_colour) or frames.numel() == 0:
         raise BookError(f"frames must be (T, 1, H, W) or (T, H, W), not {tuple(frames.shape)}")
     return to_bytes(frames)
 

@@ -26,10 +26,10 @@ MOST_LABELS = 16  # in a column of a legend
 
 
 def decoded(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Latents (..., C, H, W) as pictures for the eye: (..., 1, 28, 28) in [-1, 1], on the CPU."""
+    """Latents (..., C, H, W) as pictures for the eye: (..., 1, 28, 28), or as the autoencoder makes them, in [-1, 1], on the CPU."""
     batch = latents.shape[:-3]
     pictures = autoencoder.decode(latents.reshape(-1, *latents.shape[-3:]))  # (B, 1, 32, 32)
-    return crop(pictures).clamp(-1, 1).cpu().unflatten(0, batch)
+    return crop(pictures, autoencoder.recipe.training.image_size).clamp(-1, 1).cpu().unflatten(0, batch)
 
 
 def latent_tiles(latents: Tensor, limit: float = 3.0) -> Tensor:
@@ -174,7 +174,8 @@ def plot_map(
         shape = " x ".join(map(str, autoencoder.latent_shape))
         raise BookError(f"a map needs latents of two dimensions, these are {shape}: take a VAE such as vae-2d")
     pictures = decoded(autoencoder, plane_of_latents(limit, count))
-    side = count * CROP_SIZE / DPI  # inches; one screen pixel a pixel
+    picture = pictures.shape[-1]
+    side = count * picture / DPI  # inches; one screen pixel a pixel
     left, gap, right, bottom, top = 0.55, 0.55, 0.45, 0.55, 0.1
     width, height = left + side + gap + side + right, bottom + side + top
     figure, (dots, plane) = new_figure(width, height, 1, 2, layout="none")
@@ -187,8 +188,8 @@ def plot_map(
     )
     ticks = [tick for tick in range(-10, 11) if abs(tick) < limit]
     texts = [str(tick).replace("-", "\N{MINUS SIGN}") for tick in ticks]
-    plane.set_xticks([(tick + limit) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], texts)
-    plane.set_yticks([(limit - tick) / (2 * limit) * count * CROP_SIZE - 0.5 for tick in ticks], texts)
+    plane.set_xticks([(tick + limit) / (2 * limit) * count * picture - 0.5 for tick in ticks], texts)
+    plane.set_yticks([(limit - tick) / (2 * limit) * count * picture - 0.5 for tick in ticks], texts)
     plane.grid(False)
     dots.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=ticks, yticks=ticks, ylabel="dimension 2")
     for axes in (dots, plane):

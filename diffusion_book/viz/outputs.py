@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import write_whole
 from diffusion_book.viz.animation import save_animation
-from diffusion_book.viz.grids import MOST_PIXELS, SCALE, enlarged, grid, save_grid, to_bytes
+from diffusion_book.viz.grids import MOST_PIXELS, channels_last, enlarged, grid, save_grid, scale_of, to_bytes
 
 ROWS_A_PAGE = 200
 PIXELS_AN_INCH = 36  # of the digits: one is 2 cm wide on paper
@@ -98,7 +98,7 @@ def _png(folder: Path, drawn: Drawn, columns: int, grid_only: bool) -> None:
         place = folder / "samples"
         if drawn.labels is not None:
             place /= folder_name(drawn.classes, int(drawn.labels[number]))
-        write_whole(place / f"sample_{number:03d}.png", _image(picture).save)
+        write_whole(place / f"sample_{number:03d}.png", Image.fromarray(channels_last(picture).numpy()).save)
 
 
 def _npz(folder: Path, drawn: Drawn, columns: int, grid_only: bool) -> None:
@@ -113,7 +113,7 @@ def _npz(folder: Path, drawn: Drawn, columns: int, grid_only: bool) -> None:
 def _webp(folder: Path, drawn: Drawn, columns: int, grid_only: bool) -> None:
     """The whole grid on its way from the noise."""
     frames = torch.stack([grid(still, columns) for still in drawn.stills.unbind(1)])
-    height, width = frames.shape[1:]
+    height, width = frames.shape[1:3]
     scale = MOVIE_SCALE
     while scale > 1 and (scale * max(height, width) > MOST_PIXELS[".webp"] or scale**2 * height * width > MOVIE_PIXELS):
         scale -= 1
@@ -136,14 +136,10 @@ def save_pdf(images: Tensor, path: Path, columns: int = 8) -> Path:
     padding = GAP_PIXELS if len(images) > 1 else 0
     pages = [grid(part, columns, padding) for part in images.split(columns * ROWS_A_PAGE)]
     # A page holds a JPEG, whose pixels have an end: a very wide one gets smaller blocks.
-    scale = max(1, min(SCALE, MOST_PIXELS[".pdf"] // max(pages[0].shape[:2])))
+    scale = max(1, min(scale_of(images.shape[-1]), MOST_PIXELS[".pdf"] // max(pages[0].shape[:2])))
     first, *others = (enlarged(page, scale) for page in pages)
     options = {"quality": 95, "resolution": scale * PIXELS_AN_INCH, "save_all": True, "append_images": others}
     return write_whole(path, lambda temporary: first.save(temporary, "PDF", **options))
-
-
-def _image(picture: Tensor) -> Image.Image:
-    return Image.fromarray(picture[0].numpy() if len(picture) == 1 else picture.permute(1, 2, 0).numpy())
 
 
 def _bar(samples) -> tqdm:

@@ -35,19 +35,19 @@ aria-valuetext="{caption}" style="flex:1;min-width:0;height:2em" oninput="{handl
 
 
 def sprite_sheet(frames: Tensor) -> tuple[Tensor, int]:
-    """All frames in one picture, row by row: uint8 (rows * H, columns * W), and the number of columns.
+    """All frames in one picture, row by row: uint8 (rows * H, columns * W) or with 3 colours, and the number of columns.
 
     Args:
-        frames: (T, 1, H, W) or (T, H, W), floats in [-1, 1] or bytes.
+        frames: (T, 1, H, W) or (T, H, W), in colour (T, H, W, 3), floats in [-1, 1] or bytes.
     """
     frames = to_frames(frames)
-    count, height, width = frames.shape
+    count, height, width, *colours = frames.shape
     columns = max(1, min(count, round(math.sqrt(count * height / width))))  # a sheet about as high as it is wide
     rows = math.ceil(count / columns)
-    sheet = torch.zeros(rows * columns, height, width, dtype=torch.uint8)
+    sheet = torch.zeros(rows * columns, height, width, *colours, dtype=torch.uint8)
     sheet[:count] = frames
-    sheet = sheet.reshape(rows, columns, height, width).transpose(1, 2)  # (rows, H, columns, W)
-    return sheet.reshape(rows * height, columns * width), columns
+    sheet = sheet.reshape(rows, columns, height, width, *colours).transpose(1, 2)  # (rows, H, columns, W)
+    return sheet.reshape(rows * height, columns * width, *colours), columns
 
 
 def scrubber(
@@ -75,7 +75,7 @@ def scrubber(
         BookError: not one caption a frame, or no such `start`.
     """
     frames, scale = to_frames(frames), positive("scale", scale)
-    count, height, width = frames.shape
+    count, height, width = frames.shape[:3]
     captions = [str(number) for number in range(count)] if captions is None else [str(text) for text in captions]
     if len(captions) != count:
         raise BookError(f"{len(captions)} captions for {count} frames: give one a frame")

@@ -25,7 +25,7 @@ def denoising_strip(states: Iterable[State], pipe, frames: int = 10, what: str =
             sampler starts from has none, so this one starts a step later).
 
     Returns:
-        The times, and the pictures (B, frames, 1, 28, 28) in [-1, 1].
+        The times, and the pictures (B, frames, C, H, W) in [-1, 1], of digits (B, frames, 1, 28, 28).
 
     Raises:
         BookError: no states, fewer than one frame, or another `what`.
@@ -40,7 +40,7 @@ def denoising_strip(states: Iterable[State], pipe, frames: int = 10, what: str =
         raise BookError(f"{frames} stills of {len(pairs)} states: both must be at least 1")
     frames = min(frames, len(pairs))
     chosen = torch.linspace(0, len(pairs) - 1, frames).round().long().tolist()
-    pictures = torch.stack([pipe.to_images(pairs[index][1]) for index in chosen], dim=1)  # (B, frames, 1, 28, 28)
+    pictures = torch.stack([pipe.to_images(pairs[index][1]) for index in chosen], dim=1)  # (B, frames, C, H, W)
     return [pairs[index][0] for index in chosen], pictures
 
 
@@ -50,7 +50,7 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
 
     Args:
         times: of the columns, in [0, 1].
-        pictures: (B, frames, 1, H, W), floats in [-1, 1].
+        pictures: (B, frames, 1 or 3, H, W), floats in [-1, 1].
         title: written above.
         scale: screen pixels a pixel.
 
@@ -64,7 +64,7 @@ def show_strip(times: list[float], pictures: Tensor, title: str | None = None, s
     padding = 2
     columns, width = pictures.shape[1], pictures.shape[-1] + padding
     picture = grid(pictures.flatten(0, 1), columns=columns, padding=padding)
-    inches_high, inches_wide = (positive("scale", scale) * size / DPI for size in picture.shape)
+    inches_high, inches_wide = (positive("scale", scale) * size / DPI for size in picture.shape[:2])
     total = inches_high + 0.3 + (TITLE if title else 0.0)  # the times stand above the pictures
     figure, axes = new_figure(inches_wide, total, layout="none")
     place(axes, picture, (0, 0, 1, inches_high / total))

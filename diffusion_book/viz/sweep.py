@@ -26,7 +26,7 @@ def show_cells(panels: dict[str, Tensor], rows: Sequence[str], scales: Sequence[
     """Tables of pictures side by side, each cell a block of several.
 
     Args:
-        panels: title -> pictures (R, C, K, 1, H, W), floats in [-1, 1].
+        panels: title -> pictures (R, C, K, 1 or 3, H, W), floats in [-1, 1].
         rows: R names.
         scales: C guidance scales.
         scale: screen pixels a pixel.
@@ -37,7 +37,7 @@ def show_cells(panels: dict[str, Tensor], rows: Sequence[str], scales: Sequence[
     if not panels or any(each.ndim != 6 or each.shape[:2] != (len(rows), len(scales)) for each in panels.values()):
         raise BookError(f"show_cells needs pictures of shape ({len(rows)}, {len(scales)}, K, 1, H, W), a table a panel")
     tables = [_table(pictures) for pictures in panels.values()]
-    high, wide = (scale * size / DPI for size in tables[0].shape)  # inches
+    high, wide = (scale * size / DPI for size in tables[0].shape[:2])  # inches
     margin = MARGIN + LETTER * (max(map(len, rows)) - 1)
     whole_high, whole_wide = high + HEAD, (wide + margin) * len(tables)
     figure, axes = new_figure(whole_wide, whole_high, 1, len(tables), squeeze=False, layout="none")
@@ -58,7 +58,12 @@ def show_cells(panels: dict[str, Tensor], rows: Sequence[str], scales: Sequence[
 
 
 def _table(pictures: Tensor) -> Tensor:
-    """(R, C, K, 1, H, W) -> one picture of bytes, (height, width), each cell as square a block as K allows."""
+    """(R, C, K, 1 or 3, H, W) -> one picture of bytes, (height, width) or (height, width, 3).
+
+    Each cell is as square a block as K allows.
+    """
+    if pictures.shape[3] == 3:
+        return torch.stack([_table(pictures[:, :, :, [channel]]) for channel in range(3)], dim=-1)
     rows, columns, count, _, height, width = pictures.shape
     across = math.ceil(math.sqrt(count))
     down = math.ceil(count / across)

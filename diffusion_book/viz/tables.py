@@ -21,7 +21,7 @@ def show_table(
     """A figure of pictures that differ by one thing from row to row and by another from column to column.
 
     Args:
-        pictures: (R, C, 1, H, W), floats in [-1, 1] or bytes.
+        pictures: (R, C, 1 or 3, H, W), floats in [-1, 1] or bytes.
         rows, columns: what they are called: R and C short texts.
         title: written above.
         scale: screen pixels a pixel.
@@ -36,7 +36,7 @@ def show_table(
         )
     padding = 2
     picture = grid(pictures.flatten(0, 1), columns=len(columns), padding=padding)
-    high, wide = (scale * size / DPI for size in picture.shape)  # inches
+    high, wide = (scale * size / DPI for size in picture.shape[:2])  # inches
     margin = 0.09 * max(len(label) for label in rows) + 0.1  # for the rows' names
     whole_high, whole_wide = high + HEAD + (TITLE if title else 0.0), wide + margin
     figure, axes = new_figure(whole_wide, whole_high, layout="none")
