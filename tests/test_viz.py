@@ -58,7 +58,7 @@ class TestGrid:
 
     @pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4, 4), (0, 1, 4, 4)])
     def test_other_shapes_are_refused_in_one_line(self, shape):
-        with pytest.raises(BookError, match=r"\(N, 1, H, W\)"):
+        with pytest.raises(BookError, match=r"\(N, 1 or 3, H, W\)"):
             grid(torch.zeros(shape))
 
     def test_saved_grid_is_the_grid(self, tmp_path):
