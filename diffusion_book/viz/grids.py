@@ -146,7 +146,9 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, scale: int | N
             f"a grid of {len(images):,} pictures, {picture.shape[1]:,} x {picture.shape[0]:,} pixels, does not fit into "
             f"{path}: {suffix} ends at {most:,}; write .png, or choose another number of columns"
         )
-    scale = max(1, min(scale or scale_of(images.shape[-1]), most // longest, math.isqrt(MANY_PIXELS // picture.numel())))
+    scale = max(
+        1, min(scale or scale_of(images.shape[-1]), most // longest, math.isqrt(MANY_PIXELS // picture.numel()))
+    )
     return write_whole(path, enlarged(picture, scale).save)
 
 
