@@ -102,7 +102,7 @@ def save(pipe, path):
 def command(pipe, tmp_path, monkeypatch):
     """The folder of the command, and the text of its report."""
     path = save(pipe, tmp_path / "checkpoint.pt")
-    monkeypatch.setattr(data, "load", lambda *_: patterns())
+    monkeypatch.setattr(data, "load", lambda *_, **__: patterns())
     main(["diagnose", pipe.recipe.model, "--checkpoint", str(path), "--output_dir", str(tmp_path / "out"), *FAST])
     (folder,) = (tmp_path / "out").iterdir()
     return folder, (folder / "report.txt").read_text()
@@ -251,7 +251,7 @@ def test_the_share_that_is_told_is_that_of_the_law_of_total_variance():
 
 
 def test_an_autoencoder_is_diagnosed_too(collapsed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "load", lambda *_: patterns())
+    monkeypatch.setattr(data, "load", lambda *_, **__: patterns())
     state = {"recipe": collapsed.recipe.to_dict(), "ema": collapsed.network.state_dict()}
     path = save_checkpoint(tmp_path / "vae.pt", state)
     main(["diagnose", "vae", "--checkpoint", str(path), "--output_dir", str(tmp_path / "out"), *CPU])

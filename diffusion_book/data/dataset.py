@@ -83,9 +83,8 @@ def pad(images: Tensor) -> Tensor:
 
 
 def crop(images: Tensor, image_size: int = CROP_SIZE) -> Tensor:
-    """Cut the border off again: (B, C, 32, 32) -> (B, C, image_size, image_size)."""
-    border = (images.shape[-1] - image_size) // 2
-    return images[..., border : border + image_size, border : border + image_size]
+    """Cut the border off again: (B, C, 32, 32) -> (B, C, 28, 28); pictures of another `image_size` have none."""
+    return images[..., PADDING:-PADDING, PADDING:-PADDING] if image_size == CROP_SIZE else images
 
 
 def quantise(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_book.data import pad
+from diffusion_book.data import CROP_SIZE, PADDING, pad
 from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.networks.unet import UNetConfig
@@ -117,7 +117,8 @@ class Autoencoder:
         config = self.recipe.vae
         if not isinstance(images, Tensor):
             raise BookError(f"pictures of type {type(images).__name__}: give a tensor")
-        sizes = dict.fromkeys((self.recipe.training.image_size, config.image_size))
+        border = 2 * PADDING if self.recipe.training.image_size == CROP_SIZE else 0
+        sizes = dict.fromkeys((config.image_size - border, config.image_size))
         if tuple(images.shape[1:]) not in [(config.image_channels, size, size) for size in sizes] or len(images) == 0:
             allowed = " or ".join(f"(B, {config.image_channels}, {size}, {size})" for size in sizes)
             raise BookError(f"pictures of shape {tuple(images.shape)}: they must be {allowed}, B at least 1")
