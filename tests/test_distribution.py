@@ -156,6 +156,22 @@ def test_many_models_fit_on_one_map():
     check_that_all_fits(figure)
 
 
+def test_small_multiples_show_each_set_alone_over_the_real_one():
+    places = PLACES | {"ldm": PLACES["ddpm"] + 1}
+    labels = LABELS | {"ldm": LABELS["ddpm"]}
+    figure = distribution.plot_multiples(places, labels)
+    assert [axis.get_title() for axis in figure.axes] == ["ddpm", "ldm"]
+    for axis in figure.axes:
+        real, own = axis.collections
+        assert real.get_offsets().tolist() == places[REAL].tolist()
+        assert own.get_offsets().tolist() == places[axis.get_title()].tolist()
+        hexes = [matplotlib.colors.to_hex(colour).upper() for colour in own.get_facecolor()]
+        assert hexes == [DIGIT_COLOURS[digit].upper() for digit in labels[axis.get_title()].tolist()]
+    assert texts(figure.legends[0]) == [str(digit) for digit in range(10)]
+    with pytest.raises(BookError, match="at least one other"):
+        distribution.plot_multiples({REAL: PLACES[REAL]}, {REAL: LABELS[REAL]})
+
+
 def test_a_set_takes_the_colour_of_its_family():
     assert distribution.colour_of_set("rf-mine", 1) == COLOURS["rf"]
     assert distribution.colour_of_set("latent-rf-mine", 1) == COLOURS["latent-rf"]

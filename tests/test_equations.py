@@ -421,9 +421,6 @@ def test_the_velocity_of_a_path_is_v_on_the_circle_and_u_on_the_line():
             torch.testing.assert_close(along, target_value(target, x0, eps, alpha.detach(), sigma.detach()))
 
 
-# --- Chapter 8: scoreboard -----------------------------------------------------------------------
-
-
 def test_the_way_from_noise_to_data_is_the_same_on_every_schedule():
     """With the exact denoiser of N(m, s^2) a point keeps its rank, at every time and not only at the end."""
     mean, std, noise = 0.3, 0.5, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]

@@ -371,6 +371,21 @@ def test_a_sentence_says_how_far_and_how_doubtful(smaller_reference):
     assert sentence(headline) == "2.4 times the distance of real digits; 6 in a hundred doubtful (real: 3)"
 
 
+def test_how_classes_are_drawn_shifts_the_distance_of_real_digits():
+    """Equal numbers are wrong proportions, and stay far off; exact ones leave less to chance than a random draw."""
+    found = measures.real_distances((500, 10_000), draws=3)
+    assert list(found) == list(measures.CLASS_DRAWS)
+    assert all(each.shape == (2, 3) for each in found.values())
+    at_random, equal, exact = (each.mean(1) for each in found.values())
+    assert at_random[1].item() == pytest.approx(floor(10_000).mean, abs=4 * floor(10_000).std)
+    assert equal[1] > 1.4 * at_random[1]
+    assert exact[1] < at_random[1]
+    assert at_random[0] > 3 * at_random[1]
+    assert exact[0] > 3 * exact[1]
+    with pytest.raises(BookError, match="the measures need 10 to"):
+        measures.real_distances((5,))
+
+
 def test_doubtful_is_what_the_second_classifier_is_less_sure_of(smaller_reference):
     images = pictures(40)
     sure = logits(images).softmax(dim=1).amax(dim=1) >= 0.9
@@ -378,6 +393,7 @@ def test_doubtful_is_what_the_second_classifier_is_less_sure_of(smaller_referenc
     assert 0 < share < 1
     found = measure(images)
     assert found.doubtful == pytest.approx(share)
+    assert measures.is_doubtful(images).double().mean().item() == pytest.approx(share)
     assert found.doubtful_error == pytest.approx((share * (1 - share) / 40) ** 0.5)
     assert found.doubtful_real == pytest.approx(1 - reference_features()["confident"].item())
 

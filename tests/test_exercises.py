@@ -176,14 +176,14 @@ MISTAKES = {
         ("1 / sizes", "1 / sizes.sqrt()", "that is a line over 1 / sqrt(N)"),
         ("solution[0, 0]", "solution.sum()", "at N = 1"),
     ],
-    "share_nearer": [
+    "fraction_nearer": [
         ("to_train < to_test", "to_train > to_test", "nearer to the test set"),
         ("min(dim=1)", "min(dim=0)", "the minimum is taken for each real picture"),
         ("min(dim=1).values", "mean(dim=1)", "all distances are averaged"),
         (".double().mean()", ".sum()", "that is their number"),
         (".double().mean()", "", "one answer for each sample"),
     ],
-    "frechet_of_spreads": [
+    "diagonal_frechet": [
         (".std(0)", ".var(0)", "variances are compared"),
         ("(a.mean(0) - b.mean(0)) ** 2", "(a.mean(0) - b.mean(0)).abs()", "the distance of the means is not squared"),
         (".sum()", ".mean()", "averaged over the features"),

@@ -13,17 +13,25 @@ from diffusion_book.cli.options import evaluate_options
 from diffusion_book.data import crop, normalise
 from diffusion_book.evaluation import scoreboard as board
 from diffusion_book.evaluation import settings
-from diffusion_book.evaluation.measures import HEADLINE, floor
+from diffusion_book.evaluation.measures import HEADLINE, floor, random_labels
 from diffusion_book.evaluation.scoreboard import (
     Row,
+    apart,
     best,
     branches,
+    command,
     figures,
     is_current,
+    leaders,
     milliseconds,
     minutes_in_all,
+    parameters_in_all,
+    pictures_seen,
+    ranking,
+    redraw,
     row_of,
     scoreboard,
+    usual_number,
 )
 from diffusion_book.evaluation.substitution import classification_accuracy_score
 from diffusion_book.models import weights
@@ -106,6 +114,58 @@ def test_the_best_row_of_each_model():
     assert best(rows, steps=9) == {"a": rows[1]}
     with pytest.raises(BookError, match="figures of 50 and 60 samples do not compare"):
         best([*rows, Row("b", {"steps": 5, "num_samples": 60}, 5, 1, 1.0, {"cfid": 0.1})])
+
+
+def of(model, evaluations, ratio, error=None, number=50):
+    measures = {"cfid": 0.1 * ratio, "ratio": ratio, "ratio_error": error}
+    return Row(model, {"sampler": "ddim", "steps": evaluations, "num_samples": number}, evaluations, 1, 1.0, measures)
+
+
+def test_models_are_ranked_by_their_best_row_within_a_budget():
+    rows = [of("a", 5, 3.0), of("a", 9, 1.0), of("b", 5, 2.0), of("c", 9, 0.5)]
+    assert ranking(rows) == [rows[3], rows[1], rows[2]]
+    assert ranking(rows, most_evaluations=5) == [rows[2], rows[0]]
+    with pytest.raises(BookError, match="do not compare"):
+        ranking([*rows, of("b", 5, 2.0, number=60)])
+
+
+def test_those_lead_whom_nobody_beats_with_as_few_evaluations():
+    rows = [of("a", 5, 3.0), of("a", 9, 1.0), of("b", 5, 2.0), of("c", 20, 1.5)]
+    assert leaders(rows) == [rows[2], rows[1]]
+
+
+def test_two_rows_differ_from_two_standard_errors_on():
+    assert apart(of("a", 5, 2.0, 0.3), of("b", 5, 3.1, 0.4)) is True  # 2 x 0.5 is needed
+    assert apart(of("a", 5, 2.0, 0.3), of("b", 5, 2.9, 0.4)) is False
+    assert apart(of("a", 5, 2.0, 0.3), of("b", 5, 9.0)) is None
+
+
+def test_the_usual_number_of_samples_is_that_of_most_rows():
+    assert usual_number([of("a", 5, 1.0), of("b", 5, 1.0), of("c", 5, 1.0, number=60)]) == 50
+
+
+def test_a_model_has_seen_its_batches_and_draws_with_its_decoder():
+    card = weights.read_card("ldm")
+    assert pictures_seen("ldm") == card["steps"] * card["recipe"]["training"]["batch_size"]
+    pipe = load("ldm", device="cpu")
+    decoder = sum(parameter.numel() for parameter in pipe.autoencoder.network.decoder.parameters())
+    assert parameters_in_all(pipe) == card["parameters"] + decoder
+    assert parameters_in_all(load("rf-one-step", device="cpu")) == weights.read_card("rf-one-step")["parameters"]
+
+
+def test_a_row_is_drawn_again_as_its_command_draws_it():
+    """The labels of a model with classes are random, in the proportions that `evaluate` takes."""
+    setting = {"sampler": "euler", "steps": 1, "seed": 3, "num_samples": 4}
+    row = Row("latent-rf-class-one-step", setting | {"guidance_scale": 1.0}, 1, 1, 1.0, {})
+    pipe = load(row.model, device="cpu")
+    drawn = redraw(pipe, row)
+    wanted = pipe.sample(4, labels=random_labels(4), sampler="euler", steps=1, seed=3, guidance_scale=1.0)
+    assert torch.equal(drawn, wanted)
+    assert len(redraw(pipe, row, num_samples=2)) == 2
+    assert command(row) == (
+        "diffusion-book evaluate latent-rf-class-one-step --sampler euler --steps 1 --seed 3 --num-samples 4 "
+        "--guidance-scale 1.0"
+    )
 
 
 def test_more_steps_take_longer():

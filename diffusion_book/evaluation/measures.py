@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from diffusion_book.evaluation.distances import (
     nearest,
     precision_recall,
 )
-from diffusion_book.evaluation.features import check_units, features, logits, reference_features
+from diffusion_book.evaluation.features import check_units, classifier, features, logits, reference_features
 from diffusion_book.system.errors import BookError, whole
 
 CLASS_COUNTS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
@@ -167,6 +167,50 @@ def floor(num_samples: int) -> Floor:
     return Floor(found.mean().item(), found.std().item())
 
 
+CLASS_DRAWS = ("at random", "equal numbers", "exact proportions")
+"""ways to draw real digits, see `real_distances`"""
+
+
+def real_distances(sizes: Sequence[int], draws: int = DRAWS) -> dict[str, Tensor]:
+    """cFID of real training digits against the test set, by their number and by how their classes are drawn.
+
+    Args:
+        sizes: numbers of digits, 10 to 40,000.
+        draws: random sets of each size.
+
+    Returns:
+        Way of `CLASS_DRAWS` -> (sizes, draws), float64. In the second way each digit is drawn equally often, in the
+        third as often as in the test set. Which picture shows which digit is what the feature classifier says.
+
+    Raises:
+        BookError: too few pictures, or more than the training set has.
+    """
+    train, test = (reference_features()[split] for split in ("train", "test"))
+    with torch.no_grad():
+        digits = classifier().head(train).argmax(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    proportions = {
+        "equal numbers": torch.full((10,), 0.1),
+        "exact proportions": torch.tensor(CLASS_COUNTS) / sum(CLASS_COUNTS),
+    }
+
+    def drawn(size: int, way: str) -> Tensor:
+        order = torch.randperm(len(train), generator=generator)
+        if way == "at random":
+            return train[order[:size]]
+        counts = (size * proportions[way]).round().int().tolist()
+        return train[torch.cat([order[digits[order] == digit][:count] for digit, count in enumerate(counts)])]
+
+    for size in sizes:
+        real_indices(size)  # refuses what cannot be drawn
+    return {
+        way: torch.tensor(
+            [[frechet_distance(drawn(size, way), test) for _ in range(draws)] for size in sizes], dtype=torch.float64
+        )
+        for way in CLASS_DRAWS
+    }
+
+
 @functools.cache
 def _precision_recall_of_real(num_samples: int) -> tuple[float, float]:
     return precision_recall(real_features(num_samples), reference_features()["test"])
@@ -229,6 +273,15 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
 def share_error(share: float, number: int) -> float:
     """Standard error of a share that was counted among so many."""
     return math.sqrt(share * (1 - share) / number)
+
+
+def is_doubtful(images: Tensor) -> Tensor:
+    """Of which pictures the second classifier is less than 90 % sure: (N, 1, 28, 28) -> (N,), bool.
+
+    Raises:
+        BookError: pictures of another size, or not finite.
+    """
+    return logits(images).softmax(dim=1).max(dim=1).values < SURE
 
 
 def doubtful_real() -> float:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 
-from diffusion_book.evaluation.measures import floor, share_error
+from torch import Tensor
+
+from diffusion_book.evaluation.measures import floor, random_labels, share_error
 from diffusion_book.models import weights
 from diffusion_book.models.pipelines import Pipeline, list_models
 from diffusion_book.models.recipes import PARENTS
@@ -119,6 +123,22 @@ def minutes_in_all(name: str) -> float:
     return card["minutes"] + card.get("coupling_minutes", 0) + (minutes_in_all(before) if before else 0)
 
 
+def pictures_seen(name: str) -> int:
+    """How many training pictures the shipped weights of a model were shown, each as often as it came.
+
+    Raises:
+        BookError: no such weights.
+    """
+    card = weights.read_card(name)
+    return card["steps"] * card["recipe"]["training"]["batch_size"]
+
+
+def parameters_in_all(pipe: Pipeline) -> int:
+    """Parameters that it takes to draw: of the network, and of the decoder of a latent model."""
+    parts = [pipe.network] + ([pipe.autoencoder.network.decoder] if pipe.autoencoder else [])
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
 def best(rows: list[Row], **wanted) -> dict[str, Row]:
     """The row with the lowest cFID of each model, among those whose setting agrees with what is wanted.
 
@@ -133,6 +153,73 @@ def best(rows: list[Row], **wanted) -> dict[str, Row]:
         ):
             found[row.model] = row
     return found
+
+
+def ranking(rows: list[Row], most_evaluations: float = math.inf) -> list[Row]:
+    """The best row of each model, the lowest R first.
+
+    Args:
+        rows: of one number of samples.
+        most_evaluations: rows that need more are left out, and models that have no others.
+
+    Raises:
+        BookError: rows of several numbers of samples.
+    """
+    cheap = [row for row in rows if row.evaluations <= most_evaluations]
+    return sorted(best(cheap).values(), key=lambda row: row.measures["ratio"])
+
+
+def leaders(rows: list[Row]) -> list[Row]:
+    """The rows that are better than all that need as few evaluations or fewer, the cheapest first.
+
+    Raises:
+        BookError: rows of several numbers of samples.
+    """
+    one_number(rows)
+    found: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.evaluations, row.measures["ratio"])):
+        if not found or row.measures["ratio"] < found[-1].measures["ratio"]:
+            found.append(row)
+    return found
+
+
+def apart(one: Row, other: Row) -> bool | None:
+    """Whether the R of two rows lie two standard errors of their difference apart; None where a card tells no error.
+
+    Raises:
+        BookError: rows of several numbers of samples.
+    """
+    one_number([one, other])
+    errors = one.measures["ratio_error"], other.measures["ratio_error"]
+    if None in errors:
+        return None
+    return abs(one.measures["ratio"] - other.measures["ratio"]) > 2 * math.hypot(*errors)
+
+
+def usual_number(rows: list[Row]) -> int:
+    """The number of samples that most rows have: for figures that need many rows, whatever their number."""
+    return Counter(row.setting["num_samples"] for row in rows).most_common(1)[0][0]
+
+
+def redraw(pipe: Pipeline, row: Row, **changes) -> Tensor:
+    """Samples of a row as `diffusion-book evaluate` draws them, with labels at random where there are classes.
+
+    Args:
+        pipe: the row's model.
+        row: of the scoreboard.
+        changes: what shall differ from the row's setting, such as num_samples or seed.
+
+    Returns:
+        (N, 1, 28, 28), floats in [-1, 1].
+    """
+    asked = {**row.setting, **changes}
+    return pipe.sample(**asked, labels=random_labels(asked["num_samples"]) if pipe.num_classes else None)
+
+
+def command(row: Row) -> str:
+    """What to type to measure a row again."""
+    options = (f"--{key.replace('_', '-')} {value}" for key, value in row.setting.items())
+    return " ".join(("diffusion-book evaluate", row.model, *options))
 
 
 def one_number(rows: list[Row]) -> None:

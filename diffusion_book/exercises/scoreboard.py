@@ -1,4 +1,4 @@
-"""Chapter 8: a distance without its bias, a test for copies, and a Frechet distance of spreads alone."""
+"""Chapter 8: a distance without its bias, a test for copies, and a Frechet distance without correlations."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ WITHOUT_BIAS = Exercise(
 )
 
 
-def share_nearer(samples, train, test):
-    """Share of samples whose nearest neighbour is a training picture. Source: Meehan et al. 2020, section 3."""
+def fraction_nearer(samples, train, test):
+    """Fraction of samples whose nearest neighbour is a training picture. Source: Meehan et al. 2020, section 3."""
     return (nearest(samples, train)[0] < nearest(samples, test)[0]).double().mean()
 
 
-def three_heaps(generator):
+def three_sets(generator):
     # All of one size, so that a minimum along the wrong side fits as well.
     samples, train, test = torch.randn(3, 60, 8, generator=generator)
     return {"": (samples, torch.cat([train[:40], samples[:20] + 0.2 * train[40:]]), test)}
 
 
 def compared(*, measure=lambda distances: distances.min(dim=1).values, whole=torch.mean, flip=False):
-    """share_nearer, with every wrong turn as an option."""
+    """fraction_nearer, with every wrong turn as an option."""
 
     def share(samples, train, test):
         to_train, to_test = (measure(torch.cdist(samples, members)) for members in (train, test))
@@ -73,19 +73,19 @@ def compared(*, measure=lambda distances: distances.min(dim=1).values, whole=tor
     return share
 
 
-SHARE_NEARER = Exercise(
-    right=share_nearer,
-    questions=three_heaps,
-    proved="it counts as section 8 does, with distances.nearest on both sides.",
+FRACTION_NEARER = Exercise(
+    right=fraction_nearer,
+    questions=three_sets,
+    proved="it counts as section 7 does, with distances.nearest on both sides.",
     mistakes={
-        "that is the share that lies nearer to the test set: a copying machine would get 0.": compared(flip=True),
+        "that is the fraction that lies nearer to the test set: a copying machine would get 0.": compared(flip=True),
         "all distances are averaged. What gives a copy away is the nearest one.": compared(
             measure=lambda distances: distances.mean(dim=1)
         ),
         "the minimum is taken for each real picture, over the samples. Ask each sample for its nearest.": compared(
             measure=lambda distances: distances.min(dim=0).values
         ),
-        "that is their number, not their share.": compared(whole=torch.sum),
+        "that is their number, not their fraction.": compared(whole=torch.sum),
         "medians are compared, and give one yes or no. Count the samples, one by one.": compared(
             measure=lambda distances: distances.min(dim=1).values.median()
         ),
@@ -94,42 +94,42 @@ SHARE_NEARER = Exercise(
 )
 
 
-def frechet_of_spreads(a, b):
-    """Squared Frechet distance of features that do not depend on each other. Source: Heusel et al. 2017, equation 6."""
+def diagonal_frechet(a, b):
+    """Squared Frechet distance of uncorrelated features. Source: Heusel et al. 2017, equation 6."""
     return torch.tensor(frechet_distance(a, b))
 
 
 def independent(generator):
-    """Two heaps of features without any correlation, (50, 6) and (40, 6)."""
-    heaps = []
+    """Two sets of features without any correlation, (50, 6) and (40, 6)."""
+    sets = []
     for number in (50, 40):
         x = torch.randn(number, 6, generator=generator, dtype=torch.float64)
         upright = torch.linalg.qr(x - x.mean(0)).Q * (number - 1) ** 0.5  # mean 0, covariance 1
         scale, shift = torch.rand(2, 6, generator=generator, dtype=torch.float64)
-        heaps.append(upright * (0.3 + 2 * scale) + shift)
-    return {"": tuple(heaps)}
+        sets.append(upright * (0.3 + 2 * scale) + shift)
+    return {"": tuple(sets)}
 
 
-def apart(
-    a, b, *, spread=lambda x: x.std(0), means=1.0, spreads=1.0, of_means=torch.square, total=lambda each: each.sum()
-):
-    """frechet_of_spreads, with every wrong turn as an option."""
-    return total(means * of_means(a.mean(0) - b.mean(0)) + spreads * (spread(a) - spread(b)).square())
+def apart(a, b, *, std=lambda x: x.std(0), means=1.0, stds=1.0, of_means=torch.square, total=lambda each: each.sum()):
+    """diagonal_frechet, with every wrong turn as an option."""
+    return total(means * of_means(a.mean(0) - b.mean(0)) + stds * (std(a) - std(b)).square())
 
 
-FRECHET_OF_SPREADS = Exercise(
-    right=frechet_of_spreads,
+DIAGONAL_FRECHET = Exercise(
+    right=diagonal_frechet,
     questions=independent,
     proved="without correlations (1) is the squared distance of means plus that of standard deviations.",
     mistakes={
         "variances are compared. The trace in (1) becomes (sigma_a - sigma_b)^2, of standard deviations.": partial(
-            apart, spread=lambda x: x.var(0)
+            apart, std=lambda x: x.var(0)
         ),
-        "the means do not count: a heap may be anywhere.": partial(apart, means=0.0),
-        "the spreads do not count: a heap may be of any size.": partial(apart, spreads=0.0),
-        "the distance of the means is not squared, that of the spreads is.": partial(apart, of_means=torch.abs),
+        "the means do not count: a set may lie anywhere.": partial(apart, means=0.0),
+        "the standard deviations do not count: a set may be of any size.": partial(apart, stds=0.0),
+        "the distance of the means is not squared, that of the standard deviations is.": partial(
+            apart, of_means=torch.abs
+        ),
         "the variances are divided by N. As everywhere in the library it is N - 1.": partial(
-            apart, spread=lambda x: x.std(0, correction=0)
+            apart, std=lambda x: x.std(0, correction=0)
         ),
         "averaged over the features. (1) is a sum over all of them.": partial(apart, total=lambda each: each.mean()),
         "that is the distance. (1) is its square.": partial(apart, total=lambda each: each.sum().sqrt()),
@@ -140,4 +140,4 @@ FRECHET_OF_SPREADS = Exercise(
     },
 )
 
-EXERCISES = (WITHOUT_BIAS, SHARE_NEARER, FRECHET_OF_SPREADS)
+EXERCISES = (WITHOUT_BIAS, FRACTION_NEARER, DIAGONAL_FRECHET)

@@ -69,6 +69,38 @@ def plot_distributions(
     return figure
 
 
+@styled
+def plot_multiples(places: dict[str, Tensor], labels: dict[str, Tensor], columns: int = 3) -> Figure:
+    """One map, drawn once for each set but the first: its points, coloured by digit, over those of the first in grey.
+
+    Args:
+        places: set -> places (N, 2), as `JointMap.places` has them. The first set is the real one.
+        labels: set -> digits (N,), 0 to 9.
+        columns: panels beside each other.
+
+    Raises:
+        BookError: fewer than two sets, or not the same sets in both.
+    """
+    if len(places) < 2 or list(places) != list(labels):
+        raise BookError("plot_multiples needs the real set and at least one other, and labels for the same sets")
+    real, *others = places
+    columns = min(columns, len(others))
+    rows = -(-len(others) // columns)
+    figure, axes = new_figure(2.9 * columns, 3.0 * rows + 0.4, rows, columns, squeeze=False)
+    for axis, name in zip(axes.flat, others, strict=False):
+        axis.scatter(*places[real].T, c="#C4C4C0", s=8, linewidths=0)
+        axis.scatter(*places[name].T, c=[colour_of_label(digit) for digit in labels[name].tolist()], s=9, linewidths=0)
+        axis.set(title=name, xticks=[], yticks=[])
+    for axis in axes.flat[len(others) :]:
+        axis.set_visible(False)
+    digits = [
+        Line2D([], [], color=colour, marker="o", linestyle="", markersize=6, label=f"{digit}")
+        for digit, colour in enumerate(DIGIT_COLOURS)
+    ]
+    figure.legend(handles=digits, loc="outside upper center", ncols=10, handletextpad=0.1, columnspacing=0.9)
+    return figure
+
+
 def scatter(axis, places: Tensor, colours: str | list[str], number: int, size: float = 12.0) -> None:
     """The points of a set; `number` 0 is the real one."""
     size = min(size, max(size / 3, size * 1500 / max(1, len(places))))  # the more of them, the smaller
