@@ -123,9 +123,10 @@ def execute(book: Book) -> None:
         book.run(*jupytext, "--update", "--to", "ipynb", "--output", unfinished, source)
         run = (*jupytext, "--execute", "--run-path", "notebooks", str(unfinished))
         ended = subprocess.run(run, cwd=book.root, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-        said = [line for line in ended.stderr.splitlines() if "IPKernelApp" not in line]  # the kernel's own chatter
-        if said:
-            print(*said, sep="\n", file=sys.stderr)
+        # without the kernel's own chatter
+        complaints = [line for line in ended.stderr.splitlines() if "IPKernelApp" not in line]
+        if complaints:
+            print(*complaints, sep="\n", file=sys.stderr)
         if ended.returncode:
             sys.exit(ended.returncode)
         unfinished.replace(made)
@@ -298,13 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=bool(default("AS_IS")),
         help="install nothing: use the environment as it is",
     )
-    asked = vars(parser.parse_args(arguments))
-    target = asked.pop("target")
+    values = vars(parser.parse_args(arguments))
+    target = values.pop("target")
     root = Path.cwd()
     if not all((root / name).is_file() for name in REQUIREMENTS):
         parser.error(f"{root} is not the folder of the book: go to its clone, where README.md and notebooks/ lie")
-    asked |= {name: root / asked[name] for name in ("venv", "build", "notebooks")}
-    book = Book(root, **asked)
+    values |= {name: root / values[name] for name in ("venv", "build", "notebooks")}
+    book = Book(root, **values)
     try:
         if target not in ("setup", "clean", "help"):
             setup(book)

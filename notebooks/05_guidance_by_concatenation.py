@@ -448,7 +448,7 @@ exaggerated = torch.stack([overall + w * (by_class - overall) for w in SCALES]) 
 decoded = pipe.to_images(exaggerated.flatten(0, 1)).unflatten(0, exaggerated.shape[:2])
 print(f"{len(few):,} pictures of {few.name} as latents of shape {tuple(z0.shape[1:])}")
 show(
-    pictures_of.show_sweep(decoded.transpose(0, 1), few.label_names, SCALES),
+    pictures_of.show_sweep(decoded.transpose(0, 1), few.class_names, SCALES),
     "5.7",
     "Mean latents, decoded: the mean of everything ($w$ = 0), the mean of each class (1), and caricatures of it.",
 )

@@ -517,7 +517,7 @@ def steps_of(n):
 fresh = torch.randn(800, 2, generator=generator)
 both = (("flow", flow), ("reflow", reflowed))
 show(
-    flows.show_clouds({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f in both for n in (1, 50)}),
+    flows.show_points({f"{name}, {steps_of(n)}": follow(f, fresh, n)[-1] for name, f in both for n in (1, 50)}),
     "7.10",
     "What straight paths buy. One step of the first flow sends every point near the mean of the data, where "
     "there are none. One step after reflow reaches the modes.",
@@ -1190,7 +1190,7 @@ check(remembering)
 # made = follow(reflowed, given, 50)[-1]  # by_the_flow now draws from these
 # third = fit(by_the_flow)
 # print(straightness(follow(third, starts, 50))[0])
-# flows.show_clouds({"twice": follow(third, fresh, 1)[-1]})
+# flows.show_points({"twice": follow(third, fresh, 1)[-1]})
 # ```
 #
 # Hardly. $S$ was near zero already, and each round adds the errors of one more training. Liu et al. find the same: the

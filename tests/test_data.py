@@ -103,7 +103,7 @@ def test_files_are_read_as_they_are(tmp_path, name, kind):
     assert train.images.shape == (12, 1, 28, 28)
     assert train.images[3, 0].flatten()[:4].tolist() == [3, 4, 5, 6]
     assert test.labels.tolist() == [0, 1, 2, 3, 4]
-    assert len(train.label_names) == 10
+    assert len(train.class_names) == 10
     images, labels = train.batch(torch.tensor([3, 1]))
     assert images.shape == (2, 1, 32, 32)
     assert labels.tolist() == [3, 1]
@@ -396,7 +396,7 @@ def test_files_that_lack_a_sibling_are_completed_by_nobody_else(tmp_path, mirror
 def test_labels_of_your_own_have_names(tmp_path):
     letters = header(0x801, 12) + bytes(1 + 2 * number for number in range(12))
     dataset = data.load("mnist", root=write_files(tmp_path, train_labels_idx1=letters))
-    assert dataset.label_names == [str(label) for label in range(24)]
+    assert dataset.class_names == [str(label) for label in range(24)]
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, mirror):

@@ -396,7 +396,7 @@ def test_data_sets_are_whole_or_a_line(monkeypatch, tmp_path, times):
             images, labels = found.batch(torch.arange(3))
             assert images.shape == (3, 1, 32, 32)
             assert images.abs().max() <= 1
-            assert ((labels >= 0) & (labels < len(found.label_names))).all()
+            assert ((labels >= 0) & (labels < len(found.class_names))).all()
 
     check()
 

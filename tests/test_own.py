@@ -66,7 +66,7 @@ def shapes(tmp_path):
 
 def test_a_folder_for_each_class(shapes):
     train, test = data.load(shapes), data.load(str(shapes), "test")
-    assert (train.name, train.classes, train.label_names) == ("shapes", SHAPES, list(SHAPES))
+    assert (train.name, train.classes, train.class_names) == ("shapes", SHAPES, list(SHAPES))
     assert (len(train), len(test)) == (54, 6)  # every tenth is for testing
     assert torch.equal(train.labels.bincount() + test.labels.bincount(), torch.tensor([20, 20, 20]))
     assert train.images.shape == (54, 1, 28, 28)
@@ -94,7 +94,7 @@ def test_pictures_of_the_books_form_are_taken_bit_for_bit(tmp_path):
     held_out = torch.arange(40) % 10 == 9  # 10 comes after 9, and not after 1
     assert torch.equal(found[0].images, images[~held_out])
     assert torch.equal(found[1].images, images[held_out])
-    assert found[0].label_names == ["same"]
+    assert found[0].class_names == ["same"]
 
 
 def test_folders_named_train_and_test(tmp_path):

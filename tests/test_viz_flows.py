@@ -30,7 +30,7 @@ def test_tracks_are_coloured_by_the_side_on_which_they_end():
 
 
 def test_clouds_show_every_point():
-    figure = flows.show_clouds({"a": torch.zeros(3, 2), "b": torch.ones(5, 2)})
+    figure = flows.show_points({"a": torch.zeros(3, 2), "b": torch.ones(5, 2)})
     assert [len(axis.collections[0].get_offsets()) for axis in figure.axes] == [3, 5]
 
 

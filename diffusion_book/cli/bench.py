@@ -27,26 +27,26 @@ def main(options: Any) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     prepare_device(resolve_device(options.device))
-    found, here = {}, {}
+    speeds, here = {}, {}
     for name in names:
-        say(f"{name}: measuring for some seconds ({len(found) + 1} of {len(names)}) ...")
+        say(f"{name}: measuring for some seconds ({len(speeds) + 1} of {len(names)}) ...")
         model = pipelines.load(name, device=options.device, precision=options.precision)
         if not here:
             here = environment(model.device, model.dtype)
             print(f"{here['machine']}, {here['threads']} threads, {here['precision']}, batches of {options.batch_size}")
             print(HEAD)
-        found[name] = measure_speed(
+        speeds[name] = measure_speed(
             model,
             batch_size=options.batch_size,
             seconds=options.seconds,
             steps=options.sampling_steps,
             compile=options.compile,
         )
-        print(row(name, found[name]), flush=True)
+        print(row(name, speeds[name]), flush=True)
         if options.json:  # anew after every model: whatever interrupts, nothing measured is lost
-            asked = {"batch_size": options.batch_size, "compile": options.compile}
-            models = {each: dataclasses.asdict(speed) for each, speed in found.items()}
-            write_text(options.json, json.dumps({**here, **asked, "models": models}, indent=2) + "\n")
+            setting = {"batch_size": options.batch_size, "compile": options.compile}
+            models = {each: dataclasses.asdict(speed) for each, speed in speeds.items()}
+            write_text(options.json, json.dumps({**here, **setting, "models": models}, indent=2) + "\n")
     print("share: of the floating-point operations a second of a plain matrix product, measured in the same rounds")
     if options.json:
         print(options.json)

@@ -53,11 +53,11 @@ def detach(model: str, arguments: Sequence[str], options: RunOptions) -> int:
     written = str(log.absolute()).replace("%", "%%")  # screen would read %t as its title
     started = subprocess.run([screen, "-L", "-Logfile", written, "-dmS", folder.name, *command], capture_output=True)
     if started.returncode:
-        said = " ".join((started.stdout + started.stderr).decode(errors="replace").split())
+        answer = " ".join((started.stdout + started.stderr).decode(errors="replace").split())
         if options.resume is None:  # what was made for it alone
             log.unlink()
             folder.rmdir()
-        raise BookError(f"screen could not start ({said}): leave out --detach")
+        raise BookError(f"screen could not start ({answer}): leave out --detach")
     name = shlex.quote(folder.name)
     print(f"training in the background, in the screen session {folder.name}")
     print(f"look in:    screen -r {name}    (and leave again with Ctrl-A, then D)")

@@ -52,8 +52,8 @@ def diagnose(model: str, options: Diagnose) -> Path:
     check_range(options, "seed", 0, prefix="--")
     if model in AUTOENCODERS:
         return diagnose_autoencoder(model, options)
-    where = {"vae": options.vae, "device": options.device, "precision": options.precision}
-    pipe = load_model(model, ModelOptions(options.checkpoint, **where))
+    run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
+    pipe = load_model(model, ModelOptions(options.checkpoint, **run_on))
     shown = class_shown(pipe, options.class_label)
     ways = diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options))
     requests = {name: request_of(pipe, way, options, shown) for name, way in ways.items()}
@@ -86,9 +86,13 @@ def load_data(options: Diagnose, recipe: Recipe) -> data.Dataset:
 
 def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosis) -> Path:
     """Say what the measurements mean, and put it into the folder."""
-    found = findings(measured)
-    text = report(f"Diagnosis of {model}, {options.checkpoint or 'the weights that come with the book'}", found)
-    values = {"model": model, "findings": [dataclasses.asdict(each) for each in found], "measured": measured.to_dict()}
+    entries = findings(measured)
+    text = report(f"Diagnosis of {model}, {options.checkpoint or 'the weights that come with the book'}", entries)
+    values = {
+        "model": model,
+        "findings": [dataclasses.asdict(each) for each in entries],
+        "measured": measured.to_dict(),
+    }
     write_text(folder / "report.txt", text + "\n")
     write_text(folder / "report.json", json.dumps(values, indent=2) + "\n")
     print(text)
@@ -164,8 +168,8 @@ def request_of(pipe: Pipeline, way: Way, options: Diagnose, shown: int | None) -
     if shown is not None:
         labels = [*[shown] * SHOWN, *(index % max(1, pipe.num_classes) for index in range(number))]
         number = len(labels)
-    how = {"sampler": way.sampler, "steps": way.steps, "seed": options.seed}
-    return pipe.ask(number, labels, way.guidance_scale, **how)
+    settings = {"sampler": way.sampler, "steps": way.steps, "seed": options.seed}
+    return pipe.ask(number, labels, way.guidance_scale, **settings)
 
 
 def draw(

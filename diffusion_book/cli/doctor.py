@@ -48,12 +48,12 @@ def packages() -> Iterator[Finding]:
         ("fail", LIBRARY, "library", "pip install -e ."),
         ("warn", BOOK, "chapters and site", "pip install -e '.[book]'"),
     ):
-        found = {name: version(name) for name in names}
-        missing = [name for name in names if found[name] is None]
+        versions = {name: version(name) for name in names}
+        missing = [name for name in names if versions[name] is None]
         if missing:
             yield level, f"packages of the {what} are missing: {', '.join(missing)}: {remedy}"
         else:
-            yield "ok", f"packages of the {what}: {', '.join(f'{name} {found[name]}' for name in names)}"
+            yield "ok", f"packages of the {what}: {', '.join(f'{name} {versions[name]}' for name in names)}"
 
 
 def version(package: str) -> str | None:
@@ -156,5 +156,5 @@ def cache() -> Iterator[Finding]:
 
 def programs() -> Iterator[Finding]:
     """Which programs that some like to have are here?"""
-    found = [f"{name} {'is here' if shutil.which(name) else 'is not here'}" for name in PROGRAMS]
-    yield "ok", f"optional programs, needed by nothing: {', '.join(found)}"
+    states = [f"{name} {'is here' if shutil.which(name) else 'is not here'}" for name in PROGRAMS]
+    yield "ok", f"optional programs, needed by nothing: {', '.join(states)}"

@@ -66,14 +66,14 @@ def main(model: str | Path | None, options: Any) -> int:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
         trained = load_model(model, options.model)
         if restores:
-            found = restore(trained, options)
+            result = restore(trained, options)
         elif data.is_place(trained.recipe.training.dataset):
-            found = evaluate_own(trained, options)
+            result = evaluate_own(trained, options)
         else:
-            found = draw(trained, options)
-    if found is None:
+            result = draw(trained, options)
+    if result is None:
         return 0
-    images, entry, *copies = found
+    images, entry, *copies = result
     folder = timestamped_folder(options.output_dir, model)
     write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
     save_grid(images[:100], folder / "grid.png", columns=10)
@@ -127,9 +127,9 @@ def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Copies, Te
     """
     place = pipe.recipe.training.dataset
     train, test = (pictures_of(pipe.recipe, split) for split in ("train", "test"))
-    asked = asdict(options.setting)
-    number = min(asked.pop("num_samples"), len(train))
-    request = pipe.ask(number, **asked, batch_size=options.model.batch_size)
+    setting = asdict(options.setting)
+    number = min(setting.pop("num_samples"), len(train))
+    request = pipe.ask(number, **setting, batch_size=options.model.batch_size)
     check_folder(options.output_dir)
     part = processes.part_of_samples(len(request), request.batch_size)
     with progress_bar(f"{request.sampler}, {request.steps} steps") as bar:
@@ -147,8 +147,8 @@ def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Copies, Te
     print(
         "the other measures know digits alone; nearest.png shows the samples nearest to training pictures, above these"
     )
-    found = {"nearest_train": round(near, 6), "nearest_train_real": round(usual, 6), "nearest": plain(copies)}
-    return images, {"dataset": place, **asked, "num_samples": number, **found}, copies, train.images
+    memorised = {"nearest_train": round(near, 6), "nearest_train_real": round(usual, 6), "nearest": plain(copies)}
+    return images, {"dataset": place, **setting, "num_samples": number, **memorised}, copies, train.images
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -213,10 +213,10 @@ def evaluate_rows(wanted: list[Row], options: Any, results: list[dict]) -> int:
         pipe = pipelines.load(name, device=options.device, precision=options.precision)
         for row in rows:
             kind = ClassSetting if "guidance_scale" in row.setting else Setting
-            found = evaluate(pipe, kind(**row.setting))
-            if found is None:
+            drawn = evaluate(pipe, kind(**row.setting))
+            if drawn is None:
                 continue
-            _, entry = found
+            _, entry = drawn
             same = agrees(entry, row.measures)
             results.append({**asdict(row_of(name, pipe.card, entry)), "card": row.measures, "agrees": same})
             # Written anew after every figure: whatever interrupts, nothing measured is lost.
@@ -241,10 +241,10 @@ def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
     """Draw, measure and report; gives the samples and the measures, on the main process."""
     request = request_of(pipe, options.setting, options.model.batch_size)
     check_folder(options.output_dir)
-    found = draw_and_measure(pipe, request)
-    if found is None:
+    result = draw_and_measure(pipe, request)
+    if result is None:
         return None
-    images, entry = found
+    images, entry = result
     print(table(entry))
     print(report(entry, "samples", pipe.recipe.training.dataset))
     print(comparison(entry, find_entry(pipe.card, entry), pipe.card))
@@ -300,14 +300,14 @@ def report(entry: dict, what: str, dataset: str) -> str:
         what: was measured: "samples", "reconstructions" or "pictures".
         dataset: that the model was trained on.
     """
-    said = f"{what}: {sentence(entry)}"
+    line = f"{what}: {sentence(entry)}"
     if dataset in MNIST:
-        return said
+        return line
     if what == "reconstructions":
-        return f"{said}\nthis model was trained on the data set '{dataset}', and is measured on MNIST"
+        return f"{line}\nthis model was trained on the data set '{dataset}', and is measured on MNIST"
     real = real_of_kind(dataset, entry["num_samples"])
     return (
-        f"{said}\nthis model was trained on the data set '{dataset}', and is measured against MNIST: not 1 is perfect "
+        f"{line}\nthis model was trained on the data set '{dataset}', and is measured against MNIST: not 1 is perfect "
         f"for it, but what {real.num_samples:,} of its own real pictures reach: {real.sentence()}"
     )
 

@@ -34,19 +34,19 @@ MODES = ("ddpm", "ddim")
 def main(model: str, options: Any) -> int:
     """Run the command."""
     check_range(options, "nrow", 1, prefix="--")
-    asked, options = options.format, dataclasses.replace(options, format=format_of(options))
+    chosen, options = options.format, dataclasses.replace(options, format=format_of(options))
     choose("mode", getattr(options, "mode", "ddim"), dict.fromkeys(MODES))
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
-        found = generate(load_model(model, options.model), options)
-    if found is None:
+        images = generate(load_model(model, options.model), options)
+    if images is None:
         return 0
-    if asked is None and options.format == "npz":
-        said = f"{options.num_samples:,} pictures go into one file; --format pdf makes a folder of files for each"
-        say_once(f"notice: {said}")
+    if chosen is None and options.format == "npz":
+        notice = f"{options.num_samples:,} pictures go into one file; --format pdf makes a folder of files for each"
+        say_once(f"notice: {notice}")
     folder = timestamped_folder(options.output_dir, model)
     try:
-        write_pictures(folder, found, options.format, options.nrow, options.grid_only)
+        write_pictures(folder, images, options.format, options.nrow, options.grid_only)
     except KeyboardInterrupt:
         print(f"{folder} holds a part of the pictures", file=sys.stderr)
         raise
@@ -86,17 +86,17 @@ def request_of(pipe: Pipeline, options: Any) -> Request:
     Raises:
         BookError: it cannot be drawn.
     """
-    asked = {"seed": options.seed, "eta": getattr(options, "eta", 0.0), "batch_size": options.model.batch_size}
+    settings = {"seed": options.seed, "eta": getattr(options, "eta", 0.0), "batch_size": options.model.batch_size}
     if hasattr(options, "mode"):
-        asked["sampler"] = options.mode
-        asked["steps"] = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
+        settings["sampler"] = options.mode
+        settings["steps"] = pipe.recipe.diffusion.timesteps if options.mode == "ddpm" else options.ddim_steps
     else:
-        asked["sampler"], asked["steps"] = options.sampler, options.sampling_steps
+        settings["sampler"], settings["steps"] = options.sampler, options.sampling_steps
     if hasattr(options, "class_label"):
         label = options.class_label
-        asked["labels"] = None if label is None else class_number(pipe.recipe, label)
-        asked["guidance_scale"] = options.guidance_scale
-    return pipe.ask(options.num_samples, **asked)
+        settings["labels"] = None if label is None else class_number(pipe.recipe, label)
+        settings["guidance_scale"] = options.guidance_scale
+    return pipe.ask(options.num_samples, **settings)
 
 
 def class_number(recipe: Recipe, word: str) -> int:
@@ -122,8 +122,8 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
         BookError: the checkpoint is missing, damaged or another model's; no such device.
     """
     prepare_device(resolve_device(options.device))
-    where = {"device": options.device, "precision": options.precision}
-    return pipelines.load(options.checkpoint or model, model=model, vae=options.vae, **where)
+    run_on = {"device": options.device, "precision": options.precision}
+    return pipelines.load(options.checkpoint or model, model=model, vae=options.vae, **run_on)
 
 
 def draw(pipe: Pipeline, request: Request, frames: int = FRAMES) -> tuple[list[float], Tensor]:

@@ -72,12 +72,12 @@ def run(arguments: list[str]) -> int:
         if name not in TOGETHER and processes.launched() > 1:
             raise BookError(f"{name} is the work of one process: leave out the launcher")
         # Read before what does the work is imported.
-        asked = importlib.import_module("diffusion_book.cli.options").READ[name](rest)
-        if asked is None:
+        values = importlib.import_module("diffusion_book.cli.options").READ[name](rest)
+        if values is None:
             return 0
         if name != "doctor":
             say("starting ...")  # importing torch takes seconds
-        return importlib.import_module(f"diffusion_book.cli.{name}").main(*asked)
+        return importlib.import_module(f"diffusion_book.cli.{name}").main(*values)
     except BookError as error:
         if not processes.is_main():
             time.sleep(PRECEDENCE)
@@ -134,9 +134,9 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
     for option, value in itertools.pairwise(["", *arguments]):
         if value == "" or (value.startswith("--") and value.endswith("=")):
             raise BookError(f"{(value or option).rstrip('=') or 'the first argument'} is empty: give it a value")
-    said, shown = io.StringIO(), io.StringIO()
+    errors, shown = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 kind,
                 args=list(arguments),
@@ -154,7 +154,7 @@ def parse(kind: type, arguments: Sequence[str], command: str, description: str, 
             if isinstance(cause, BookError):
                 raise BookError(str(cause)) from None
             cause = cause.__context__
-        line = plain_words(first_line(said.getvalue()))
+        line = plain_words(first_line(errors.getvalue()))
         raise BookError(f"{line} (diffusion-book {command} --help: its options)") from None
 
 
@@ -165,9 +165,9 @@ def plain_words(line: str) -> str:
         "could not convert string to float": "a number",
     }
     for words, kind in kinds.items():
-        found = re.search(rf"(--[\w-]+).*{re.escape(words)}: '(.*?)'", line)
-        if found:
-            return f"{found[1]} is '{found[2]}': give {kind}"
+        match = re.search(rf"(--[\w-]+).*{re.escape(words)}: '(.*?)'", line)
+        if match:
+            return f"{match[1]} is '{match[2]}': give {kind}"
     return line.replace("Expected 1 values.", "Give one.").replace("{None}|", "")
 
 

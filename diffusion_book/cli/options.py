@@ -143,9 +143,9 @@ def train_options(model: str, recipe: Recipe) -> Any:
     return options("Train", **groups)
 
 
-def recipe_asked(asked: Any, model: str) -> Recipe:
+def recipe_asked(options: Any, model: str) -> Recipe:
     """The recipe that options ask for; but for the shape of latents and pictures that follows from a VAE or a flow."""
-    parts = {name: getattr(asked, name, None) for name in SECTIONS}
+    parts = {name: getattr(options, name, None) for name in SECTIONS}
     parts = {name: SECTIONS[name](**vars(part)) for name, part in parts.items() if dataclasses.is_dataclass(part)}
     recipe = Recipe(model, **parts, is_latent=RECIPES[model].is_latent)
     return recipe if recipe.reflow else recipe.fitted()

@@ -240,8 +240,8 @@ def measure_weights(name: str, before: dict, options: Any) -> None:
         return
     pipe = load_pipeline(name, options)
     same = before.get("sha256") == card["sha256"]
-    asked = [dataclasses.asdict(setting) for setting in SETTINGS[name]]
-    kept = [find_entry(before, setting) for setting in asked] if same else []
+    settings = [dataclasses.asdict(setting) for setting in SETTINGS[name]]
+    kept = [find_entry(before, setting) for setting in settings] if same else []
     card["metrics"] = [entry for entry in kept if entry is not None and entry["ratio_error"] is not None]
     if same and "classification_accuracy_score" in before:
         card["classification_accuracy_score"] = before["classification_accuracy_score"]

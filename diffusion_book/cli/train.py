@@ -76,8 +76,8 @@ def find_parent(path: Path | None, model: str, run: RunOptions) -> pipelines.Pip
     """
     if path is None and PARENTS[model] not in pipelines.list_models():
         raise BookError(f"'{model}' learns from a '{PARENTS[model]}': give one as --reflow-from")
-    where = {"device": run.device, "precision": run.precision}
-    parent = pipelines.load(path or PARENTS[model], **where)
+    run_on = {"device": run.device, "precision": run.precision}
+    parent = pipelines.load(path or PARENTS[model], **run_on)
     if isinstance(parent, Autoencoder):
         raise BookError(f"{path} holds a VAE, not a flow: give one of a flow")
     return parent
@@ -98,13 +98,13 @@ def find_autoencoder(vae: Path | None, checkpoint: dict, run: RunOptions) -> Aut
     Raises:
         BookError: no such VAE, or not the one that the checkpoint was trained with.
     """
-    where = {"device": run.device, "precision": run.precision}
+    run_on = {"device": run.device, "precision": run.precision}
     if "autoencoder" in checkpoint:
-        own = autoencoder_from_state(checkpoint["autoencoder"], **where)
+        own = autoencoder_from_state(checkpoint["autoencoder"], **run_on)
         if vae is not None:
-            pipelines.check_same(pipelines.load(vae, **where), own, vae)
+            pipelines.check_same(pipelines.load(vae, **run_on), own, vae)
         return own
-    return pipelines.load(vae or "vae", model="vae", **where)
+    return pipelines.load(vae or "vae", model="vae", **run_on)
 
 
 def for_latents(recipe: Recipe, autoencoder: Autoencoder) -> Recipe:
@@ -127,13 +127,13 @@ def report_stop(command: str, stop: Stopped) -> int:
     return 128 + stop.signal_number
 
 
-def check_unchanged(asked: Recipe, stored: Recipe) -> None:
+def check_unchanged(recipe: Recipe, stored: Recipe) -> None:
     """Refuse to continue a training as another one.
 
     Raises:
         BookError: a hyperparameter differs from the checkpoint's.
     """
-    asked_values = asked.to_dict()
+    asked_values = recipe.to_dict()
     for section, values in stored.to_dict().items():
         for key, value in values.items() if isinstance(values, dict) else ():
             given = asked_values[section][key]

@@ -78,7 +78,7 @@ def data_of(autoencoder: Autoencoder) -> str:
 def drawings(autoencoder: Autoencoder, test: data.Dataset, options: LatentSpace) -> dict[str, Callable[[Path], object]]:
     """Name -> what writes that picture to a file."""
     images, labels = test.batch(torch.arange(min(options.num_pictures, len(test))))
-    found, names = autoencoder.encode(images).cpu(), test.label_names
+    latent, names = autoencoder.encode(images).cpu(), test.class_names
     chosen = autoencoder.encode(test.batch(torch.tensor([options.picture]))[0])[0].cpu()
     noise = torch.randn(64, *autoencoder.latent_shape, generator=torch.Generator().manual_seed(0))
 
@@ -87,16 +87,16 @@ def drawings(autoencoder: Autoencoder, test: data.Dataset, options: LatentSpace)
 
     result = {
         "reconstructions": lambda path: draw_reconstructions(autoencoder, test, path),
-        "positions": saving(latents.plot_latent_positions, found, labels, names),
-        "principal_components": saving(latents.plot_principal_components, found, labels, names),
+        "positions": saving(latents.plot_latent_positions, latent, labels, names),
+        "principal_components": saving(latents.plot_principal_components, latent, labels, names),
         "traversals": saving(latents.show_traversals, autoencoder, chosen),
         "interpolation": lambda path: save_grid(walks(autoencoder, test), path, columns=STOPS),
         "prior": lambda path: save_grid(latents.decoded(autoencoder, noise), path),
     }
     if autoencoder.latent_shape == (2, 1, 1):
-        result["map"] = saving(latents.plot_map, autoencoder, found, labels, names=names)
+        result["map"] = saving(latents.plot_map, autoencoder, latent, labels, names=names)
     if not options.no_umap:
-        result["umap"] = saving(latents.plot_umap, found, labels, names)
+        result["umap"] = saving(latents.plot_umap, latent, labels, names)
     return result
 
 

@@ -61,17 +61,17 @@ def draw_distribution(options: Distribution) -> Path:
     pipe = load_pipe(options)
     options = dataclasses.replace(options, model=pipe.recipe.model)
     request = request_of(pipe, options)
-    asked = {name: getattr(request, name) for name in ("sampler", "steps", "seed")}
+    settings = {name: getattr(request, name) for name in ("sampler", "steps", "seed")}
     if request.guidance_scale is not None:
-        asked["guidance_scale"] = request.guidance_scale[0].item()
+        settings["guidance_scale"] = request.guidance_scale[0].item()
     check_folder(options.output_dir)
     real = real_digits(options.num_real, options.seed)
-    with progress_bar(f"{options.model}, {asked['sampler']}, {asked['steps']} steps") as bar:
+    with progress_bar(f"{options.model}, {settings['sampler']}, {settings['steps']} steps") as bar:
         images = pipe.draw(request, bar.advance)
     labels = {REAL: real.labels, options.model: logits(images).argmax(dim=1)}
     first = first_of_each(labels[options.model])
-    with tqdm(total=asked["steps"], desc="ways", unit="step", disable=None, dynamic_ncols=True) as bar:
-        times, stills = predictions(pipe, first, callback=lambda number: bar.update(number > 0), **asked)
+    with tqdm(total=settings["steps"], desc="ways", unit="step", disable=None, dynamic_ncols=True) as bar:
+        times, stills = predictions(pipe, first, callback=lambda number: bar.update(number > 0), **settings)
 
     sets = {IN_FEATURES: {REAL: real.features, options.model: features(images)}}
     looks = {IN_PIXELS: pixels, IN_FEATURES: features}
@@ -95,7 +95,7 @@ def draw_distribution(options: Distribution) -> Path:
     write_whole(folder / "distribution.png", plot_distributions(places, labels).savefig)
     write_text(folder / "ways.html", page(control, f"From noise to digit with {options.model}"))
     record = {
-        "setting": {**setting(options), **asked},
+        "setting": {**setting(options), **settings},
         "labels_from": {REAL: real.labels_from, options.model: "the second classifier"},
         "counts": {name: counts(each) for name, each in labels.items()},
         "labels": {name: each.tolist() for name, each in labels.items()},
@@ -136,8 +136,8 @@ def load_pipe(options: Distribution) -> Pipeline:
         BookError: a checkpoint that is missing, damaged or another model's, or a model of something else than digits.
     """
     prepare_device(resolve_device(options.device))
-    where = {"vae": options.vae, "device": options.device, "precision": options.precision}
-    pipe = pipelines.load(options.checkpoint or options.model or "ddpm", model=options.model, **where)
+    run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
+    pipe = pipelines.load(options.checkpoint or options.model or "ddpm", model=options.model, **run_on)
     choose("model", pipe.recipe.model, MODELS)
     if pipe.recipe.training.dataset not in DIGITS:
         raise BookError(
@@ -196,16 +196,16 @@ def distances(real: Tensor, ways: Tensor) -> dict:
     Returns:
         "ways": the median over the ways, T numbers; "real": the median of real points to their nearest other.
     """
-    found, _ = nearest(ways.flatten(0, 1), real)
+    to_real, _ = nearest(ways.flatten(0, 1), real)
     own = torch.cdist(real, real).fill_diagonal_(torch.inf).min(dim=1).values
-    per_time = found.unflatten(0, ways.shape[:2]).median(dim=0).values
+    per_time = to_real.unflatten(0, ways.shape[:2]).median(dim=0).values
     return {"ways": [round(value, 4) for value in per_time.tolist()], "real": round(own.median().item(), 4)}
 
 
 def setting(options: Distribution) -> dict:
     """What the options say of the pictures, without paths and machines."""
-    asked = dataclasses.asdict(options)
-    return {name: asked[name] for name in ("model", "num_generated", "num_real", "seed")}
+    values = dataclasses.asdict(options)
+    return {name: values[name] for name in ("model", "num_generated", "num_real", "seed")}
 
 
 def rounded(places: Tensor) -> list:
@@ -215,7 +215,7 @@ def rounded(places: Tensor) -> list:
     return [round(value, 4) for value in places.tolist()]
 
 
-def count_table(found: dict[str, list[int]]) -> str:
+def count_table(counts: dict[str, list[int]]) -> str:
     """How many there are of each digit, a set a line."""
     lines = [f"{'digit':22}" + "".join(f"{digit:>6}" for digit in range(10))]
-    return "\n".join([*lines, *(f"{name:22}" + "".join(f"{each:>6}" for each in row) for name, row in found.items())])
+    return "\n".join([*lines, *(f"{name:22}" + "".join(f"{each:>6}" for each in row) for name, row in counts.items())])

@@ -76,8 +76,8 @@ def load_pipes(options: Guidance) -> dict[str, Pipeline]:
     chosen = given or {model: None for model in CHECKPOINTS if model in list_models()}
     if not chosen:
         raise BookError("the book has no weights of a model with classes here: give --concat_checkpoint")
-    where = {"vae": options.vae, "device": options.device, "precision": options.precision}
-    return {model: load_model(model, ModelOptions(path, **where)) for model, path in chosen.items()}
+    run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
+    return {model: load_model(model, ModelOptions(path, **run_on)) for model, path in chosen.items()}
 
 
 def request_of(pipe: Pipeline, options: Guidance) -> Request:
@@ -87,8 +87,8 @@ def request_of(pipe: Pipeline, options: Guidance) -> Request:
         BookError: they cannot be drawn.
     """
     labels = [label for label in range(pipe.num_classes) for _ in range(options.samples_per_cell)]
-    how = {"steps": options.sampling_steps, "seed": options.seed, "eta": options.eta}
-    return sweep_request(pipe, labels, options.guidance_scales, **how)
+    settings = {"steps": options.sampling_steps, "seed": options.seed, "eta": options.eta}
+    return sweep_request(pipe, labels, options.guidance_scales, **settings)
 
 
 def draw_cells(model: str, pipe: Pipeline, request: Request, options: Guidance) -> Tensor:
@@ -102,7 +102,7 @@ def draw_cells(model: str, pipe: Pipeline, request: Request, options: Guidance) 
 
 def measured(model: str, pipe: Pipeline, options: Guidance) -> list[ScaleMeasures]:
     """Figures for every scale, of pictures that grow from the same noise at each."""
-    found, labels = [], random_labels(options.num_measured, pipe.num_classes)
+    sweep, labels = [], random_labels(options.num_measured, pipe.num_classes)
     for number, scale in enumerate(options.guidance_scales, start=1):
         with progress_bar(f"{model}, scale {scale:g} ({number} of {len(options.guidance_scales)})") as bar:
             images = pipe.sample(
@@ -114,8 +114,8 @@ def measured(model: str, pipe: Pipeline, options: Guidance) -> list[ScaleMeasure
                 seed=options.seed,
                 callback=bar.advance,
             )
-        found.append(measure_scale(images, labels, scale))
-    return found
+        sweep.append(measure_scale(images, labels, scale))
+    return sweep
 
 
 def write_measures(folder: Path, sweeps: dict[str, list[ScaleMeasures]], options: Guidance) -> None:
@@ -123,12 +123,12 @@ def write_measures(folder: Path, sweeps: dict[str, list[ScaleMeasures]], options
     text = sweep_table(sweeps)
     print(text)
     write_text(folder / "measures.txt", text + "\n")
-    asked = dataclasses.asdict(options)
-    setting = {name: asked[name] for name in ("sampling_steps", "eta", "seed", "num_measured")}
-    rows = {model: [row.to_dict() for row in found] for model, found in sweeps.items()}
+    values = dataclasses.asdict(options)
+    setting = {name: values[name] for name in ("sampling_steps", "eta", "seed", "num_measured")}
+    rows = {model: [row.to_dict() for row in sweep] for model, sweep in sweeps.items()}
     write_text(folder / "measures.json", json.dumps({"setting": setting, "models": rows}, indent=2) + "\n")
     panels = {
-        name: {model: [getattr(row, key) for row in found] for model, found in sweeps.items()}
+        name: {model: [getattr(row, key) for row in sweep] for model, sweep in sweeps.items()}
         for name, key, *_ in COLUMNS
     }
     first = next(iter(sweeps.values()))[0]

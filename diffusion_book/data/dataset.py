@@ -58,7 +58,7 @@ class Dataset:
         return normalise(self.images[index]), self.labels[index]
 
     @property
-    def label_names(self) -> list[str]:
+    def class_names(self) -> list[str]:
         """What each class is called, for captions."""
         if self.place:
             return list(self.classes) or [self.name]

@@ -33,14 +33,14 @@ def find(root: Path, kind: str, others: bool) -> dict[str, Path]:
     if others or kind in root.parts[-2:]:
         places += [root / "raw", root]
     for folder in places:
-        found = {}
+        paths = {}
         for name in (*FILES["train"], *FILES["test"]):
             spellings = (name, f"{name}.gz", dotted := name.replace("-idx", ".idx"), f"{dotted}.gz")
             path = next((folder / spelling for spelling in spellings if (folder / spelling).is_file()), None)
             if path is not None:
-                found[name] = path
-        if found:
-            return found
+                paths[name] = path
+        if paths:
+            return paths
     return {}
 
 

@@ -192,12 +192,12 @@ def pictures_of_arrays(path: Path) -> tuple[list[Picture], tuple[str, ...]]:
         pairs[""] = []
     elif not pairs[""]:
         raise BookError(f"{path} holds the arrays {', '.join(arrays) or 'of nothing'}: name yours images and labels")
-    found = [(split, *pairs[split][0]) for split in ("", "train", "test") if pairs[split]]
-    values = {split: labels_of(path, arrays, images, labels) for split, images, labels in found}
+    splits = [(split, *pairs[split][0]) for split in ("", "train", "test") if pairs[split]]
+    values = {split: labels_of(path, arrays, images, labels) for split, images, labels in splits}
     classes = sorted({value for each in values.values() for value in each}, key=in_order)
     numbers = {name: number for number, name in enumerate(classes)}
     pictures = []
-    for split, images, _ in found:
+    for split, images, _ in splits:
         for number, content in enumerate(as_bytes(arrays[images], f"{images} in {path}")):
             test = split == "test" or (not split and number % HELD_OUT == HELD_OUT - 1)
             label = numbers[values[split][number]] if values[split] else 0
@@ -289,7 +289,7 @@ def as_bytes(images: np.ndarray, name: str) -> np.ndarray:
 
 def hash_of_pictures(pictures: list[Picture], classes: tuple[str, ...]) -> str:
     """SHA-256 of all names, classes and contents."""
-    found = hashlib.sha256(json.dumps(classes).encode())
+    digest = hashlib.sha256(json.dumps(classes).encode())
     for picture in pictures:
         if isinstance(picture.content, Path):
             try:
@@ -299,8 +299,8 @@ def hash_of_pictures(pictures: list[Picture], classes: tuple[str, ...]) -> str:
         else:
             inside = picture.content.tobytes()
         name = json.dumps([picture.name, picture.label, picture.test])
-        found.update(name.encode() + hashlib.sha256(inside).digest())
-    return found.hexdigest()
+        digest.update(name.encode() + hashlib.sha256(inside).digest())
+    return digest.hexdigest()
 
 
 def usable(
@@ -319,11 +319,11 @@ def usable(
         try:
             if picture.label < 0:
                 raise ValueError("beside the folders of the classes")
-            found = read(picture.content)
+            image = read(picture.content)
         except Exception as error:  # whatever a decoder stumbles over, the file is in its way
             skipped.append(f"{picture.name} ({reason_of(error)})")
             continue
-        yield number, found
+        yield number, image
 
 
 def first_of(skipped: list[str]) -> str:

@@ -69,10 +69,10 @@ def read_samples(path: str | Path, labels: str | Path | None = None) -> Samples:
     place = Path(path).expanduser()
     classes: tuple[str, ...] = ()
     if place.is_dir():
-        found, classes = pictures_in(place)
+        files, classes = pictures_in(place)
         check_folders(place, classes)
-        pictures = [each for each in found if each.name.lower().endswith(SUFFIXES)]
-        others = [f"{each.name} (no PNG, JPEG or WebP)" for each in found if each not in pictures]
+        pictures = [each for each in files if each.name.lower().endswith(SUFFIXES)]
+        others = [f"{each.name} (no PNG, JPEG or WebP)" for each in files if each not in pictures]
     elif place.suffix == ".npz" and place.is_file():
         (pictures, classes), others = pictures_of_arrays(place), []
     elif place.is_file():
@@ -224,9 +224,9 @@ def cut(grey: np.ndarray, name: str) -> np.ndarray:
         if height % block or width % block or (small := one_a_block(grey, block)) is None:
             continue
         ways = (tiles_of(small, size, gap) for size in SIZES for gap in GAPS)
-        found = [tiles for tiles in ways if tiles is not None]
-        if found:
-            return cropped(min(found, key=brightness_of_edges))
+        tilings = [tiles for tiles in ways if tiles is not None]
+        if tilings:
+            return cropped(min(tilings, key=brightness_of_edges))
     raise BookError(
         f"{name}, {width} x {height} pixels, is no grid of digits: give tiles of {CROP_SIZE} x {CROP_SIZE} or "
         f"{IMAGE_SIZE} x {IMAGE_SIZE} in rows, with 0 to 2 pixels of one grey around each"

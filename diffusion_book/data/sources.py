@@ -114,12 +114,12 @@ def _load_files(name: str, split: str, root: Path) -> Dataset:
     )
     if not _find(name, root):
         _download(name, root, bring, f"try again, {bring}")
-    found = _find(name, root)
-    lacking = [file for file in FILES[split] if file not in found]
+    files = _find(name, root)
+    lacking = [file for file in FILES[split] if file not in files]
     if lacking:
-        here = next(iter(found.values())).parent
+        here = next(iter(files.values())).parent
         raise BookError(f"{here} has files of {name}, but not {' and '.join(lacking)}: put all four there")
-    paths = [found[file] for file in FILES[split]]
+    paths = [files[file] for file in FILES[split]]
     anew = f"bring it anew, or move {paths[0].parent} elsewhere and try again"
     try:
         (images, content), (labels, named) = (read(path) for path in paths)
@@ -142,10 +142,10 @@ def _load_files(name: str, split: str, root: Path) -> Dataset:
 
 
 def _check_hash(path: Path, file: str, content: bytes, anew: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != HASHES[file]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != HASHES[file]:
         raise BookError(
-            f"{path} is damaged (hash {found[:12]}, not {HASHES[file][:12]}): {anew}; if it holds pictures of your own, "
+            f"{path} is damaged (hash {digest[:12]}, not {HASHES[file][:12]}): {anew}; if it holds pictures of your own, "
             "as many as MNIST's, leave one out"
         )
 

@@ -70,8 +70,8 @@ def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
     def without_noise(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output / expand(own(alpha, sigma)[0], output)
 
-    found = {NOTHING: Supposition(lambda t: t, read_as(own))}
-    found["flipped sign"] = Supposition(
+    tried = {NOTHING: Supposition(lambda t: t, read_as(own))}
+    tried["flipped sign"] = Supposition(
         lambda t: t,
         read_as(own, -1.0),
         "Read with the other sign",
@@ -80,14 +80,14 @@ def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
     )
     for name, target in TARGETS.items():
         if name != config.target:
-            found[f"target {name}"] = Supposition(
+            tried[f"target {name}"] = Supposition(
                 lambda t: t,
                 read_as(target),
                 f"Read as '{name}' and not as '{config.target}'",
                 f"Set the target to '{name}', or train with '{config.target}'.",
             )
     if (own(torch.ones(1), torch.ones(1))[0] != 0).all():  # of a target that is noise alone nothing would be left
-        found["unrelated noise"] = Supposition(
+        tried["unrelated noise"] = Supposition(
             lambda t: t,
             without_noise,
             f"Read as '{config.target}' without its noise",
@@ -95,14 +95,14 @@ def suppositions(pipe: Pipeline) -> dict[str, Supposition]:
         )
     clocks = _shifted_clocks() | _other_clocks(config.timesteps) | _other_schedules(config.schedule)
     for name, told in clocks.items():
-        found[f"wrong time, {name}"] = Supposition(
+        tried[f"wrong time, {name}"] = Supposition(
             told,
             read_as(own),
             f"Told another time ({name})",
             "The state has another time than the network is told: compare the index into alpha and sigma with the "
             "time that is handed to the network, in the loss and in the sampler.",
         )
-    return found
+    return tried
 
 
 def _shifted_clocks() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -183,8 +183,8 @@ def admit(pipe: Pipeline, images: Tensor, labels: Tensor | None = None, network:
     x0 = images if pipe.autoencoder is None else pipe.autoencoder.encode(images)
     condition = {}
     if pipe.num_classes:
-        asked = pipe.ask(len(images), NO_CLASS if labels is None else labels, steps=1)
-        condition["labels"] = asked.labels.to(pipe.device)
+        request = pipe.ask(len(images), NO_CLASS if labels is None else labels, steps=1)
+        condition["labels"] = request.labels.to(pipe.device)
     network = copy.deepcopy(pipe.network if network is None else network).float().eval()
     return Patient(pipe, network, x0.to(pipe.device).float(), condition)
 
@@ -194,7 +194,7 @@ def differential(patient: Patient, seed: int = 0) -> dict[str, float]:
 
     Shares at the single `TIMES` are averaged as logarithms, so that each time counts alike.
     """
-    found, plain = {}, None
+    ratios, plain = {}, None
     for name, supposed in suppositions(patient.pipe).items():
         errors = []
         for t in TIMES:
@@ -203,8 +203,8 @@ def differential(patient: Patient, seed: int = 0) -> dict[str, float]:
             errors.append(error.clamp(min=1e-12).log().nan_to_num(nan=math.inf))
         logarithm = torch.stack(errors).mean().item()
         plain = logarithm if plain is None else plain
-        found[name] = math.exp(min(logarithm - plain, 50.0))
-    return found
+        ratios[name] = math.exp(min(logarithm - plain, 50.0))
+    return ratios
 
 
 def loss_share(patient: Patient, seed: int = 0) -> float:
@@ -252,11 +252,11 @@ def examine(
     Raises:
         BookError: no pictures of this shape.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for look in (_weights, _range, _latents):
-        found += look(pipe, images)
-        if faults(found):
-            return found
+        findings += look(pipe, images)
+        if faults(findings):
+            return findings
     patient = admit(pipe, images, labels)
     looks = [_world]
     if pipe.recipe.diffusion.time_sampling != "last":  # a one-step model answers at t = 1 alone
@@ -265,20 +265,20 @@ def examine(
             looks.append(lambda patient, images: stale_average(patient, admit(pipe, images, labels, last)))
         looks.append(_learned)
     for look in looks:
-        found += look(patient, images)
-        if faults(found):
+        findings += look(patient, images)
+        if faults(findings):
             break
-    return found
+    return findings
 
 
-def faults(found: list[Finding]) -> list[Finding]:
+def faults(findings: list[Finding]) -> list[Finding]:
     """Those that are not healthy."""
-    return [each for each in found if not each.healthy]
+    return [each for each in findings if not each.healthy]
 
 
-def verdict(found: list[Finding]) -> str:
+def verdict(findings: list[Finding]) -> str:
     """The faults in a line each, or "nothing found"."""
-    return "\n".join(f"{each.subject}: {each.text} {each.advice}" for each in faults(found)) or "nothing found"
+    return "\n".join(f"{each.subject}: {each.text} {each.advice}" for each in faults(findings)) or "nothing found"
 
 
 def _weights(pipe: Pipeline, images: Tensor) -> list[Finding]:
@@ -343,7 +343,7 @@ def _world(patient: Patient, images: Tensor) -> list[Finding]:
 
 
 def _questions(patient: Patient, images: Tensor) -> list[Finding]:
-    asked = suppositions(patient.pipe)
+    tried = suppositions(patient.pipe)
     shares = {name: share for name, share in differential(patient).items() if name != NOTHING}
     best = min(shares, key=shares.__getitem__)
     if shares[best] >= BETTER:
@@ -352,8 +352,8 @@ def _questions(patient: Patient, images: Tensor) -> list[Finding]:
             f"{shares[best]:.2f} times as large (believed below {BETTER:g})."
         )
         return [Finding("time and target", True, text)]
-    text = f"{asked[best].text}, the network errs {shares[best]:.2g} times as much as it does now (if it is healthy: at least {BETTER:g})."
-    return [Finding(best, False, text, asked[best].advice)]
+    text = f"{tried[best].text}, the network errs {shares[best]:.2g} times as much as it does now (if it is healthy: at least {BETTER:g})."
+    return [Finding(best, False, text, tried[best].advice)]
 
 
 def _learned(patient: Patient, images: Tensor) -> list[Finding]:

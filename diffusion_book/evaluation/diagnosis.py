@@ -147,13 +147,13 @@ def gradient_norms(pipe: Pipeline, batch: Batch, seed: int = 0) -> dict[str, flo
     KINDS[pipe.recipe.kind].loss(pipe.recipe)(network, batch.images, batch.labels, generator).mean().backward()
     norms = {}
     for name, module in network.named_modules():
-        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in module.parameters(recurse=False)]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in module.parameters(recurse=False)]
         if isinstance(network, ConditionalUNet) and module is network.classes:
             present = [*batch.labels.unique().tolist(), pipe.num_classes]  # the last row is that of NO_CLASS
             names = [f"class {row}" if row < pipe.num_classes else "no class" for row in present]
-            norms |= {name: _rms([found[0][row]]) for name, row in zip(names, present, strict=True)}
-        elif found:
-            norms[name] = _rms(found)
+            norms |= {name: _rms([gradients[0][row]]) for name, row in zip(names, present, strict=True)}
+        elif gradients:
+            norms[name] = _rms(gradients)
     return norms
 
 
@@ -244,12 +244,12 @@ def attention_entropy(pipe: Pipeline, batch: Batch, seed: int = 0) -> dict[str, 
     loss = KINDS[pipe.recipe.kind].loss(pipe.recipe)
     with cross_attention_maps(network) as maps:
         loss(network, batch.images, batch.labels, torch.Generator(pipe.device).manual_seed(seed))
-    found = {}
+    entropies = {}
     for name, (weights,) in maps.items():  # (B, heads, positions, tokens)
         if weights.shape[-1] > 1:
             entropy = -(weights.double() * weights.double().clamp(min=1e-30).log()).sum(dim=-1).mean()
-            found[name] = (entropy / math.log(weights.shape[-1])).item()
-    return found
+            entropies[name] = (entropy / math.log(weights.shape[-1])).item()
+    return entropies
 
 
 # Samples

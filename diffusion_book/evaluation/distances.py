@@ -117,8 +117,8 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
 def nearest(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Distance to the nearest member, and its index, for each point: (N,), (N,)."""
     _check(points, members)
-    found = [torch.cdist(part, members.float()).min(dim=1) for part in points.float().split(CHUNK)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    parts = [torch.cdist(part, members.float()).min(dim=1) for part in points.float().split(CHUNK)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 class Copies(NamedTuple):

@@ -101,7 +101,7 @@ def _plain(value):
 
 def findings(measured: Diagnosis) -> list[Finding]:
     """What the measurements say, in the order in which one would look."""
-    found = [*weights(measured)]
+    entries = [*weights(measured)]
     if not measured.broken:
         for look in (
             latents,
@@ -115,8 +115,8 @@ def findings(measured: Diagnosis) -> list[Finding]:
             attention,
             samples,
         ):
-            found += look(measured)
-    return found
+            entries += look(measured)
+    return entries
 
 
 def finding(subject: str, healthy: bool, text: str, advice: str) -> Finding:
@@ -224,10 +224,10 @@ def null_class(measured: Diagnosis) -> Iterator[Finding]:
             "Train with --unconditional_probability 0.1: without hidden labels there is no unconditional branch to "
             "guide away from. Until then, sample with --guidance_scale 1.",
         )
-    found = measured.losses
-    if found is None or found.wrong is None or found.wrong / found.true - 1 < HEARD:
+    losses = measured.losses
+    if losses is None or losses.wrong is None or losses.wrong / losses.true - 1 < HEARD:
         return  # to whom all labels are alike, none is no other
-    share = (found.none - found.true) / (found.wrong - found.true)
+    share = (losses.none - losses.true) / (losses.wrong - losses.true)
     if still and share <= NULL:
         return
     yield finding(
@@ -284,20 +284,20 @@ def gradients(measured: Diagnosis) -> Iterator[Finding]:
 
 def classes(measured: Diagnosis) -> Iterator[Finding]:
     """Are the classes told apart where they enter the network?"""
-    found = measured.embeddings
-    if found is None or not math.isfinite(found.between):
+    embeddings = measured.embeddings
+    if embeddings is None or not math.isfinite(embeddings.between):
         return
-    apart = found.between >= APART
+    apart = embeddings.between >= APART
     yield finding(
         "embeddings",
         apart,
-        f"The embeddings of two classes lie {found.between:.2f} of their norm apart on average (at least {APART:g}): "
+        f"The embeddings of two classes lie {embeddings.between:.2f} of their norm apart on average (at least {APART:g}): "
         f"{'each class has its own' if apart else 'they are all the same'}.",
         "Check that each label picks its own row of the table, and that the table is among the trained parameters.",
     )
     if not apart:
         return
-    pairs = found.nearest
+    pairs = embeddings.nearest
     mean = statistics.fmean(distance for *_, distance in pairs)
     twins = [f"{i} and {j}" for i, j, distance in pairs if distance < TWINS * mean]
     first, second, least = pairs[0]
@@ -334,16 +334,16 @@ def attention(measured: Diagnosis) -> Iterator[Finding]:
     mean = statistics.fmean(measured.entropy.values())
     low, high = ATTENTION
     if mean > high:
-        said = "every place looks at all tokens alike, and several tokens are no better than one"
+        meaning = "every place looks at all tokens alike, and several tokens are no better than one"
     elif mean < low:
-        said = "every place looks at one token alone, and the others are unused"
+        meaning = "every place looks at one token alone, and the others are unused"
     else:
-        said = "the tokens are read with different weights"
+        meaning = "the tokens are read with different weights"
     yield finding(
         "attention",
         low <= mean <= high,
         f"The entropy of cross-attention is {mean:.2f} of the largest possible, averaged over {len(measured.entropy)} "
-        f"layers (limits {low:g} to {high:g}): {said}.",
+        f"layers (limits {low:g} to {high:g}): {meaning}.",
         "Train longer; if it stays so, take fewer tokens a class (--num_tokens).",
     )
 
@@ -405,10 +405,10 @@ def _samplers(ddim: Way, ddpm: Way) -> Finding:
     )
 
 
-def report(title: str, found: list[Finding]) -> str:
+def report(title: str, entries: list[Finding]) -> str:
     """The findings as a text to read: what is not healthy first."""
-    ill = [each for each in found if not each.healthy]
-    well = [each for each in found if each.healthy]
+    ill = [each for each in entries if not each.healthy]
+    well = [each for each in entries if each.healthy]
     lines = [title, ""]
     if ill:
         lines.append(f"Not healthy ({len(ill)}):")

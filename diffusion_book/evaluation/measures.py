@@ -162,9 +162,9 @@ def floor(num_samples: int) -> Floor:
         BookError: fewer than 10, or more than the training set has.
     """
     test = reference_features()["test"]
-    found = [frechet_distance(real_features(num_samples, draw), test) for draw in range(DRAWS)]
-    found = torch.tensor(found, dtype=torch.float64)
-    return Floor(found.mean().item(), found.std().item())
+    distances = [frechet_distance(real_features(num_samples, draw), test) for draw in range(DRAWS)]
+    distances = torch.tensor(distances, dtype=torch.float64)
+    return Floor(distances.mean().item(), distances.std().item())
 
 
 CLASS_DRAWS = ("at random", "equal numbers", "exact proportions")

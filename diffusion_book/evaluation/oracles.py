@@ -87,14 +87,14 @@ def examine_sampler(
     """
     looked = recorded_walk(draw, schedule, shape, number, seed)
     times, sizes, piled = looked.times, looked.sizes, looked.piled
-    found = []
+    findings = []
     text = f"The first time asked is {times[0]:.3f} (it must be 1)."
     advice = "The walk starts from pure noise, which belongs to t = 1: build the grid of times from there."
-    found.append(finding("start", abs(times[0] - 1) < 1e-3, text, advice))
+    findings.append(finding("start", abs(times[0] - 1) < 1e-3, text, advice))
     most = max(piled[1:], default=0.0)
     text = f"At most {most:.1%} of a state's numbers stand at its very largest value (up to {PILED:.0%})."
     advice = "The state is clamped: only the predicted x0 may be, and eps is computed again after it."
-    found.append(finding("clamped state", most <= PILED, text, advice))
+    findings.append(finding("clamped state", most <= PILED, text, advice))
     if most <= PILED:
         worst = max(range(len(sizes)), key=lambda step: abs(math.log(max(sizes[step], 1e-9))))
         text = (
@@ -102,11 +102,11 @@ def examine_sampler(
             f"(within {SIZE:.0%} of 1)."
         )
         advice = "The network is told another time than the state has: compare the index of alpha with what is told."
-        found.append(finding("wrong time", abs(sizes[worst] - 1) <= SIZE, text, advice))
+        findings.append(finding("wrong time", abs(sizes[worst] - 1) <= SIZE, text, advice))
     text = f"The walk ends {looked.end:.2g} from the picture that the denoiser knows (at most {END:g})."
     advice = "Look at the last step: it goes to t = 0, and adds no noise."
-    found.append(finding("end", looked.end <= END, text, advice))
-    return found
+    findings.append(finding("end", looked.end <= END, text, advice))
+    return findings
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ def examine_guidance(guide: Callable[[DenoiserFunction, float], DenoiserFunction
         return Prediction(value, value.clone())
 
     x, t, labels = torch.zeros(2, 1, 1, 1), torch.tensor(0.5, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-    said = {w: guide(says, w)(x, t, labels=labels).eps.mean().item() for w in (0.0, 1.0, 3.0)}
-    start, slope = said[0.0], (said[3.0] - said[0.0]) / 3
+    means = {w: guide(says, w)(x, t, labels=labels).eps.mean().item() for w in (0.0, 1.0, 3.0)}
+    start, slope = means[0.0], (means[3.0] - means[0.0]) / 3
     text = (
         "Between a branch that says 0 and one that says 1, guidance of "
-        + ", ".join(f"w = {w:g} says {value:.3g}" for w, value in said.items())
+        + ", ".join(f"w = {w:g} says {value:.3g}" for w, value in means.items())
         + " (it must be 0, 1 and 3)."
     )
     if slope < 0:
@@ -183,7 +183,7 @@ def examine_guidance(guide: Callable[[DenoiserFunction, float], DenoiserFunction
         advice = "This scale counts from the plain conditional model, as in Ho & Salimans 2022: its w is ours less 1."
     else:
         advice = "It must be eps_u + w (eps_c - eps_u)."
-    healthy = all(abs(value - w) < 1e-4 for w, value in said.items())
+    healthy = all(abs(value - w) < 1e-4 for w, value in means.items())
     return [finding("guidance", healthy, text, advice)]
 
 

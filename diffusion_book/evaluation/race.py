@@ -57,8 +57,8 @@ def at_scale(autoencoder: Autoencoder, latents: LatentDataset, scale: float) -> 
     """An autoencoder whose latents are `scale` times as large, and a data set in its latents."""
     network = copy.deepcopy(autoencoder.network)
     network.latent_std /= scale
-    found = DiagonalGaussian.from_moments(latents.moments)
-    scaled = DiagonalGaussian(scale * found.mean, found.log_variance + 2 * math.log(scale))
+    posterior = DiagonalGaussian.from_moments(latents.moments)
+    scaled = DiagonalGaussian(scale * posterior.mean, posterior.log_variance + 2 * math.log(scale))
     return dataclasses.replace(autoencoder, network=network), LatentDataset(
         latents.name, scaled.moments, latents.labels
     )
@@ -102,14 +102,14 @@ def core_seconds(model: str) -> float:
 
 def shipped(num_samples: int) -> dict[str, Tensor]:
     """The shipped models, measured in the same way, and the seconds of their trainings by their cards."""
-    found = {"vae_seconds": torch.tensor(core_seconds("vae"))}
+    figures = {"vae_seconds": torch.tensor(core_seconds("vae"))}
     for name, model in (("latents", "ldm"), ("pixels", "ddpm")):
         pictures = pipelines.load(model, device="cpu").sample(num_samples, steps=STEPS, seed=0)
         cfid = frechet_distance(features(pictures), reference_features()["test"])
         print(f"{name}, shipped: cFID {cfid:.2f}", flush=True)
-        found[f"{name}_shipped_cfid"] = torch.tensor(cfid)
-        found[f"{name}_shipped_seconds"] = torch.tensor(core_seconds(model))
-    return found
+        figures[f"{name}_shipped_cfid"] = torch.tensor(cfid)
+        figures[f"{name}_shipped_seconds"] = torch.tensor(core_seconds(model))
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

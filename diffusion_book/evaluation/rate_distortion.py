@@ -61,16 +61,16 @@ def measure_vae(network: VAE, num_samples: int) -> dict[str, Tensor]:
     posterior = network.encode(x)
     copies = network.decode(posterior.mean)
     nats = 0.5 * (posterior.mean**2 + posterior.std**2 - 1 - posterior.log_variance).mean(dim=0)  # (C, 4, 4)
-    found = {
+    figures = {
         "distortion": reconstruction_error(x, copies).mean(),
         "rate": nats.sum(),
         "active": (nats > 0.1).sum(),
     }
     for name, pictures in (("copies", copies), ("samples", network.decode(z))):
         pictures = data.crop(pictures).clamp(-1, 1)
-        found[f"{name}_cfid"] = torch.tensor(frechet_distance(features(pictures), reference_features()["test"]))
-        found[name] = data.quantise(pictures[:SHOWN])
-    return found
+        figures[f"{name}_cfid"] = torch.tensor(frechet_distance(features(pictures), reference_features()["test"]))
+        figures[name] = data.quantise(pictures[:SHOWN])
+    return figures
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = trained(PLANE, kl_weight, options.steps)
         planes.append({"plane_kl_weight": torch.tensor(kl_weight), **look_at_plane(network)})
         print(f"two dimensions, {kl_weight:g}: done", flush=True)
-    table = {name: torch.stack([row[name] for row in found]) for found in (rows, planes) for name in found[0]}
+    table = {name: torch.stack([row[name] for row in part]) for part in (rows, planes) for name in part[0]}
     x, labels = data.load("mnist", "test").batch(torch.arange(SCATTERED))
     pictures = data.quantise(data.crop(x[:SHOWN]))
     table |= {"pictures": pictures, "plane_labels": labels, "num_samples": torch.tensor(options.num_samples)}

@@ -146,13 +146,13 @@ def best(rows: list[Row], **wanted) -> dict[str, Row]:
         BookError: rows of several numbers of samples, whose cFID does not compare.
     """
     one_number(rows)
-    found: dict[str, Row] = {}
+    best_rows: dict[str, Row] = {}
     for row in rows:
         if all(row.setting.get(key) == value for key, value in wanted.items()) and (
-            row.model not in found or row.measures["cfid"] < found[row.model].measures["cfid"]
+            row.model not in best_rows or row.measures["cfid"] < best_rows[row.model].measures["cfid"]
         ):
-            found[row.model] = row
-    return found
+            best_rows[row.model] = row
+    return best_rows
 
 
 def ranking(rows: list[Row], most_evaluations: float = math.inf) -> list[Row]:
@@ -243,11 +243,11 @@ def milliseconds(pipe: Pipeline, setting: dict, num_samples: int = 64, repeats: 
         num_samples: drawn together.
         repeats: tries.
     """
-    asked = {**setting, "num_samples": num_samples}
-    pipe.sample(**{**asked, "steps": min(2, asked["steps"])})
+    request = {**setting, "num_samples": num_samples}
+    pipe.sample(**{**request, "steps": min(2, request["steps"])})
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        pipe.sample(**asked)
+        pipe.sample(**request)
         seconds.append(time.perf_counter() - began)
     return 1000 * min(seconds) / num_samples

@@ -64,5 +64,5 @@ def draw_and_measure(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | 
 
 def find_entry(card: dict, entry: dict) -> dict | None:
     """What a card says of the same setting as `entry`'s; None where it is silent."""
-    found = (each for each in figures(card) if all(each.get(key) == entry.get(key) for key in SETTING))
-    return next(found, None)
+    matches = (each for each in figures(card) if all(each.get(key) == entry.get(key) for key in SETTING))
+    return next(matches, None)

@@ -125,9 +125,9 @@ def training_flops(trainer: Trainer) -> float:
     """Floating-point operations of a training step, an image: forward and backward."""
     images, labels = trainer.dataset.batch(torch.zeros(2, dtype=torch.int64, device=trainer.device))
     generator = torch.Generator(trainer.device).manual_seed(0)
-    found = flops_of(lambda: trainer.loss(trainer.network, images, labels, generator).mean().backward())
+    flops = flops_of(lambda: trainer.loss(trainer.network, images, labels, generator).mean().backward())
     trainer.optimizer.zero_grad(set_to_none=True)
-    return found / 2
+    return flops / 2
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,13 @@ def drawing_of(model: Pipeline | Autoencoder, batch_size: int, steps: int | None
     x, t = torch.zeros(1, *model.shape, device=model.device), torch.ones(1, device=model.device)
     known = {} if labels is None else {"labels": labels[:1].to(model.device)}
     forward = flops_of(lambda: model.network(x, t, **known))
-    asked = branches * evaluations(sampler, steps)
+    calls = branches * evaluations(sampler, steps)
     return Drawing(
         lambda: model.draw(request),
         steps,
-        asked,
+        calls,
         forward,
-        asked * forward + flops_of(lambda: model.to_images(x)),
+        calls * forward + flops_of(lambda: model.to_images(x)),
     )
 
 
@@ -205,8 +205,8 @@ def measure_speed(
     next(reports)  # the first of everything allocates, and compiles
     drawing.draw()
     flops = training_flops(trainer)
-    began, found = time.perf_counter(), []
-    while len(found) < 3 or time.perf_counter() - began < seconds:
+    began, rounds = time.perf_counter(), []
+    while len(rounds) < 3 or time.perf_counter() - began < seconds:
         matrix = matrix_rate(device, trainer.dtype)
         sampling = batch_size / seconds_of(drawing.draw, device)
         # As long as the sampling, that neither is a single short look.
@@ -217,6 +217,6 @@ def measure_speed(
             trained += 1
         training = trained * batch_size / (time.perf_counter() - training_began)
         shares = training * flops / matrix, sampling * drawing.picture_flops / matrix
-        found.append((training, sampling, sampling * drawing.evaluations, *shares, matrix))
-    medians = (statistics.median(values) for values in zip(*found, strict=True))
-    return Speed(*medians, drawing.forward_flops, flops, drawing.steps, len(found))
+        rounds.append((training, sampling, sampling * drawing.evaluations, *shares, matrix))
+    medians = (statistics.median(values) for values in zip(*rounds, strict=True))
+    return Speed(*medians, drawing.forward_flops, flops, drawing.steps, len(rounds))

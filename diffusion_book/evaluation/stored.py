@@ -11,7 +11,7 @@ from torch import Tensor
 
 def read_stored(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by their names; pictures, which it holds as bytes, in [-1, 1]."""
-    found = load_file(path)
+    stored = load_file(path)
     return {
-        name: values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values for name, values in found.items()
+        name: values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values for name, values in stored.items()
     }

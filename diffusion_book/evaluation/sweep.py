@@ -101,10 +101,10 @@ def spread(points: Tensor, labels: Tensor) -> float:
 @functools.cache
 def _real(number: int) -> tuple[float, float]:
     """Recall and spread of real training pictures, whose classes are what the first classifier says."""
-    found = real_features(number)
+    real = real_features(number)
     with torch.no_grad():
-        labels = classifier().head(found).argmax(dim=1)
-    return precision_recall(found, reference_features()["test"][::EVERY])[1], spread(found, labels)
+        labels = classifier().head(real).argmax(dim=1)
+    return precision_recall(real, reference_features()["test"][::EVERY])[1], spread(real, labels)
 
 
 COLUMNS = (

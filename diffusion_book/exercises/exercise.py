@@ -54,9 +54,9 @@ class Exercise:
 
 def judge(exercise: Exercise, attempt: Callable) -> tuple[bool, str]:
     """Whether an attempt is right, and one line that says what it has proved or what is wrong with it."""
-    asked, untouched = exercise.ask(), exercise.ask()
-    found = []
-    for name, arguments in asked.items():
+    cases, untouched = exercise.ask(), exercise.ask()
+    answers = []
+    for name, arguments in cases.items():
         wanted = exercise.right(*untouched[name])
         try:
             answer = attempt(*arguments)
@@ -64,14 +64,14 @@ def judge(exercise: Exercise, attempt: Callable) -> tuple[bool, str]:
             return False, stopped(error, attempt)
         if complaint := wrong_form(answer, wanted) or changed_argument(exercise, arguments, untouched[name]):
             return False, complaint
-        found.append(measured(exercise, answer, arguments))
+        answers.append(measured(exercise, answer, arguments))
     expected = exercise.results(exercise.right)
-    if same(found, expected):
+    if same(answers, expected):
         return True, exercise.proved
     for message, mistake in exercise.mistakes.items():
-        if same(found, exercise.results(mistake)):
+        if same(answers, exercise.results(mistake)):
             return False, message
-    return False, difference(list(asked), found, expected)
+    return False, difference(list(cases), answers, expected)
 
 
 def measured(exercise: Exercise, answer, arguments: tuple) -> tuple[Tensor, ...]:
@@ -82,10 +82,10 @@ def measured(exercise: Exercise, answer, arguments: tuple) -> tuple[Tensor, ...]
     return tuple(part.masked_fill(part.isinf(), torch.nan) for part in parts)
 
 
-def same(found: list[tuple[Tensor, ...]], expected: list[tuple[Tensor, ...]]) -> bool:
+def same(answers: list[tuple[Tensor, ...]], expected: list[tuple[Tensor, ...]]) -> bool:
     """Whether all answers agree, shapes included."""
     return all(
-        close(one, other) for pair in zip(found, expected, strict=True) for one, other in zip(*pair, strict=True)
+        close(one, other) for pair in zip(answers, expected, strict=True) for one, other in zip(*pair, strict=True)
     )
 
 
@@ -96,11 +96,11 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 def stopped(error: Exception, attempt: Callable) -> str:
     """An exception in one line, with the line of the reader's code where it came up."""
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     own = getattr(getattr(inspect.unwrap(attempt), "__code__", None), "co_filename", None)
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own and frame.line]
     where = f" at `{lines[-1]}`" if lines else ""
-    return f"it stops{where} with {type(error).__name__}: {said:.120}"
+    return f"it stops{where} with {type(error).__name__}: {message:.120}"
 
 
 def wrong_form(answer, wanted) -> str | None:
@@ -129,10 +129,10 @@ def changed_argument(exercise: Exercise, arguments: tuple, untouched: tuple) -> 
     return None
 
 
-def difference(names: list[str], found: list[tuple[Tensor, ...]], expected: list[tuple[Tensor, ...]]) -> str:
+def difference(names: list[str], answers: list[tuple[Tensor, ...]], expected: list[tuple[Tensor, ...]]) -> str:
     """How wrong answers differ, where none of the known mistakes explains them."""
-    right = [name for name, one, other in zip(names, found, expected, strict=True) if same([one], [other])]
-    name, ones, others = next(pair for pair in zip(names, found, expected, strict=True) if pair[0] not in right)
+    right = [name for name, one, other in zip(names, answers, expected, strict=True) if same([one], [other])]
+    name, ones, others = next(pair for pair in zip(names, answers, expected, strict=True) if pair[0] not in right)
     place, one, other = next((i, *pair) for i, pair in enumerate(zip(ones, others, strict=True)) if not close(*pair))
     where = f" (asked: {name})" if len(names) > 1 else ""
     where += f", in number {place + 1} of the {len(ones)} that it returns" if len(ones) > 1 else ""

@@ -31,8 +31,8 @@ def random_denoiser(generator, *shape):
 
 def weighed(denoiser, x_t, t, labels, weights):
     """A mixture of what the denoiser says for some labels; None stands for none."""
-    said = [denoiser(x_t, t, labels=each) for each in labels]
-    return Prediction(*(sum(w * part for w, part in zip(weights, parts)) for parts in zip(*said)))
+    predictions = [denoiser(x_t, t, labels=each) for each in labels]
+    return Prediction(*(sum(w * part for w, part in zip(weights, parts)) for parts in zip(*predictions)))
 
 
 def nothing(labels):

@@ -59,8 +59,8 @@ def on_the_cosine(x_t, t):
 def translate(x_t, t, *, size=torch.sqrt, of=lambda alpha, sigma: sigma / alpha, time=None):
     """on_the_cosine, with another size, or with the time at which something else agrees on both paths."""
     c = size((1 - t) ** 2 + t**2)
-    found = of(*cosine(FINE))  # along the cosine path, growing
-    position = torch.searchsorted(found, of(1 - t, t)).clamp(max=len(FINE) - 1)
+    ratios = of(*cosine(FINE))  # along the cosine path, growing
+    position = torch.searchsorted(ratios, of(1 - t, t)).clamp(max=len(FINE) - 1)
     return x_t / c, FINE[position] if time is None else time(t)
 
 

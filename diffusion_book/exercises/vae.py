@@ -100,10 +100,10 @@ def a_small_decoder(generator):
 def with_gradients(loss, arguments):
     """The loss, and its gradients by mean and log-variance."""
     _, _, mean, log_variance, *_ = arguments
-    found = [None, None]
+    gradients = [None, None]
     if loss.requires_grad:
-        found = torch.autograd.grad(loss.sum(), (mean, log_variance), allow_unused=True)
-    return loss, *(torch.zeros(()) if gradient is None else gradient for gradient in found)
+        gradients = torch.autograd.grad(loss.sum(), (mean, log_variance), allow_unused=True)
+    return loss, *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)
 
 
 def loss_of(

@@ -62,8 +62,8 @@ class Autoencoder:
         parts = []
         with out_of_memory_names("the number of pictures"), autocast(self.device, self.dtype):
             for part in images.split(BATCH_SIZE):
-                found = self.network.encode(part.to(self.device, torch.float32))
-                moments = DiagonalGaussian((found.mean - mean) / std, found.log_variance - 2 * std.log())
+                encoded = self.network.encode(part.to(self.device, torch.float32))
+                moments = DiagonalGaussian((encoded.mean - mean) / std, encoded.log_variance - 2 * std.log())
                 parts.append(moments.moments)
         return DiagonalGaussian.from_moments(_finite(torch.cat(parts), "latents"))
 
@@ -146,9 +146,9 @@ def check_fits(network: UNetConfig, autoencoder: Autoencoder) -> None:
     """
     expected = (network.in_channels, network.image_size, network.image_size)
     if autoencoder.latent_shape != expected:
-        found, wanted = (" x ".join(map(str, shape)) for shape in (autoencoder.latent_shape, expected))
+        given, wanted = (" x ".join(map(str, shape)) for shape in (autoencoder.latent_shape, expected))
         raise BookError(
-            f"the VAE's latents are {found}, the diffusion network takes {wanted}: give the VAE it was trained with"
+            f"the VAE's latents are {given}, the diffusion network takes {wanted}: give the VAE it was trained with"
         )
 
 

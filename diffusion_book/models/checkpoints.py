@@ -61,12 +61,15 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> dict:
         or not isinstance(checkpoint.get("recipe"), dict)
     ):
         raise BookError(f"{path} is not a checkpoint of this version of the book: train the model again")
-    said, found = checkpoint.pop("sha256", None), _hash({key: checkpoint[key] for key in checkpoint if key != "format"})
-    if said not in (None, found):  # None: it was written before there was a hash
-        raise BookError(f"the checkpoint {path} is damaged (hash {found[:12]}, it says {said!s:.12}): use another one")
-    found = checkpoint["recipe"].get("model")
-    if model is not None and found != model:
-        raise BookError(f"the checkpoint {path} holds a '{found}', not a '{model}': name the model it holds")
+    stated = checkpoint.pop("sha256", None)
+    digest = _hash({key: checkpoint[key] for key in checkpoint if key != "format"})
+    if stated not in (None, digest):  # None: it was written before there was a hash
+        raise BookError(
+            f"the checkpoint {path} is damaged (hash {digest[:12]}, it says {stated!s:.12}): use another one"
+        )
+    name = checkpoint["recipe"].get("model")
+    if model is not None and name != model:
+        raise BookError(f"the checkpoint {path} holds a '{name}', not a '{model}': name the model it holds")
     return checkpoint
 
 

@@ -281,7 +281,7 @@ def load(
         >>> pipe.sample(4, steps=2).shape
         torch.Size([4, 1, 28, 28])
     """
-    where = {"device": device, "precision": precision}
+    run_on = {"device": device, "precision": precision}
     card, state = {}, None
     is_file = isinstance(name, Path) or str(name).endswith(".pt") or os.path.isdir(str(name))
     if not is_file or name in list_models():
@@ -295,22 +295,22 @@ def load(
     if vae is not None and not recipe.is_latent:
         raise BookError(f"'{recipe.model}' works without a VAE: leave it out")
     if recipe.vae is not None:
-        return build_autoencoder(recipe, tensors, card=card, **where)
+        return build_autoencoder(recipe, tensors, card=card, **run_on)
     autoencoder = None
     if recipe.is_latent:
-        autoencoder = autoencoder_from_state(state, **where) if state else load_shipped_vae(card, **where)
+        autoencoder = autoencoder_from_state(state, **run_on) if state else load_shipped_vae(card, **run_on)
         if vae is not None:
-            check_same(load(vae, **where), autoencoder, vae)
-    return build(recipe, tensors, card=card, autoencoder=autoencoder, **where)
+            check_same(load(vae, **run_on), autoencoder, vae)
+    return build(recipe, tensors, card=card, autoencoder=autoencoder, **run_on)
 
 
-def load_shipped_vae(card: dict, **where) -> Autoencoder:
+def load_shipped_vae(card: dict, **run_on) -> Autoencoder:
     """The VAE that shipped weights of a latent model belong to.
 
     Raises:
         BookError: the shipped VAE is another one.
     """
-    autoencoder = load("vae", **where)
+    autoencoder = load("vae", **run_on)
     if card.get("vae_sha256") not in (None, autoencoder.card["sha256"]):
         raise BookError(
             f"the weights of '{card['model']}' belong to another VAE than the one that is here: "

@@ -174,8 +174,8 @@ def check_scale(guidance_scale: float | Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         scale = torch.tensor(torch.nan)
     if scale.ndim > 1 or not scale.isfinite().all():
-        said = " ".join(repr(guidance_scale).split())  # a tensor may take several lines
-        raise BookError(f"guidance_scale is {said:.60}: give a finite number, or one for each picture")
+        given = " ".join(repr(guidance_scale).split())  # a tensor may take several lines
+        raise BookError(f"guidance_scale is {given:.60}: give a finite number, or one for each picture")
     return scale
 
 

@@ -59,7 +59,11 @@ def sweep_request(pipe: Pipeline, labels: Sequence[int], scales: Sequence[float]
 
 @torch.no_grad()
 def predictions(
-    pipe: Pipeline, indices: Sequence[int], frames: int = 41, callback: Callable[[int], object] | None = None, **asked
+    pipe: Pipeline,
+    indices: Sequence[int],
+    frames: int = 41,
+    callback: Callable[[int], object] | None = None,
+    **settings,
 ) -> tuple[list[float], Tensor]:
     """What a model takes the finished pictures to be, while it draws them, and at last the pictures.
 
@@ -68,16 +72,16 @@ def predictions(
         indices: of the samples.
         frames: stills, at least 2; evenly spaced over the steps. Fewer where there are fewer steps.
         callback: called with each number of steps done.
-        asked: for `Pipeline.states`; `steps` has to be among them.
+        settings: for `Pipeline.states`; `steps` has to be among them.
 
     Returns:
         The times t at which the predictions were made, from 1 to 0, and the stills (N, frames, 1, 28, 28) in [-1, 1]:
         x0 as predicted at each of these times, and at t = 0 the picture itself.
     """
-    steps = asked["steps"]
+    steps = settings["steps"]
     kept = set(torch.linspace(0, steps, max(2, min(frames, steps + 1))).round().long().tolist())
     times, stills, t = [], [], 1.0
-    for number, state in enumerate(pipe.states(list(indices), **asked)):
+    for number, state in enumerate(pipe.states(list(indices), **settings)):
         if number > 0 and number - 1 in kept:  # this prediction was made where the step began
             times.append(t)
             stills.append(pipe.to_images(state.prediction.x0))

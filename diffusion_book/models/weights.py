@@ -55,10 +55,10 @@ def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     """
     card = read_card(name, folder)
     path = folder / f"{name}.safetensors"
-    found = hash_of(path) if path.is_file() else "no file"
-    if found != card["sha256"]:
+    digest = hash_of(path) if path.is_file() else "no file"
+    if digest != card["sha256"]:
         raise BookError(
-            f"the weights {path} are damaged (hash {found[:12]}, the card says {card['sha256'][:12]}): install the book again"
+            f"the weights {path} are damaged (hash {digest[:12]}, the card says {card['sha256'][:12]}): install the book again"
         )
     try:
         tensors = load_file(path)
@@ -77,8 +77,8 @@ def strangers(folder: Path) -> list[str]:
     return [
         name
         for name, card in cards.items()
-        for needed, its in {"vae": card.get("vae_sha256"), **card.get("classifiers", {})}.items()
-        if its is not None and needed in cards and its != cards[needed]["sha256"]
+        for needed, trained_with in {"vae": card.get("vae_sha256"), **card.get("classifiers", {})}.items()
+        if trained_with is not None and needed in cards and trained_with != cards[needed]["sha256"]
     ]
 
 

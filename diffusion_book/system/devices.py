@@ -160,6 +160,6 @@ def trained(
         network.load_state_dict(tensors)
     except (RuntimeError, TypeError, AttributeError):
         raise BookError(f"these weights do not fit the network of '{model}': use those that belong to it") from None
-    where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
-    return place(network.eval().requires_grad_(False), where, dtype), where, dtype
+    place_to_run = resolve_device(device)
+    dtype = resolve_precision(precision, place_to_run)
+    return place(network.eval().requires_grad_(False), place_to_run, dtype), place_to_run, dtype

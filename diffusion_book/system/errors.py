@@ -75,11 +75,11 @@ def check_range(
         ("below", operator.lt, below),
     )
     ends = [(words, holds, end) for words, holds, end in ends if end is not None]
-    said = " and ".join(f"{words} {end:,}" for words, _, end in ends if math.isfinite(end))
+    limits = " and ".join(f"{words} {end:,}" for words, _, end in ends if math.isfinite(end))
     for name in names.split():
         value = getattr(values, name)
         if not all(holds(value, end) for _, holds, end in ends):
-            raise BookError(f"{prefix}{name} is {value!s:.60}: it must be {said or 'a finite number'}")
+            raise BookError(f"{prefix}{name} is {value!s:.60}: it must be {limits or 'a finite number'}")
 
 
 def choose(kind: str, name: str, choices) -> object:

@@ -83,25 +83,25 @@ def draw_couplings(
 def _compute(parent: Pipeline, config: ReflowConfig, number: int, seed: int) -> dict[str, Tensor]:
     began = time.perf_counter()
     parent = dataclasses.replace(parent, dtype=torch.float32)  # bf16 would bend the paths, and the cache not know it
-    found = {"samples": [], "noise": []}
+    parts_of = {"samples": [], "noise": []}
     scale = config.guidance_scale if parent.num_classes else None
-    how = {"sampler": config.sampler, "steps": config.steps, "seed": seed}
-    request = parent.ask(number, guidance_scale=scale, batch_size=BATCH_SIZE, **how)
+    settings = {"sampler": config.sampler, "steps": config.steps, "seed": seed}
+    request = parent.ask(number, guidance_scale=scale, batch_size=BATCH_SIZE, **settings)
     description = f"couplings of {parent.recipe.model}"
     for batch in tqdm(request.batches(), desc=description, unit="batch", disable=processes.no_bar()):
         states = list(parent.walk(batch))
         # Half the digits of a float are more than a flow of this size deserves, and half the memory.
-        found["samples"].append(states[-1].x.half().cpu())
-        if not found["samples"][-1].isfinite().all():
+        parts_of["samples"].append(states[-1].x.half().cpu())
+        if not parts_of["samples"][-1].isfinite().all():
             raise NotFinite(
                 f"the samples of '{parent.recipe.model}' hold numbers that are not finite, and nothing can be learned "
                 "from them: give another flow, or a lower --coupling_guidance_scale"
             )
-        found["noise"].append(states[0].x.half().cpu())
+        parts_of["noise"].append(states[0].x.half().cpu())
     labels = torch.zeros(number, dtype=torch.int64) if request.labels is None else request.labels.contiguous()
     seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
     return {
-        **{key: torch.cat(parts).contiguous() for key, parts in found.items()},
+        **{key: torch.cat(parts).contiguous() for key, parts in parts_of.items()},
         "labels": labels,
         "seconds": seconds,
     }

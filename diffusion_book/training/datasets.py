@@ -31,8 +31,8 @@ def training_data(
         recipe, dataset, test = reflow_data(recipe, parent, expected_parent)
     else:
         dataset = pictures_of(recipe)
-        found = dataset.place or dataset.name
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=found))
+        name = dataset.place or dataset.name
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=name))
         test = pictures_of(recipe, "test")
         if dataset.place:
             recipe = of_own(recipe, dataset, autoencoder)

@@ -81,8 +81,8 @@ def set_latent_scale(network: VAE, dataset: Dataset) -> None:
     network.latent_std.copy_(std.clamp(min=1e-6))  # a collapsed channel
 
 
-def measure_reconstructions(autoencoder: Autoencoder, test: Dataset, num_pictures: int = 2000) -> dict:
-    """Reconstruction error and KL divergence on test pictures, from the posteriors' means."""
+def error_of_reconstructions(autoencoder: Autoencoder, test: Dataset, num_pictures: int = 2000) -> dict:
+    """Mean reconstruction error of test pictures, from the posteriors' means."""
     images, _ = test.batch(torch.arange(min(num_pictures, len(test))))
     restored = autoencoder.reconstruct(images)
     return {"reconstruction_error": reconstruction_error(images.cpu(), restored).mean().item()}
@@ -124,7 +124,7 @@ KINDS: dict[str, Kind] = {
         loss=lambda recipe: loss_of_vae(recipe.elbo),
         ready=ready_autoencoder,
         settle=set_latent_scale,
-        measure=measure_reconstructions,
+        measure=error_of_reconstructions,
     ),
     "classifier": Kind(
         build=lambda recipe: build_classifier(recipe.model),

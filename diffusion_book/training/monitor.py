@@ -51,8 +51,8 @@ class Monitor:
         """The mean of each reading since the last call; without the ones that cannot be read here."""
         self.read()
         readings, self.readings = self.readings, []
-        found = {name: [reading[name] for reading in readings if name in reading] for name in UNITS}
-        return {name: round(sum(values) / len(values), 3) for name, values in found.items() if values}
+        values_by_name = {name: [reading[name] for reading in readings if name in reading] for name in UNITS}
+        return {name: round(sum(values) / len(values), 3) for name, values in values_by_name.items() if values}
 
 
 @contextlib.contextmanager
@@ -85,29 +85,31 @@ def read_gpu(device: torch.device) -> dict[str, float]:
     query = "--query-gpu=utilization.gpu,memory.used,power.draw"
     uuid = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             [command, uuid, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return parse_gpu(said.stdout)
+    return parse_gpu(answer.stdout)
 
 
 def parse_gpu(line: str) -> dict[str, float]:
     """What `nvidia-smi` says in one line: percent, MiB, watts. What it cannot tell ("[N/A]") is left out."""
-    found = {}
+    values = {}
     factors = {"gpu_percent": 1.0, "gpu_memory_gb": 2**20 / 1e9, "gpu_watts": 1.0}
     for (name, factor), text in zip(factors.items(), line.strip().split(","), strict=False):
         with contextlib.suppress(ValueError):
-            found[name] = float(text) * factor
-    return found
+            values[name] = float(text) * factor
+    return values
 
 
 def in_words(record: dict) -> str:
     """The readings in a record, such as "cpu 198 %, 1.2 GB; gpu 91 %, 3.4 GB, 310 W"; "" where there are none."""
     parts = []
     for kind in ("cpu", "gpu"):
-        its = [f"{record[name]:.3g} {unit}" for name, unit in UNITS.items() if name in record and name.startswith(kind)]
-        if its:
-            parts.append(f"{kind} {', '.join(its)}")
+        values = [
+            f"{record[name]:.3g} {unit}" for name, unit in UNITS.items() if name in record and name.startswith(kind)
+        ]
+        if values:
+            parts.append(f"{kind} {', '.join(values)}")
     return "; ".join(parts)

@@ -52,8 +52,8 @@ def share(loss: Loss) -> Loss:
 
     def shared(network: nn.Module | PartOfBatch, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         torch.manual_seed(torch.initial_seed() + processes.rank())  # of dropout: other pictures, other numbers
-        asked = network if isinstance(network, PartOfBatch) else PartOfBatch(network, network)
-        losses = loss(asked, images, labels, generator)
+        whole = network if isinstance(network, PartOfBatch) else PartOfBatch(network, network)
+        losses = loss(whole, images, labels, generator)
         part = processes.part(len(losses))
         mine = losses[part.start : part.stop] * processes.number()
         return _fill(mine, part.start, len(losses) - part.stop)

@@ -92,13 +92,13 @@ def plot_suppositions(shares: dict[str, dict[str, float]], believed: float, colu
     figure, axes = new_figure(
         2.4 + 2.7 * columns, rows * (0.17 * len(names) + 0.7), rows, columns, sharex=True, sharey=True, squeeze=False
     )
-    for place, (patient, found) in zip(axes.flat, shares.items(), strict=False):
-        best = min(found, key=found.__getitem__)
+    for place, (patient, ratios) in zip(axes.flat, shares.items(), strict=False):
+        best = min(ratios, key=ratios.__getitem__)
         for row, name in enumerate(names):
-            chosen = name == best and found[name] < believed
+            chosen = name == best and ratios[name] < believed
             colour = BROKEN if chosen else HEALTHY
-            place.plot([1, found[name]], [row, row], color=colour, linewidth=1.5)
-            place.plot(found[name], row, "D" if chosen else "o", color=colour, markersize=6 if chosen else 4)
+            place.plot([1, ratios[name]], [row, row], color=colour, linewidth=1.5)
+            place.plot(ratios[name], row, "D" if chosen else "o", color=colour, markersize=6 if chosen else 4)
         place.axvline(1, color=COLOURS["data"], linewidth=1)
         place.set(xscale="log", title=patient, xlim=(0.01, 100))
         place.set_yticks(range(len(names)), names, fontsize=8)

@@ -62,7 +62,7 @@ def draw_use(experiment: Experiment) -> None:
     epochs = experiment.epochs
     panels = {"%": "busy, % (of one core or GPU)", "GB": "memory, GB", "W": "power, W"}
     curves = {
-        unit: [name for name, its in UNITS.items() if its == unit and any(name in record for record in epochs)]
+        unit: [name for name, own in UNITS.items() if own == unit and any(name in record for record in epochs)]
         for unit in panels
     }
     curves = {unit: names for unit, names in curves.items() if names}
@@ -146,7 +146,7 @@ def draw_latent_space(autoencoder: Autoencoder, test: Dataset, folder: Path) -> 
     images, labels = test.batch(torch.arange(min(LATENT_PICTURES, len(test))))
     latents, labels = autoencoder.encode(images).cpu(), labels.cpu()
     for name, plot in (("positions", plot_latent_positions), ("principal_components", plot_principal_components)):
-        write_whole(folder / "latent_space" / f"{name}.png", plot(latents, labels, names=test.label_names).savefig)
+        write_whole(folder / "latent_space" / f"{name}.png", plot(latents, labels, names=test.class_names).savefig)
 
 
 PICTURES = Callbacks(recorded=draw_records, epoch=draw_epoch, finished=draw_final)

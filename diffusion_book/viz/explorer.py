@@ -144,8 +144,8 @@ class GuidanceExplorer:
                 if images is None:
                     return
                 picture.value = to_html(grid(images, COLUMNS, padding=0), wish)
-                asked = evaluations(wish.sampler, wish.steps)
-                words = f"{describe(wish)}: {asked} evaluations, {time.perf_counter() - begun:.2f} s"
+                calls = evaluations(wish.sampler, wish.steps)
+                words = f"{describe(wish)}: {calls} evaluations, {time.perf_counter() - begun:.2f} s"
                 line.value = f'<span role="status">{words}</span>'
             except Exception as error:  # in a thread it would be a traceback in a log that no reader sees
                 message = " ".join(str(error).split()) or type(error).__name__

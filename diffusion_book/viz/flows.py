@@ -43,8 +43,8 @@ def show_tracks(panels: dict[str, Tensor], limit: float = 3.2) -> Figure:
 
 
 @styled
-def show_clouds(panels: dict[str, Tensor], limit: float = 3.2) -> Figure:
-    """Clouds of points in the plane, side by side.
+def show_points(panels: dict[str, Tensor], limit: float = 3.2) -> Figure:
+    """Points in the plane, one panel a set.
 
     Args:
         panels: title -> points, (N, 2).

@@ -78,7 +78,7 @@ def live_figure(model: str, picture: str = "", **start) -> Html:
     before = f'<img class="live-still dark-light" src="{picture}" alt="{alt}" {size}>' if picture else ""
     text = _figure(
         model, recipe, "sample", COUNT, _controls(recipe, start), alt,
-        before=before, said="Drawn beforehand:", call=f"load({model!r}).sample({given})",
+        before=before, words="Drawn beforehand:", call=f"load({model!r}).sample({given})",
     )  # fmt: skip
     return Html(text, f"Ten digits of '{model}', drawn by the reader's browser")
 
@@ -186,7 +186,7 @@ def _figure(
     fixed: dict | None = None,
     kind: str = "",
     before: str = "",
-    said: str = "",
+    words: str = "",
     call: str = "",
 ) -> str:
     """A live figure: `fixed` is what is asked beside the controls, `before` stands there until the first picture."""
@@ -203,7 +203,7 @@ def _figure(
         hidden=" hidden" if before else "",
         button=f"Draw live (loads {megabytes(model)} MB)",
         controls="\n".join(controls),
-        said=said,
+        said=words,
         call=html.escape(call),
     )
 

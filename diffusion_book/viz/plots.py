@@ -77,15 +77,15 @@ def plot_quality(
     """
     figure, axes = new_figure(6.5, 3.6)
     spare = iter([colour for name, colour in COLOURS.items() if name not in points and name != "data"])
-    for name, found in points.items():
-        evaluations, values, *errors = zip(*sorted(found), strict=True)
+    for name, pairs in points.items():
+        evaluations, values, *errors = zip(*sorted(pairs), strict=True)
         colour = COLOURS.get(name) or next(spare)
         axes.plot(evaluations, values, "o-", color=colour, label=name, markersize=5)
         if errors:
             axes.errorbar(evaluations, values, errors[0], fmt="none", ecolor=colour, capsize=4)
     if floor is not None:
         axes.axhline(floor, color=COLOURS["data"], linestyle=":", label="real pictures")
-    every = sorted({evaluations for found in points.values() for evaluations, *_ in found})
+    every = sorted({evaluations for pairs in points.values() for evaluations, *_ in pairs})
     axes.set(xscale="log", yscale="log", xlabel="function evaluations", ylabel=ylabel)
     axes.set_xticks(every, [f"{number:,}" for number in every])
     low, high = axes.get_ylim()

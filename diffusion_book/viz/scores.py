@@ -65,10 +65,10 @@ COLUMNS = (
 
 def setting_name(row: Row) -> str:
     """How a row's samples were drawn, in a few characters."""
-    asked = row.setting
-    eta = f", η = {asked['eta']:g}" if asked["sampler"] == "ddim" and asked.get("eta") else ""
-    scale = f", w = {asked['guidance_scale']:g}" if "guidance_scale" in asked else ""
-    return f"{asked['sampler']} {asked['steps']}{eta}{scale}"
+    setting = row.setting
+    eta = f", η = {setting['eta']:g}" if setting["sampler"] == "ddim" and setting.get("eta") else ""
+    scale = f", w = {setting['guidance_scale']:g}" if "guidance_scale" in setting else ""
+    return f"{setting['sampler']} {setting['steps']}{eta}{scale}"
 
 
 # The colour behind the first column hides what scrolls under it: that of the site, of JupyterLab, of VS Code, or of the
@@ -163,17 +163,17 @@ def _written(column: Column, row: Row) -> str:
 def looks(names: list[str]) -> dict[str, dict]:
     """A colour, a marker and a line for each model: those of one colour differ in marker and line."""
     seen: Counter[str] = Counter()
-    found = {}
+    by_model = {}
     for name in names:
         colour = colour_of(name) or GREY
         number = seen[colour]
         seen[colour] += 1
-        found[name] = {
+        by_model[name] = {
             "color": colour,
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": LINES[number % len(LINES)],
         }
-    return found
+    return by_model
 
 
 PANELS = (
