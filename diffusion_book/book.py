@@ -189,7 +189,7 @@ def lint(book: Book) -> None:
 def test(book: Book) -> None:
     """check the style, run the tests and every chapter"""
     lint(book)
-    workers = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+    workers = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
     chapters = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     book.python("-m", "pytest", *workers, *chapters, *(book.words or ("tests", "notebooks")), env=environment)

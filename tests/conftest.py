@@ -16,7 +16,13 @@ ARGUMENTS = [
     "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
+LONGEST = ["test_site", "test_live", "test_lab", "test_toy", "test_nothing_lost", "test_exercises"]
 PATIENCE = 180_000  # milliseconds; only a failure, or a very busy machine, takes as long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes come first: a worker that began one of them last would leave the others idle."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="module")
