@@ -98,7 +98,7 @@ def test_without_options_a_training_follows_the_recipe(model):
         ("rf", "--schedule cosine"),
         ("rf-reflow", "--vae x.pt"),
         ("rf-reflow", "--coupling_guidance_scale 2"),
-        ("vae", "--image_size 28"),
+        ("ldm", "--image_size 28"),
     ],
 )
 def test_what_follows_from_the_model_is_no_option(model, option, capsys):
