@@ -301,6 +301,33 @@ with torch.no_grad():
 print(f"{layer.heads} heads of {64 // layer.heads} channels; my_cross_attention is layers.Attention")
 
 # %% [markdown]
+# Do heads really look at different things? The middle of the shipped network has several. Figure 6.6 shows two of them, in
+# one step, for one digit.
+
+# %%
+with torch.no_grad(), cross_attention_maps(pipe.network) as maps:
+    pipe.denoiser(
+        pipe.noise(10, seed=0).to(pipe.device), torch.tensor(0.9), labels=torch.arange(10, device=pipe.device)
+    )
+(weight,) = next(calls for calls in maps.values() if calls[0].shape[1] > 1)  # (10, heads, positions, tokens)
+corners, numbers = ["top left", "top right", "bottom left", "bottom right"], ["1", "2", "3", "4"]
+show(
+    attention.show_matrices({f"head {n + 1}": weight[8, n].float() for n in range(2)}, corners, numbers),
+    "6.6",
+    "Two heads of the middle layer, asked for an eight at $t$ = 0.9: how much each of the four positions reads of each "
+    "token.",
+)
+
+# %% tags=["remove-cell"]
+decided = weight[8, :2].mean(dim=1)  # (heads, tokens)
+assert decided.max(dim=1).values.min() > 0.6
+assert decided[0].argmax() != decided[1].argmax()
+
+# %% [markdown]
+# In figure 6.6 each head has made up its mind: both see the same positions and the same request, and yet they read different
+# tokens. So one layer looks up several things at once. (The later figures show averages over heads, in which decided heads
+# can look undecided.)
+#
 # ## 7. A list without an order
 #
 # Does the order of the tokens matter? Shuffle them by a permutation matrix $\Pi$. Keys and values are shuffled alike, and
@@ -429,7 +456,7 @@ for name, (config, shape) in ways.items():
 real = torch.stack([few.images[request == label][0] for label in held_out]).reshape(-1, 1, 28, 28).float() / 127.5 - 1
 show(
     tables.show_table(torch.stack([real, *rows]), ["real, hidden", *ways], list(named.values())),
-    "6.6",
+    "6.7",
     "Six requests whose combination was never trained, from the same noise in each column. The real digits above were "
     "hidden from the training.",
 )
@@ -444,7 +471,7 @@ if train.name == "mnist":
     assert word > tokens_of_words
 
 # %% [markdown]
-# Look at figure 6.6 and the table above it. With a map for each combination, a request that was never trained is a label
+# Look at figure 6.7 and the table above it. With a map for each combination, a request that was never trained is a label
 # that was never trained, and what is drawn for it is arbitrary. Both networks that get the words apart do far better:
 # each word was trained, and its meaning carries over. So the credit goes to *separate words*, not to cross-attention. For
 # two words at fixed positions in the request, maps do it too; in this short training they even do it better.
@@ -466,18 +493,18 @@ noise = pipe.noise(10, seed=5).repeat(4, 1, 1, 1)
 dial = pipe.sample(40, torch.arange(40) % 10, torch.tensor(scales).repeat_interleave(10), steps=20, noise=noise)
 show(
     tables.show_table(dial.unflatten(0, (4, 10)), [f"w = {w:g}" for w in scales], DIGITS),
-    "6.7",
+    "6.8",
     "The shipped model at four guidance scales, one noise a column.",
 )
 
 # %% [markdown]
-# In figure 6.7 the first row ignores the request. In the second nearly all digits are what was asked for, and where one is
+# In figure 6.8 the first row ignores the request. In the second nearly all digits are what was asked for, and where one is
 # broken, guidance mends it in the rows below.
 #
 # ## 11. What the positions read
 #
 # `sampling.watch` samples, and keeps the map of each layer at each step. (A guided step runs the network on a batch of
-# two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure 6.8 gives
+# two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure 6.9 gives
 # each token a colour and paints each position in the mixture of what it reads, at the last step.
 
 # %%
@@ -485,14 +512,14 @@ names = list(watched.maps)
 last = watched.pictures[-1].expand(len(names), -1, -1, -1, -1)  # (4, 10, 1, 28, 28)
 show(
     attention.show_readers(last, [list(watched.maps[name][-1]) for name in names], names, DIGITS),
-    "6.8",
+    "6.9",
     "Four layers and ten digits: each position in the colours of the tokens that it reads.",
 )
 
 # %% [markdown]
 # Each layer divides the picture in its own way, and each digit differently; by section 7 colours cannot be compared
 # across columns. The middle has only four positions. In the layers on the way up the patches follow the digit: strokes are
-# often read from one token and the background beside them from another. Figure 6.9 follows one digit over time.
+# often read from one token and the background beside them from another. Figure 6.10 follows one digit over time.
 
 # %%
 steps = [0, 2, 4, 6, 8, 10, 12, 14, 16, 19]
@@ -503,28 +530,28 @@ for name in names:
     print(f"{name:>8}: the largest of four weights is {first:.2f} on average at the first step, {end:.2f} at the last")
 show(
     attention.show_readers(ways, [[watched.maps[name][step, 3] for step in steps] for name in names], names, times),
-    "6.9",
+    "6.10",
     "A three on its way from noise ($t$ = 1) to data, predicted picture and weights.",
 )
 
 # %% [markdown]
 # The weights are about as decided at $t = 1$, on pure noise, as at the end. The latent shows nothing yet, but a position
 # still knows where it is (convolutions feel the edge of the picture), and the tokens say what belongs there. Later the
-# maps follow what is drawn. Move through it yourself in figure 6.10, this time without guidance, so that the predictions
+# maps follow what is drawn. Move through it yourself in figure 6.11, this time without guidance, so that the predictions
 # take longer to decide.
 
 # %%
 plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
 show(
     attention.scrub_tokens(plain, "up.1.0", start=10),
-    "6.10",
+    "6.11",
     "Predictions without guidance, and below them where each token is read. Move the slider from noise to digit.",
 )
 
 # %% [markdown]
 # ## 12. Same noise, another label
 #
-# Is it the label that moves the maps, or the noise? At $t = 1$ we can hold either fixed. Figure 6.11 shows one noise and
+# Is it the label that moves the maps, or the noise? At $t = 1$ we can hold either fixed. Figure 6.12 shows one noise and
 # ten labels: the latent is the same in each column, so whatever differs comes from the tokens.
 
 # %%
@@ -543,7 +570,7 @@ for name in names:
     print(f"{name:>8}: another label moves {moved(by_label, name):.0%}, another noise {moved(by_noise, name):.0%}")
 show(
     attention.show_tokens(by_label, "up.1.0", DIGITS, step=0),
-    "6.11",
+    "6.12",
     "One noise, ten labels, at $t$ = 1: the predictions, and where each token is read.",
 )
 
@@ -599,18 +626,18 @@ for name, chosen in kept.items():
     print(f"{name:>9}: {accuracy(rows[name], labels):4.0%} read as what was asked")
 show(
     grids.show_rows({name: pictures[:10] for name, pictures in rows.items()}),
-    "6.12",
+    "6.13",
     "Digits drawn with all four tokens, with three, and with one, from the same noise in each column.",
 )
 
 # %% [markdown]
-# One token can nearly always be spared (figure 6.12). Its positions turn to the others, and the digit survives with a
+# One token can nearly always be spared (figure 6.13). Its positions turn to the others, and the digit survives with a
 # changed stroke. One alone gives a caricature, or another digit: by (4) it tells every position the same, so all that was
 # said *by position* is lost. The meaning of a class is spread over its tokens; none is "the loop" or "the bar".
 #
 # ## 14. Which digits are alike?
 #
-# Tokens are vectors, and vectors have distances. Does the four lie near the nine? The left panel of figure 6.13 has the
+# Tokens are vectors, and vectors have distances. Does the four lie near the nine? The left panel of figure 6.14 has the
 # distance between the tokens of two digits, matched as well as they can be. The right panel has how far the *predictions*
 # of the network are apart, for the same noise at $t = 0.9$.
 
@@ -631,7 +658,7 @@ for name, distances in (("tokens", between), ("predictions", apart)):
 panels = {"between tokens": between / between.max(), "between predictions": apart / apart.max()}
 show(
     attention.show_matrices(panels, DIGITS, DIGITS, "digit", "digit"),
-    "6.13",
+    "6.14",
     "Distances between the tokens of two digits, and between what the network predicts for them, both as fractions of the largest.",
 )
 
@@ -654,15 +681,15 @@ starts = torch.cat([pipe.noise(1, seed=a).expand(9, -1, -1, -1) for a, _ in pair
 blend = draw(torch.stack(mixed), starts).unflatten(0, (5, 9))
 show(
     tables.show_table(blend, [f"{a} to {b}" for a, b in pairs], [f"{mix:.2f}" for mix in mixes]),
-    "6.14",
+    "6.15",
     "From the tokens of one digit to those of another, one noise a row.",
 )
 
 # %% [markdown]
-# Digits do not fade into each other (figure 6.14). Over most of the way it is one of the two, and near the middle it
+# Digits do not fade into each other (figure 6.15). Over most of the way it is one of the two, and near the middle it
 # turns. The network has never seen a blend, and makes of it what it knows.
 #
-# Or give it *both* lists, eight tokens, and let each position choose (figure 6.15):
+# Or give it *both* lists, eight tokens, and let each position choose (figure 6.16):
 
 # %%
 both = torch.stack([torch.cat([TOKENS[a], TOKENS[b]]) for a, b in pairs])  # (5, 8, 128)
@@ -674,7 +701,7 @@ rows = [f"{a} and {b}" for a, b in pairs]
 lists = ["the first digit's tokens", "the second's"]
 show(
     attention.show_readers(drawn.unflatten(0, (5, 10)), choice, rows, [""] * 10, lists),
-    "6.15",
+    "6.16",
     "Drawn with the tokens of two digits at once, and which list each position reads.",
 )
 
@@ -686,7 +713,7 @@ show(
 # ## 16. Stacked or read? A comparison
 #
 # For ten labels, which is better? Chapter 5's model and this one differ in a single respect. They have nearly the same
-# number of parameters, and were trained for the same minutes on the same latents. Figure 6.16 starts both from the same
+# number of parameters, and were trained for the same minutes on the same latents. Figure 6.17 starts both from the same
 # noise.
 
 # %%
@@ -698,7 +725,7 @@ for w in (1.0, 3.0):
         rows[f"{name.removeprefix('ldm-')}\nw = {w:g}"] = drawn
 show(
     grids.show_rows(rows),
-    "6.16",
+    "6.17",
     "Two models from the same noise in each column, at two guidance scales.",
 )
 
@@ -726,7 +753,7 @@ for name, each in cpu.items():
 # %% [markdown]
 # Two networks of different build, trained apart, make nearly the same picture of the same noise. With $\eta = 0$ sampling
 # follows a differential equation that is fixed by the data (chapter 2), so whoever learns the data well takes the same
-# path. What is left to compare is small: their losses on test latents in figure 6.17.
+# path. What is left to compare is small: their losses on test latents in figure 6.18.
 
 # %%
 curves = {name: [row["eval_loss"] for row in weights.read_card(name)["learning_curve"]] for name in models}
@@ -734,7 +761,7 @@ shortest = min(len(curve) for curve in curves.values())
 curves = {name: curve[:shortest] for name, curve in curves.items()}
 show(
     plots.plot_curves(range(1, shortest + 1), curves, "epoch", "loss on test latents"),
-    "6.17",
+    "6.18",
     "Losses on test latents, epoch by epoch, from the cards of both models.",
 )
 
