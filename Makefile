@@ -8,7 +8,7 @@ RUN = $(PYTHON) -m diffusion_book.book
 # variables.
 export
 
-TARGETS := help setup book lab test site notebooks execute lint format pairs pictures constraints clean
+TARGETS := help setup book lab test site epub pdf notebooks execute lint format pairs pictures constraints clean
 
 .PHONY: $(TARGETS)
 $(TARGETS): python

@@ -19,6 +19,7 @@ copyright = f"2026, {author}"
 extensions = ["myst_nb", "sphinx_external_toc", "pages"]
 extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "docstrings", "register", "cards"]
 extensions += ["sphinx.ext.githubpages"]  # .nojekyll: folders that begin with _ are published too
+extensions += ["sets"]  # samples of both data sets, on their page
 extensions += ["live"]  # docs/live: figures that sample inside the page
 external_toc_path = str(ROOT / "_toc.yml")
 external_toc_exclude_missing = True

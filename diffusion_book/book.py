@@ -158,6 +158,22 @@ def site(book: Book) -> None:
     print(html / "index.html")
 
 
+def ebook(book: Book, kind: str) -> None:
+    """Build the site, and write it as one file."""
+    site(book)
+    book.python("docs/ebook.py", kind, book.build / "html", book.build / f"the-diffusion-book.{kind}")
+
+
+def epub(book: Book) -> None:
+    """build the site, and of it an EPUB for readers (needs Chromium)"""
+    ebook(book, "epub")
+
+
+def pdf(book: Book) -> None:
+    """build the site, and of it a PDF on A4 paper (needs Chromium)"""
+    ebook(book, "pdf")
+
+
 def pairs(book: Book) -> None:
     """refuse to go on where a notebook was changed by itself: that edit would be lost"""
     book.python("docs/pairs.py", *(f"notebooks/{chapter}.py" for chapter in book.chapters))
@@ -262,6 +278,8 @@ TARGETS: dict[str, Callable[[Book], None]] = {
     "lab": lab,
     "test": test,
     "site": site,
+    "epub": epub,
+    "pdf": pdf,
     "notebooks": notebooks,
     "execute": execute,
     "lint": lint,

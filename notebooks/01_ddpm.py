@@ -66,7 +66,7 @@ DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 1
 MODEL = "ddpm"  # the weights that come with the book; or the folder of a training of your own
 
 style.use_style()
-pipe = diffusion_book.load(MODEL)
+pipe = diffusion_book.load(MODEL, dataset=weights.set_of(MODEL, DATASET))
 samples = pipe.sample(24, sampler="ddpm", steps=100, seed=1)
 show(
     grids.show_grid(samples, columns=12),
@@ -89,8 +89,8 @@ show(grids.show_grid(train.images[:24], columns=12), "1.2", "Training pictures, 
 # <details><summary>Try another data set</summary>
 #
 # Set `DATASET` to `"fashion-mnist"` (clothes) or `"kmnist"` (Japanese letters) and run the chapter again: the live
-# training learns from it. The shipped weights still draw digits. A model of other pictures is one command in a shell,
-# and an hour or so of training:
+# training learns from it. The shipped weights follow where the book has some of that set; else they still draw digits. A
+# model of other pictures is one command in a shell, and an hour or so of training:
 #
 # ```bash
 # diffusion-book train ddpm --dataset fashion-mnist --max-minutes 60

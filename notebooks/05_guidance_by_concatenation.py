@@ -70,7 +70,8 @@ DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 7
 MODEL = "ldm-concat"  # the weights that come with the book; or the folder of a training of your own
 
 style.use_style()
-pipe = diffusion_book.load(MODEL)
+of_set = weights.set_of(MODEL, DATASET)  # the data set of the weights; None: MNIST, or what a folder says
+pipe = diffusion_book.load(MODEL, dataset=of_set)
 vae = pipe.autoencoder
 samples = pipe.sample(40, labels=torch.arange(40) % 10, guidance_scale=3.0, seed=0)
 show(
@@ -481,8 +482,8 @@ if as_shipped:
 # <details><summary>Try another data set</summary>
 #
 # With `DATASET = "fashion-mnist"` or `"kmnist"` the caricatures are of clothes or letters, and the small network of
-# section 9 learns their classes. The shipped weights and their autoencoder stay those of MNIST, so a coat comes out
-# rough. To have all of it, train both in a shell,
+# section 9 learns their classes. Where the book has no weights of that set, those of MNIST and their autoencoder stay, and
+# a coat comes out rough. To have all of it, train both in a shell,
 #
 # ```bash
 # diffusion-book train vae --dataset fashion-mnist --max-minutes 30
@@ -572,7 +573,7 @@ show(
 # Does the library keep its promises about $w = 1$ and $w = 0$ for the trained network? To the last bit:
 
 # %% tags=["nbval-check-output"]
-exact = diffusion_book.load(MODEL, precision="fp32", device="cpu").denoiser
+exact = diffusion_book.load(MODEL, dataset=of_set, precision="fp32", device="cpu").denoiser
 x, time_now, digits = pipe.noise(10, seed=6), torch.tensor(0.5, dtype=torch.float64), torch.arange(10)
 nothing = torch.full_like(digits, NO_CLASS)
 with torch.no_grad():

@@ -64,7 +64,7 @@ DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 1
 MODEL = "rf"  # the weights that come with the book; or the folder of a training of your own
 
 style.use_style()
-pipe, one_step = diffusion_book.load(MODEL), diffusion_book.load("rf-one-step")
+pipe, one_step = diffusion_book.load(MODEL, dataset=weights.set_of(MODEL, DATASET)), diffusion_book.load("rf-one-step")
 test = data.load(DATASET, "test")
 print(f"data: {test.name}, {len(test):,} test pictures; the network runs on {pipe.device}")
 noise = pipe.noise(12, seed=3)

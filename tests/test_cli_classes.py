@@ -501,7 +501,8 @@ def test_the_default_of_evaluate_stands_on_every_card():
 
 def test_measures_of_digits_are_refused_to_other_pictures(capsys, tmp_path, untrained):
     checkpoint = load_checkpoint(untrained["ldm-concat"])
-    checkpoint["recipe"]["training"]["dataset"] = "fashion-mnist"
-    torch.save(checkpoint, tmp_path / "clothes.pt")
-    line = refused(capsys, "evaluate", "ldm-concat", "--checkpoint", tmp_path / "clothes.pt", *CPU, "--steps", 3)
-    assert "this model draws fashion-mnist, and the measures know digits alone: give a model of digits" in line
+    checkpoint["recipe"]["training"]["dataset"] = "kmnist"
+    torch.save(checkpoint, tmp_path / "letters.pt")
+    line = refused(capsys, "evaluate", "ldm-concat", "--checkpoint", tmp_path / "letters.pt", *CPU, "--steps", 3)
+    assert "this model draws kmnist, and the measures know mnist" in line
+    assert line.endswith("alone: give a model of these")

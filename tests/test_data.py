@@ -28,6 +28,12 @@ FILES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_packages(monkeypatch, tmp_path):
+    """As on a machine whose system has no data sets."""
+    monkeypatch.setattr(sources, "SYSTEM", tmp_path / "none")
+
+
 def idx(name: str) -> bytes:
     """A small file in MNIST's own format: big-endian header, then bytes."""
     count = FILES[name]

@@ -288,7 +288,7 @@ def smaller_reference(monkeypatch):
     remembered = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
     whole = reference_features()
     part = whole | {"train": whole["train"][:6000], "test": whole["test"][:1000]}
-    monkeypatch.setattr(measures, "reference_features", lambda: part)
+    monkeypatch.setattr(measures, "reference_features", lambda *_: part)
     for function in remembered:
         function.cache_clear()
     yield

@@ -307,8 +307,8 @@ def test_copies_are_told(tmp_path, capsys, monkeypatch):
     drawn = (train.images.float() / 127.5 - 1).flip(0) + 0.01 * noise
     pipe = SimpleNamespace(recipe=recipe, ask=Pipeline(recipe, None, None, None, {}).ask, draw=lambda *_: drawn)
     options = SimpleNamespace(setting=Setting(steps=2), model=SimpleNamespace(batch_size=8), output_dir=tmp_path)
-    images, entry, _, training = evaluate.evaluate_own(pipe, options)
-    assert images is drawn
+    images, entry, compared, _, training = evaluate.evaluate_own(pipe, options)
+    assert images is compared is drawn
     assert torch.equal(training, train.images)
     assert "the model has learned pictures by heart" in capsys.readouterr().out
     copies = entry["nearest"]
@@ -327,7 +327,7 @@ def test_the_page_for_readers_can_be_followed(tmp_path, capsys, monkeypatch):
     exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], {})
     assert [len(list((tmp_path / "shapes" / name).iterdir())) for name in SHAPES] == [100] * 3
     commands = re.findall(r"^diffusion-book (.+)$", PAGE, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 11
     folders = {}
     for command in commands:
         words = [folders.get(word, word) for word in command.split() if word not in ("--max-minutes", "10")]
@@ -350,6 +350,7 @@ STEPS = {
     "generate ldm-concat": "--sampling_steps 2 --grid_only",
     "visualize guidance": "--sampling_steps 2 --samples_per_cell 1 --guidance_scales 0 3",
     "visualize latent-space": "--no_umap",
+    "visualize distribution": "--ddim_steps 2 --num_generated 20 --num_real 20",
 }
 
 

@@ -15,7 +15,7 @@ from diffusion_book.evaluation.features import features, logits, reference_featu
 from diffusion_book.models import weights
 from diffusion_book.models.autoencoder import build_autoencoder
 from diffusion_book.models.checkpoints import save_checkpoint
-from diffusion_book.models.recipes import recipe_from_dict
+from diffusion_book.models.recipes import recipe_from_dict, recipe_of
 from diffusion_book.system.errors import BookError
 
 
@@ -25,7 +25,7 @@ def few_pictures(monkeypatch):
     whole = reference_features()
     part = whole | {"train": whole["train"][:1000], "test": whole["test"][:500]}
     for module in (measures, reconstructions):
-        monkeypatch.setattr(module, "reference_features", lambda: part)
+        monkeypatch.setattr(module, "reference_features", lambda *_: part)
     digits = pictures(1797)
     monkeypatch.setattr(data, "load", lambda name, split="train": digits)
     caches = (measures.floor, measures._precision_recall_of_real, measures._nearest_of_real)
@@ -38,6 +38,8 @@ def few_pictures(monkeypatch):
 
 class Perfect:
     """An autoencoder that loses nothing: its latents are the pictures, of any mean and scale."""
+
+    recipe = recipe_of("vae")
 
     def reconstruct(self, images):
         return images
@@ -75,7 +77,7 @@ def test_what_loses_nothing_has_an_r_of_one_and_no_error(few_pictures, monkeypat
     real = features(data.crop(few_pictures.batch(torch.arange(1000))[0]))
     known = measures.reference_features() | {"train": real}
     for module in (measures, reconstructions):
-        monkeypatch.setattr(module, "reference_features", lambda: known)
+        monkeypatch.setattr(module, "reference_features", lambda *_: known)
     measures.floor.cache_clear()
     found = reconstructions.measure_reconstructions(Perfect(), 60)
     assert found["ratio"] == pytest.approx(1, rel=1e-4)

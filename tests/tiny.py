@@ -122,7 +122,7 @@ def part_of_the_reference() -> Iterator[None]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             for module in (measures, digits):
-                patch.setattr(module, "reference_features", lambda: part)
+                patch.setattr(module, "reference_features", lambda *_: part)
             yield
     finally:
         for cache in caches:

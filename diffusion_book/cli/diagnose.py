@@ -101,7 +101,8 @@ def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosi
 
 def diagnose_autoencoder(model: str, options: Diagnose) -> Path:
     """Measure an autoencoder: its weights, its latents, and what it brings back."""
-    autoencoder = load_model(model, ModelOptions(options.checkpoint, options.vae, options.device, options.precision))
+    where = {"vae": options.vae, "device": options.device, "precision": options.precision}
+    autoencoder = load_model(model, ModelOptions(options.checkpoint, **where))
     dataset = load_data(options, autoencoder.recipe)
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")

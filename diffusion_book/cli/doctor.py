@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from diffusion_book.system.errors import BookError
+from diffusion_book.system.versions import too_old
 
 LIBRARY = (
     "torch", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro", "accelerate",
@@ -54,6 +55,8 @@ def packages() -> Iterator[Finding]:
             yield level, f"packages of the {what} are missing: {', '.join(missing)}: {remedy}"
         else:
             yield "ok", f"packages of the {what}: {', '.join(f'{name} {versions[name]}' for name in names)}"
+    for line in too_old():
+        yield "fail", f"{line}: pip install --upgrade diffusion-book"
 
 
 def version(package: str) -> str | None:

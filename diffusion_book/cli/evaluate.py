@@ -17,7 +17,7 @@ from diffusion_book.cli.generate import load_model
 from diffusion_book.data.samples import read_samples
 from diffusion_book.evaluation.digits import check_digits
 from diffusion_book.evaluation.distances import Copies, closest, nearest
-from diffusion_book.evaluation.features import features, reference_features
+from diffusion_book.evaluation.features import features, reference_features, yardstick
 from diffusion_book.evaluation.measures import Measures, measure, real_indices, sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions, reconstruction_rows
 from diffusion_book.evaluation.scoreboard import Row, row_of, scoreboard
@@ -26,9 +26,10 @@ from diffusion_book.models import pipelines
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.configs import ClassSetting, Setting
 from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.weights import MNIST
 from diffusion_book.system import processes
 from diffusion_book.system.devices import prepare_device, resolve_device
-from diffusion_book.system.errors import BookError
+from diffusion_book.system.errors import BookError, check_range
 from diffusion_book.system.files import check_folder, make_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
 from diffusion_book.system.streams import say, say_once
@@ -36,7 +37,6 @@ from diffusion_book.training.datasets import pictures_of
 from diffusion_book.viz.grids import save_grid, show_rows, to_bytes
 
 RESULTS = "scoreboard.json"  # what `evaluate --all` leaves
-MNIST = ("auto", "mnist")  # data sets of models that are measured against their own kind
 BY_HEART = 0.5  # of the distance of pictures that were held out: samples that lie nearer are copies
 AGREE = 0.05  # two machines round differently: a cFID this close to the card's counts as the same
 
@@ -65,12 +65,7 @@ def main(model: str | Path | None, options: Any) -> int:
     with processes.together(options.model.device) as device:
         options = dataclasses.replace(options, model=dataclasses.replace(options.model, device=device))
         trained = load_model(model, options.model)
-        if restores:
-            result = restore(trained, options)
-        elif data.is_place(trained.recipe.training.dataset):
-            result = evaluate_own(trained, options)
-        else:
-            result = draw(trained, options)
+        result = MEASURED[restores, data.is_place(trained.recipe.training.dataset)](trained, options)
     if result is None:
         return 0
     images, entry, *copies = result
@@ -78,7 +73,7 @@ def main(model: str | Path | None, options: Any) -> int:
     write_text(folder / "measures.json", json.dumps({"model": model, **entry}, indent=2) + "\n")
     save_grid(images[:100], folder / "grid.png", columns=10)
     if copies:
-        draw_copies(folder / "nearest.png", images, *copies)
+        draw_copies(folder / "nearest.png", *copies)
     print(folder)
     return 0
 
@@ -116,11 +111,12 @@ def evaluate_pictures(place: Path, options: Any) -> Path:
     return folder
 
 
-def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Copies, Tensor] | None:
+def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Tensor, Copies, Tensor] | None:
     """Draw with a model of pictures of one's own, and look how near they come to those that it has learned.
 
     Returns:
-        The samples, the measures, those nearest to training pictures, and these; None on all processes but the main one.
+        The samples, the measures, and what `draw_copies` takes: the samples, those of them that are nearest to training
+        pictures, and these; None on all processes but the main one.
 
     Raises:
         BookError: the samples cannot be drawn, or the pictures that it has learned are not where they were.
@@ -148,7 +144,40 @@ def evaluate_own(pipe: Pipeline, options: Any) -> tuple[Tensor, dict, Copies, Te
         "the other measures know digits alone; nearest.png shows the samples nearest to training pictures, above these"
     )
     memorised = {"nearest_train": round(near, 6), "nearest_train_real": round(usual, 6), "nearest": plain(copies)}
-    return images, {"dataset": place, **setting, "num_samples": number, **memorised}, copies, train.images
+    return images, {"dataset": place, **setting, "num_samples": number, **memorised}, images, copies, train.images
+
+
+def restore_own(autoencoder: Autoencoder, options: Any) -> tuple[Tensor, dict, Tensor, Copies, Tensor]:
+    """Restore pictures of one's own that were held out, and look how much of them is left.
+
+    The squared error is told as a share of the set's own spread, the error of answering every picture with the mean of
+    the training pictures: 0 is perfect, 1 knows nothing but the mean. An autoencoder that has learned its training
+    pictures by heart brings some of these back in the place of what it was given.
+
+    Returns:
+        Some pictures, each row above its reconstructions; the measures; and what `draw_copies` takes.
+
+    Raises:
+        BookError: the pictures that it has learned are not where they were.
+    """
+    check_range(options, "num_samples", 1, prefix="--")
+    place = autoencoder.recipe.training.dataset
+    train, test = (pictures_of(autoencoder.recipe, split) for split in ("train", "test"))
+    check_folder(options.output_dir)
+    test = test.first(options.num_samples)
+    restored = autoencoder.reconstruct(test.images.float() / 127.5 - 1)
+    learned, held_out, found = pixels(train.images), pixels(test.images), pixels(restored)
+    error = (found - held_out).square().sum(dim=1)  # (N,), the mean over pixels in [0, 1]
+    spread = (held_out - learned.mean(dim=0)).square().sum(dim=1).mean()
+    elsewhere = (nearest(found, learned)[0].square() < error).double().mean().item()
+    share = (error.mean() / spread).item()
+    print(f"{len(test):,} pictures of {test.name} that were held out, restored by a VAE of {len(train):,} others")
+    print(f"squared error as a share of the set's own spread: {share:.4f} (0 = perfect, 1 = no more than the mean)")
+    print(f"nearer to a training picture than to what was given: {elsewhere:.1%}")
+    copies = closest(found, learned)
+    entry = {"dataset": place, "num_samples": len(test), "error": round(share, 6), "elsewhere": round(elsewhere, 6)}
+    rows_drawn = reconstruction_rows(autoencoder, test)
+    return rows_drawn, {**entry, "nearest": plain(copies)}, restored, copies, train.images
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -253,7 +282,8 @@ def draw(pipe: Pipeline, options: Any) -> tuple[Tensor, dict] | None:
 
 def restore(autoencoder: Autoencoder, options: Any) -> tuple[Tensor, dict]:
     """Restore, measure and report; gives some test pictures, each row above its reconstructions, and the measures."""
-    real_indices(options.num_samples)
+    dataset = yardstick(autoencoder.recipe.training.dataset) or MNIST
+    real_indices(options.num_samples, dataset=dataset)
     if options.num_samples > 10_000:
         raise BookError(f"--num_samples is {options.num_samples}: the test set has 10,000 pictures")
     check_folder(options.output_dir)
@@ -266,7 +296,16 @@ def restore(autoencoder: Autoencoder, options: Any) -> tuple[Tensor, dict]:
     print(report(entry, "reconstructions", autoencoder.recipe.training.dataset))
     listed = autoencoder.card.get("reconstruction", {})
     print(comparison(entry, listed if listed.get("num_samples") == entry["num_samples"] else None, autoencoder.card))
-    return reconstruction_rows(autoencoder, data.load("mnist", "test")), entry
+    return reconstruction_rows(autoencoder, data.load(dataset, "test")), entry
+
+
+MEASURED = {
+    (False, False): draw,
+    (False, True): evaluate_own,
+    (True, False): restore,
+    (True, True): restore_own,
+}
+"""whether it is an autoencoder, whether it knows pictures of one's own -> what measures it"""
 
 
 def table(entry: dict) -> str:
@@ -300,8 +339,9 @@ def report(entry: dict, what: str, dataset: str) -> str:
         what: was measured: "samples", "reconstructions" or "pictures".
         dataset: that the model was trained on.
     """
-    line = f"{what}: {sentence(entry)}"
-    if dataset in MNIST:
+    own = dataset == yardstick(dataset) and dataset != MNIST
+    line = f"{what}: {sentence(entry, 'pictures' if own else 'digits')}"
+    if own or dataset in ("auto", MNIST):
         return line
     if what == "reconstructions":
         return f"{line}\nthis model was trained on the data set '{dataset}', and is measured on MNIST"

@@ -123,7 +123,7 @@ def load_model(model: str, options: ModelOptions) -> Pipeline | Autoencoder:
     """
     prepare_device(resolve_device(options.device))
     run_on = {"device": options.device, "precision": options.precision}
-    return pipelines.load(options.checkpoint or model, model=model, vae=options.vae, **run_on)
+    return pipelines.load(options.checkpoint or model, model=model, dataset=options.dataset, vae=options.vae, **run_on)
 
 
 def draw(pipe: Pipeline, request: Request, frames: int = FRAMES) -> tuple[list[float], Tensor]:

@@ -78,6 +78,8 @@ class ModelOptions:
 
     checkpoint: Path | None = None
     """.pt file or experiment folder; without one, the weights that come with the book"""
+    dataset: str | None = None
+    """what the book's weights have learned: mnist (without it) or fashion-mnist"""
     vae: Path | None = None
     """for a latent model: the VAE it was trained with. Not needed: checkpoints bring their own"""
     device: str = "auto"
@@ -386,7 +388,7 @@ class Distribution:
     num_generated: int = 1000
     """pictures to draw, at least 20"""
     num_real: int = 1000
-    """test pictures of MNIST, 20 to 10,000"""
+    """test pictures of MNIST, 20 to 10,000; of pictures of your own, at most as many as there are"""
     guidance_scale: float | None = None
     """for a model with classes: how strongly pictures are pushed towards their class; default its recipe's"""
     seed: int = 0
@@ -484,6 +486,7 @@ PRETRAIN = options(
     "Pretrain",
     names=option(tuple[str, ...], (), "what to make", tyro.conf.Positional),
     all=option(bool, False, "make everything that is shipped"),
+    dataset=option(str, "mnist", "what they learn: mnist or fashion-mnist, whose weights lie in a folder of their own"),
     from_checkpoint=option(Path | None, None, "do not train: take the weights of this experiment folder or .pt file"),
     longer=option(
         bool,

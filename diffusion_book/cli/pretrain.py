@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusion_book import data
 from diffusion_book.cli.evaluate import scoreboard_line
 from diffusion_book.cli.options import PRETRAINED, REFERENCE
 from diffusion_book.cli.train import report_stop
+from diffusion_book.evaluation.features import YARDSTICK, yardstick
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.reconstructions import measure_reconstructions
 from diffusion_book.evaluation.settings import evaluate, find_entry
@@ -45,6 +47,12 @@ SUBSTITUTE = ClassSetting("ddim", 20, num_samples=60_000)
 """how these samples are drawn"""
 
 
+OTHERS = (*YARDSTICK, "vae", "ddpm", "ldm-concat", "latent-rf-class")
+"""what is shipped of other data sets than MNIST"""
+FEW = 2
+"""figures on the card of each of these models"""
+ABOUT = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
+
 NEW = Path("pretrained")
 """folder for new weights, beside those that come with the book"""
 UNMEASURED = "unmeasured"
@@ -52,22 +60,25 @@ UNMEASURED = "unmeasured"
 
 
 def folder_of(options: Any) -> Path:
-    """The folder for the weights and cards."""
+    """The folder for the weights and cards; without --weights_dir, those of MNIST and of each other set have their own."""
     if options.weights_dir is not None:
         return options.weights_dir
-    return weights.FOLDER if options.replace or not options.train else NEW
+    if options.replace or not options.train:
+        return weights.folder_of(options.dataset)
+    return NEW if options.dataset == weights.MNIST else NEW / options.dataset
 
 
 def where(options: Any, name: str) -> Path:
     """The folder whose weights of this name are used: the options' own, or what it lacks, the book's."""
     folder = folder_of(options)
     own = (folder, *([folder.parent] if folder.name == UNMEASURED else []))
-    return next((folder for folder in own if (folder / f"{name}.json").is_file()), weights.FOLDER)
+    return next((folder for folder in own if (folder / f"{name}.json").is_file()), weights.folder_of(options.dataset))
 
 
 def main(options: Any) -> int:
     """Run the command."""
-    names = PRETRAINED if options.all else options.names
+    choose("data set", options.dataset, dict.fromkeys(weights.SETS))
+    names = (PRETRAINED if options.dataset == weights.MNIST else OTHERS) if options.all else options.names
     if not names:
         raise BookError(f"nothing to make: name one of {', '.join(PRETRAINED)}, or give --all")
     if len(names) > 1 and (options.from_checkpoint or options.run.resume):
@@ -76,6 +87,7 @@ def main(options: Any) -> int:
         raise BookError("--no-train only measures: leave out --from-checkpoint, --resume, --longer and --no-measure")
     for name in names:
         choose("name", name, dict.fromkeys(PRETRAINED))
+    check_yardstick(names, options)
     check_folder(folder_of(options))
     stored = [name for name in names if (folder_of(options) / f"{name}.safetensors").exists()]
     if options.train and stored and not options.replace:
@@ -91,6 +103,23 @@ def main(options: Any) -> int:
             print("interrupted; what was finished is stored", file=sys.stderr)
             return 130
     return 0
+
+
+def check_yardstick(names: Sequence[str], options: Any) -> None:
+    """Refuse to train what could not be measured at its end.
+
+    Raises:
+        BookError: what measures pictures of the data set is not here, and is not among what is made before.
+    """
+    if not options.measure or set(names) <= set(YARDSTICK) or yardstick(options.dataset):
+        return
+    here = {*weights.shipped(weights.folder_of(options.dataset)), *(names if options.replace else ())}
+    lacking = [name for name in YARDSTICK if name not in here]
+    if lacking:
+        raise BookError(
+            f"nothing measures {options.dataset} here yet: diffusion-book pretrain {' '.join(lacking)} --dataset "
+            f"{options.dataset} --replace comes first, or leave the figures off with --no-measure"
+        )
 
 
 def make(name: str, options: Any) -> Path:
@@ -162,7 +191,7 @@ def train(name: str, options: Any) -> Path:
     """Train one model by its recipe; gives the experiment folder."""
     resumed = options.run.resume
     checkpoint = load_checkpoint(find_checkpoint(resumed), name) if resumed is not None else None
-    recipe = recipe_from_dict(checkpoint["recipe"]) if checkpoint else recipe_for(name)
+    recipe = recipe_from_dict(checkpoint["recipe"]) if checkpoint else recipe_for(name, options.dataset)
     autoencoder = load_autoencoder("vae", options) if recipe.is_latent else None
     parent = load_pipeline(PARENTS[name], options) if recipe.reflow else None
     start = stored_start(name, recipe, options) if options.longer else None
@@ -184,12 +213,12 @@ def stored_start(name: str, recipe: Recipe, options: Any) -> dict[str, torch.Ten
     return weights.read_weights(name, where(options, name))
 
 
-def recipe_for(name: str) -> Recipe:
+def recipe_for(name: str, dataset: str = weights.MNIST) -> Recipe:
     """The recipe of shipped weights, always with the real data."""
     recipe = recipe_of(name)
-    if recipe.training.dataset != "auto":
+    if dataset == weights.MNIST and recipe.training.dataset != "auto":
         return recipe
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset="mnist"))
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, dataset=dataset))
 
 
 def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) -> dict:
@@ -209,6 +238,7 @@ def card_of(checkpoint: dict, records: list[dict], max_minutes: float | None) ->
         **({"parent": checkpoint["parent"]["model"]} if "parent" in checkpoint else {}),
         **({"coupling_minutes": round(checkpoint["coupling_seconds"] / 60, 1)} if "parent" in checkpoint else {}),
         "command": f"diffusion-book pretrain {recipe['model']}"
+        + (f" --dataset {dataset}" if (dataset := recipe["training"]["dataset"]) in weights.SETS[1:] else "")
         + (f" --max-minutes {limit:g}" if math.isfinite(limit) else ""),
         "learning_curve": [
             {key: round(record[key], 6) for key in curve if key in record}
@@ -233,26 +263,28 @@ def measure_weights(name: str, before: dict, options: Any) -> None:
         weights.write_card(name, {**card, "test_accuracy": accuracy(load_classifier(name, folder), test)}, folder)
         return
     recipe = recipe_from_dict(card["recipe"])
+    kind = "digits" if card["data_set"] in weights.DIGITS else "pictures"
     if recipe.vae is not None:
         card["reconstruction"] = measure_reconstructions(load_autoencoder(name, options))
         weights.write_card(name, card, folder)
-        print(f"{name}: squared error {card['reconstruction']['mse']}; {sentence(card['reconstruction'])}")
+        print(f"{name}: squared error {card['reconstruction']['mse']}; {sentence(card['reconstruction'], kind)}")
         return
     pipe = load_pipeline(name, options)
     same = before.get("sha256") == card["sha256"]
-    settings = [dataclasses.asdict(setting) for setting in SETTINGS[name]]
-    kept = [find_entry(before, setting) for setting in settings] if same else []
+    settings = SETTINGS[name] if kind == "digits" else SETTINGS[name][:FEW]
+    asked = [dataclasses.asdict(setting) for setting in settings]
+    kept = [find_entry(before, setting) for setting in asked] if same else []
     card["metrics"] = [entry for entry in kept if entry is not None and entry["ratio_error"] is not None]
     if same and "classification_accuracy_score" in before:
         card["classification_accuracy_score"] = before["classification_accuracy_score"]
     weights.write_card(name, card, folder)
-    for setting in SETTINGS[name]:
+    for setting in settings:
         if find_entry(card, dataclasses.asdict(setting)) is None:
             _, entry = evaluate(pipe, setting)
             card["metrics"].append(entry)
             weights.write_card(name, card, folder)
             print(f"{name}, {scoreboard_line(entry)}")
-    if name in SUBSTITUTES and "classification_accuracy_score" not in card:
+    if name in SUBSTITUTES and kind == "digits" and "classification_accuracy_score" not in card:
         card["classification_accuracy_score"] = measure_substitute(pipe)
         weights.write_card(name, card, folder)
         print(f"{name}: a classifier of its samples alone: {card['classification_accuracy_score']['accuracy']}")
@@ -301,9 +333,10 @@ def load_classifier(name: str, folder: Path) -> nn.Module:
 
 
 def make_reference(options: Any) -> Path:
-    """Store what the two classifiers see in real MNIST: all that the measures need of it."""
+    """Store what the two classifiers see in the real pictures of a data set: all that the measures need of it."""
     plain, check = (load_classifier(name, where(options, name)) for name in CLASSIFIERS)
-    images = {split: data.load("mnist", split).images for split in ("train", "test")}
+    dataset = options.dataset
+    images = {split: data.load(dataset, split).images for split in ("train", "test")}
 
     @torch.no_grad()
     def look(function, split: str) -> torch.Tensor:
@@ -317,11 +350,12 @@ def make_reference(options: Any) -> Path:
     }
     card = {
         "model": REFERENCE,
-        "about": "features that the classifier sees in MNIST, train (60000, 64) and test (10000, 64); "
+        "about": f"features that the classifier sees in {ABOUT[dataset]}, train (60000, 64) and test (10000, 64); "
         "confident: share of the test pictures that classifier-check is at least 90 % sure about",
-        "data_set": "mnist",
+        "data_set": dataset,
         "classifiers": {name: weights.read_card(name, where(options, name))["sha256"] for name in CLASSIFIERS},
         "torch": torch.__version__,
-        "command": f"diffusion-book pretrain {REFERENCE}",
+        "command": f"diffusion-book pretrain {REFERENCE}"
+        + ("" if dataset == weights.MNIST else f" --dataset {dataset}"),
     }
     return weights.write_weights(REFERENCE, tensors, card, folder_of(options))

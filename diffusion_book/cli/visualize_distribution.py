@@ -1,10 +1,11 @@
-"""`diffusion-book visualize distribution`: maps of what a model draws beside real digits."""
+"""`diffusion-book visualize distribution`: maps of what a model draws beside real digits, or your own pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,40 @@ from diffusion_book.system.devices import prepare_device, resolve_device
 from diffusion_book.system.errors import BookError, check_range, choose
 from diffusion_book.system.files import check_folder, timestamped_folder, write_text, write_whole
 from diffusion_book.system.progress import progress_bar
-from diffusion_book.viz.distribution import counts, page, pixels, plot_distributions, ways_across
+from diffusion_book.training.datasets import pictures_of
+from diffusion_book.viz.distribution import DIGITS as DIGIT_NAMES
+from diffusion_book.viz.distribution import counts, kind_of, page, pixels, plot_distributions, ways_across
 
 FEWEST = 20  # pictures of either side: UMAP looks at 15 neighbours of a point
-REAL = "real digits"
-IN_PIXELS, IN_FEATURES = "pixels", "features of a classifier"
+WAYS = 8  # samples on their way, where there are no classes to choose by
+REAL, OWN = "real digits", "real pictures"
+IN_PIXELS, IN_FEATURES, IN_LATENTS = "pixels", "features of a classifier", "latents of the VAE"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a model's pictures are compared with, and how one looks at both.
+
+    Attributes:
+        name: of the real pictures.
+        looks: what is compared -> pictures as points; the last of them tells the distances.
+        points: the same -> the real pictures as points, (N, D).
+        labels: of the real pictures, (N,).
+        labels_from: in words, and `told_by` those of the model's pictures.
+        names: of the classes.
+        told: the classes of the model's pictures, given these and what it was asked for.
+        distance: what a caption calls the distance to the nearest real picture, and among real ones.
+    """
+
+    name: str
+    looks: dict[str, Callable[[Tensor], Tensor]]
+    points: dict[str, Tensor]
+    labels: Tensor
+    labels_from: str
+    told_by: str
+    names: tuple[str, ...]
+    told: Callable[[Tensor, Request], Tensor]
+    distance: str
 
 
 @dataclass(frozen=True)
@@ -65,39 +95,39 @@ def draw_distribution(options: Distribution) -> Path:
     if request.guidance_scale is not None:
         settings["guidance_scale"] = request.guidance_scale[0].item()
     check_folder(options.output_dir)
-    real = real_digits(options.num_real, options.seed)
+    own = data.is_place(pipe.recipe.training.dataset)
+    real = compare_own(pipe, options) if own else compare_digits(options)
     with progress_bar(f"{options.model}, {settings['sampler']}, {settings['steps']} steps") as bar:
         images = pipe.draw(request, bar.advance)
-    labels = {REAL: real.labels, options.model: logits(images).argmax(dim=1)}
-    first = first_of_each(labels[options.model])
+    labels = {real.name: real.labels, options.model: real.told(images, request)}
+    first = first_of_each(labels[options.model]) if len(real.names) > 1 else list(range(min(WAYS, len(images))))
     with tqdm(total=settings["steps"], desc="ways", unit="step", disable=None, dynamic_ncols=True) as bar:
         times, stills = predictions(pipe, first, callback=lambda number: bar.update(number > 0), **settings)
 
-    sets = {IN_FEATURES: {REAL: real.features, options.model: features(images)}}
-    looks = {IN_PIXELS: pixels, IN_FEATURES: features}
-    if real.images is not None:
-        sets = {IN_PIXELS: {REAL: pixels(real.images), options.model: pixels(images)}, **sets}
+    sets = {space: {real.name: real.points[space], options.model: look(images)} for space, look in real.looks.items()}
     maps: dict[str, JointMap] = {}
     ways: dict[str, Tensor] = {}
     for space, points in tqdm(sets.items(), desc="UMAP, whose first start takes a while", unit="map", disable=None):
         maps[space] = joint_map(points, options.seed)
-        ways[space] = maps[space].locate(looks[space](stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))
+        ways[space] = maps[space].locate(real.looks[space](stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))
 
     places = {space: each.places for space, each in maps.items()}
-    apart = distances(real.features, features(stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))
+    space, look = list(real.looks.items())[-1]
+    apart = distances(real.points[space], look(stills.flatten(0, 1)).unflatten(0, stills.shape[:2]))
     captions = [
-        f"t = {t:.2f}: median distance to the nearest real digit {distance:.1f}, as features (of real ones: {apart['real']:.1f})"
+        f"t = {t:.2f}: {real.distance.format(distance, apart['real'])}"
         for t, distance in zip(times, apart["ways"], strict=True)
     ]
     digits = labels[options.model][first]
-    control = ways_across(places, ways, stills, labels, digits, captions)
+    control = ways_across(places, ways, stills, labels, digits, captions, real.names)
     folder = timestamped_folder(options.output_dir, f"distribution-{options.model}")
-    write_whole(folder / "distribution.png", plot_distributions(places, labels).savefig)
-    write_text(folder / "ways.html", page(control, f"From noise to digit with {options.model}"))
+    write_whole(folder / "distribution.png", plot_distributions(places, labels, names=real.names).savefig)
+    end = "picture" if own else "digit"
+    write_text(folder / "ways.html", page(control, f"From noise to {end} with {options.model}"))
     record = {
         "setting": {**setting(options), **settings},
-        "labels_from": {REAL: real.labels_from, options.model: "the second classifier"},
-        "counts": {name: counts(each) for name, each in labels.items()},
+        "labels_from": {real.name: real.labels_from, options.model: real.told_by},
+        "counts": {name: counts(each, len(real.names)) for name, each in labels.items()},
         "labels": {name: each.tolist() for name, each in labels.items()},
         "maps": {space: {name: rounded(each) for name, each in sets.items()} for space, sets in places.items()},
         "ways": {
@@ -108,7 +138,7 @@ def draw_distribution(options: Distribution) -> Path:
         },
     }
     write_text(folder / "distribution.json", json.dumps(record) + "\n")
-    print(count_table(record["counts"]))
+    print(count_table(record["counts"], real.names))
     return folder
 
 
@@ -122,9 +152,6 @@ def check(options: Distribution) -> None:
         choose("model", options.model, dict.fromkeys(DIFFUSION))
     choose("mode", options.mode, dict.fromkeys(MODES))
     check_range(options, "num_generated num_real", FEWEST, prefix="--")
-    most = len(reference_features()["test"])
-    if options.num_real > most:
-        raise BookError(f"--num_real is {options.num_real}: the test set of MNIST has {most:,} pictures")
     if importlib.util.find_spec("umap") is None:
         raise BookError("UMAP needs the package umap-learn: pip install umap-learn")
 
@@ -139,10 +166,11 @@ def load_pipe(options: Distribution) -> Pipeline:
     run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
     pipe = pipelines.load(options.checkpoint or options.model or "ddpm", model=options.model, **run_on)
     choose("model", pipe.recipe.model, MODELS)
-    if pipe.recipe.training.dataset not in DIGITS:
+    dataset = pipe.recipe.training.dataset
+    if dataset not in DIGITS and not data.is_place(dataset):
         raise BookError(
-            f"this '{pipe.recipe.model}' was trained on {pipe.recipe.training.dataset}, and there are only digits to compare "
-            "with: give a model of digits"
+            f"this '{pipe.recipe.model}' was trained on {dataset}, and there are only digits, and pictures of your own, to "
+            "compare with: give a model of these"
         )
     return pipe
 
@@ -166,6 +194,70 @@ def request_of(pipe: Pipeline, options: Distribution) -> Request:
     )
 
 
+def compare_digits(options: Distribution) -> Compared:
+    """Real digits, looked at pixel by pixel where MNIST is here, and with a classifier.
+
+    Raises:
+        BookError: there are not so many.
+    """
+    most = len(reference_features()["test"])
+    if options.num_real > most:
+        raise BookError(f"--num_real is {options.num_real}: the test set of MNIST has {most:,} pictures")
+    real = real_digits(options.num_real, options.seed)
+    looks, points = {IN_FEATURES: features}, {IN_FEATURES: real.features}
+    if real.images is not None:
+        looks, points = {IN_PIXELS: pixels, **looks}, {IN_PIXELS: pixels(real.images), **points}
+    return Compared(
+        REAL,
+        looks,
+        points,
+        real.labels,
+        real.labels_from,
+        "the second classifier",
+        DIGIT_NAMES,
+        lambda images, request: logits(images).argmax(dim=1),
+        "median distance to the nearest real digit {:.1f}, as features (of real ones: {:.1f})",
+    )
+
+
+def compare_own(pipe: Pipeline, options: Distribution) -> Compared:
+    """Pictures of one's own, of both splits, looked at pixel by pixel and, for a latent model, as latents of its VAE.
+
+    No classifier knows them: a picture of the model is of the class that it was asked for.
+
+    Raises:
+        BookError: they are not where they were, or are fewer than a map needs.
+    """
+    splits = [pictures_of(pipe.recipe, split) for split in ("train", "test")]
+    images, labels = (torch.cat([getattr(split, name) for split in splits]) for name in ("images", "labels"))
+    if len(images) < FEWEST:
+        raise BookError(f"{splits[0].place} has {len(images)} pictures: a map needs at least {FEWEST}")
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))[: options.num_real]
+    images, labels = images[chosen], labels[chosen]
+    looks = {IN_PIXELS: pixels}
+    if pipe.autoencoder is not None:
+        looks[IN_LATENTS] = lambda pictures: pipe.autoencoder.encode(as_floats(pictures)).flatten(1).cpu()
+    names = tuple(pipe.recipe.class_names) if pipe.num_classes else (splits[0].name,)
+    if not pipe.num_classes:
+        labels = torch.zeros_like(labels)
+    return Compared(
+        OWN,
+        looks,
+        {space: look(images) for space, look in looks.items()},
+        labels,
+        "the data set",
+        "what was asked for",
+        names,
+        lambda drawn, request: torch.zeros(len(drawn), dtype=torch.int64) if request.labels is None else request.labels,
+        f"median distance to the nearest real picture {{:.1f}}, as {list(looks)[-1]} (of real ones: {{:.1f}})",
+    )
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Pictures, bytes or floats, in [-1, 1]."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
 def real_digits(count: int, seed: int) -> RealDigits:
     """`count` test pictures of MNIST at random; where there is no MNIST, their shipped features alone."""
     shipped = reference_features()["test"]  # in the order of the test set
@@ -186,8 +278,8 @@ def real_digits(count: int, seed: int) -> RealDigits:
 
 
 def first_of_each(labels: Tensor) -> list[int]:
-    """The first picture of each digit that there is, in the order of the digits."""
-    return [int((labels == digit).nonzero()[0]) for digit in range(10) if (labels == digit).any()]
+    """The first picture of each digit or class that there is, in their order."""
+    return [int((labels == digit).nonzero()[0]) for digit in labels.unique().tolist()]
 
 
 def distances(real: Tensor, ways: Tensor) -> dict:
@@ -215,7 +307,9 @@ def rounded(places: Tensor) -> list:
     return [round(value, 4) for value in places.tolist()]
 
 
-def count_table(counts: dict[str, list[int]]) -> str:
-    """How many there are of each digit, a set a line."""
-    lines = [f"{'digit':22}" + "".join(f"{digit:>6}" for digit in range(10))]
-    return "\n".join([*lines, *(f"{name:22}" + "".join(f"{each:>6}" for each in row) for name, row in counts.items())])
+def count_table(counts: dict[str, list[int]], names: tuple[str, ...] = DIGIT_NAMES) -> str:
+    """How many there are of each digit or class, a set a line."""
+    wide = max(6, *(len(name) + 2 for name in names))
+    lines = [f"{kind_of(names):22}" + "".join(f"{name:>{wide}}" for name in names)]
+    rows = (f"{name:22}" + "".join(f"{each:>{wide}}" for each in row) for name, row in counts.items())
+    return "\n".join([*lines, *rows])

@@ -26,6 +26,8 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as fa
 
 TORCHVISION_NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("auto", *TORCHVISION_NAMES, "digits")
+SYSTEM = Path("/usr/share/datasets")
+"""where packages of the system put data sets, a folder each by the book's name; Debian's dataset-fashion-mnist does"""
 HASHES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -53,7 +55,8 @@ def load(
             "digits" comes with scikit-learn: 1,797 pictures of 8 x 8 pixels, resized.
         split: "train" or "test".
         root: a torchvision root, the folder that holds `MNIST/raw`; MNIST's four files are found in `MNIST`, in `raw`
-            and beside each other too, and packed as .gz. Default: `data_folder()`.
+            and beside each other too, and packed as .gz. Default: `data_folder()`. What it lacks is looked for in `SYSTEM`
+            before it is downloaded.
         image_size, channels: of pictures of your own: 28, 32 or 64, and 1 (grey) or 3 (colour). The others are 28 x 28
             and grey.
 
@@ -104,7 +107,7 @@ def data_folder() -> Path:
 def _find(name: str, root: Path) -> dict[str, Path]:
     kind = TORCHVISION_NAMES[name]
     others = {other for other in TORCHVISION_NAMES.values() if other != kind}
-    return find(root, kind, name == "mnist" and not others & set(root.parts[-2:]))
+    return find(root, kind, name == "mnist" and not others & set(root.parts[-2:])) or find(SYSTEM, name, False)
 
 
 def _load_files(name: str, split: str, root: Path) -> Dataset:

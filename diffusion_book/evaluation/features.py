@@ -12,35 +12,47 @@ from diffusion_book.models import weights
 from diffusion_book.networks.classifier import build_classifier
 from diffusion_book.system.errors import BookError
 
-DIGITS = ("auto", "mnist", "digits")
-"""data sets whose pictures the classifiers know"""
-REFERENCE = "reference"  # the file of features of real MNIST: "train" (60,000, 64) and "test" (10,000, 64)
+DIGITS = weights.DIGITS
+"""data sets whose pictures the classifiers of MNIST know"""
+REFERENCE = "reference"  # the file of features of real pictures: "train" (60,000, 64) and "test" (10,000, 64)
+YARDSTICK = ("classifier", "classifier-check", REFERENCE)
+"""what the measures need of a data set"""
+
+
+def yardstick(dataset: str) -> str | None:
+    """The data set whose classifiers and features measure pictures of this one; None where there are none."""
+    if dataset in DIGITS:
+        return weights.MNIST
+    here = weights.shipped(weights.folder_of(dataset)) if dataset in weights.SETS else ()
+    return dataset if set(YARDSTICK) <= set(here) else None
 
 
 @functools.cache
-def classifier(name: str = "classifier") -> nn.Module:
-    """A shipped classifier, frozen: "classifier" gives features, "classifier-check" checks labels."""
+def classifier(name: str = "classifier", dataset: str = weights.MNIST) -> nn.Module:
+    """A shipped classifier of a data set, frozen: "classifier" gives features, "classifier-check" checks labels."""
     network = build_classifier(name)
-    network.load_state_dict(weights.read_weights(name))
+    network.load_state_dict(weights.read_weights(name, weights.folder_of(dataset)))
     return network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def features(images: Tensor, batch_size: int = 500) -> Tensor:
+def features(images: Tensor, batch_size: int = 500, dataset: str = weights.MNIST) -> Tensor:
     """What the feature classifier sees in pictures: (N, 1, 28, 28), bytes or in [-1, 1] -> (N, 64) on the CPU.
 
-    Floats are rounded to bytes first, as if they had been stored as files.
+    Floats are rounded to bytes first, as if they had been stored as files. The classifier is that of `dataset`.
 
     Raises:
         BookError: pictures of another size, or not finite.
     """
-    return _look(classifier("classifier").features, images, batch_size)
+    return _look(classifier("classifier", dataset).features, images, batch_size)
 
 
 @torch.no_grad()
-def logits(images: Tensor, name: str = "classifier-check", batch_size: int = 500) -> Tensor:
-    """What a classifier takes pictures for: (N, 1, 28, 28), bytes or in [-1, 1] -> (N, 10) on the CPU."""
-    return _look(classifier(name), images, batch_size)
+def logits(
+    images: Tensor, name: str = "classifier-check", batch_size: int = 500, dataset: str = weights.MNIST
+) -> Tensor:
+    """What a classifier of a data set takes pictures for: (N, 1, 28, 28), bytes or in [-1, 1] -> (N, 10) on the CPU."""
+    return _look(classifier(name, dataset), images, batch_size)
 
 
 def _look(look, images: Tensor, batch_size: int) -> Tensor:
@@ -83,9 +95,9 @@ def check_units(images: Tensor) -> None:
 
 
 @functools.cache
-def reference_features() -> dict[str, Tensor]:
-    """Features of real MNIST as shipped: "train" (60,000, 64) and "test" (10,000, 64), float32.
+def reference_features(dataset: str = weights.MNIST) -> dict[str, Tensor]:
+    """Features of real pictures as shipped: "train" (60,000, 64) and "test" (10,000, 64), float32.
 
     The measures need these alone, so they work where there is no MNIST.
     """
-    return weights.read_weights(REFERENCE)
+    return weights.read_weights(REFERENCE, weights.folder_of(dataset))

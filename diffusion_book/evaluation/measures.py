@@ -20,6 +20,7 @@ from diffusion_book.evaluation.distances import (
     precision_recall,
 )
 from diffusion_book.evaluation.features import check_units, classifier, features, logits, reference_features
+from diffusion_book.models.weights import MNIST
 from diffusion_book.system.errors import BookError, whole
 
 CLASS_COUNTS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
@@ -34,7 +35,7 @@ MOST = 10_000_000  # labels at once
 
 @dataclass(frozen=True)
 class Measures:
-    """What was measured of a set of generated pictures, against the 10,000 test pictures of MNIST.
+    """What was measured of a set of generated pictures, against the 10,000 test pictures of MNIST or of another set.
 
     An `error` is a standard error: by how much the figure would scatter if other samples were drawn.
     """
@@ -84,25 +85,26 @@ class Measures:
         return sentence(dataclasses.asdict(self))
 
 
-def sentence(figures: Mapping) -> str:
+def sentence(figures: Mapping, kind: str = "digits") -> str:
     """What to take away of a set of pictures: how far it is from real digits, and how much of it is doubtful.
 
     Args:
         figures: of `Measures.to_dict`, a card, or a row of the scoreboard.
+        kind: what the pictures are called.
     """
     times, doubtful, real = (figures[key] for key in ("ratio", "doubtful", "doubtful_real"))
     number = figures.get("num_samples", HEADLINE)
     at = "" if number == HEADLINE else f" (with {number:,} samples, which compares with no other number)"
     return (
-        f"{times:.1f} times the distance of real digits; "
+        f"{times:.1f} times the distance of real {kind}; "
         f"{100 * doubtful:.0f} in a hundred doubtful (real: {100 * real:.0f}){at}"
     )
 
 
-def random_labels(num_samples: int, num_classes: int = 10) -> Tensor:
+def random_labels(num_samples: int, num_classes: int = 10, dataset: str = MNIST) -> Tensor:
     """Labels drawn at random, the same ones at every call: (N,), int64.
 
-    Ten classes are digits, and drawn in the proportions of MNIST's test set; other numbers of classes alike. A model
+    Ten classes of MNIST are digits, and drawn in the proportions of its test set; others are equally frequent. A model
     with classes is asked for these when it is measured. So its digits are a random sample as those of a model without
     classes are, and both have one floor. Had it exact shares, it would be spared the luck of the draw.
 
@@ -113,7 +115,7 @@ def random_labels(num_samples: int, num_classes: int = 10) -> Tensor:
         raise BookError(
             f"{num_samples!s:.20} labels of {num_classes!s:.20} classes: give 0 to {MOST:,}, and at least 1"
         )
-    counts = CLASS_COUNTS if num_classes == len(CLASS_COUNTS) else (1,) * num_classes
+    counts = CLASS_COUNTS if (dataset, num_classes) == (MNIST, len(CLASS_COUNTS)) else (1,) * num_classes
     shares = torch.tensor(counts, dtype=torch.float64).cumsum(0) / sum(counts)
     drawn = torch.rand(num_samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return torch.searchsorted(shares, drawn, right=True).clamp(max=num_classes - 1)
@@ -123,25 +125,26 @@ DRAWS = 10
 """sets of real pictures behind a floor: the cFID of a single one of 2,000 is off by two fifths"""
 
 
-def real_indices(num_samples: int, draw: int = 0) -> Tensor:
+def real_indices(num_samples: int, draw: int = 0, dataset: str = MNIST) -> Tensor:
     """Which training pictures a random draw of `num_samples` holds, the same ones at every call: (num_samples,).
 
     Args:
         num_samples: 10 to 60,000.
         draw: 0 to `DRAWS` - 1; a floor is their mean.
+        dataset: whose pictures they are, here and in the functions below.
 
     Raises:
         BookError: fewer than 10, or more than the training set has.
     """
-    size = len(reference_features()["train"])
+    size = len(reference_features(dataset)["train"])
     if not 10 <= whole("num_samples", num_samples) <= size:
         raise BookError(f"{num_samples} samples: the measures need 10 to {size}")
     return torch.randperm(size, generator=torch.Generator().manual_seed(draw))[:num_samples]
 
 
-def real_features(num_samples: int, draw: int = 0) -> Tensor:
+def real_features(num_samples: int, draw: int = 0, dataset: str = MNIST) -> Tensor:
     """Features of the training pictures at `real_indices`: (num_samples, 64); errors as there."""
-    return reference_features()["train"][real_indices(num_samples, draw)]
+    return reference_features(dataset)["train"][real_indices(num_samples, draw, dataset)]
 
 
 class Floor(NamedTuple):
@@ -152,17 +155,17 @@ class Floor(NamedTuple):
 
 
 @functools.cache
-def floor(num_samples: int) -> Floor:
+def floor(num_samples: int, dataset: str = MNIST) -> Floor:
     """cFID of that many random training pictures against the test set, over ten draws: mean and standard deviation.
 
-    No model of MNIST can be expected below the mean. Every R has it below the line, so an error of the mean (a third of
+    No model of the data set can be expected below the mean. Every R has it below the line, so an error of the mean (a third of
     the standard deviation) moves all R of one number of samples by the same factor, and their order by nothing.
 
     Raises:
         BookError: fewer than 10, or more than the training set has.
     """
-    test = reference_features()["test"]
-    distances = [frechet_distance(real_features(num_samples, draw), test) for draw in range(DRAWS)]
+    test = reference_features(dataset)["test"]
+    distances = [frechet_distance(real_features(num_samples, draw, dataset), test) for draw in range(DRAWS)]
     distances = torch.tensor(distances, dtype=torch.float64)
     return Floor(distances.mean().item(), distances.std().item())
 
@@ -212,22 +215,23 @@ def real_distances(sizes: Sequence[int], draws: int = DRAWS) -> dict[str, Tensor
 
 
 @functools.cache
-def _precision_recall_of_real(num_samples: int) -> tuple[float, float]:
-    return precision_recall(real_features(num_samples), reference_features()["test"])
+def _precision_recall_of_real(num_samples: int, dataset: str = MNIST) -> tuple[float, float]:
+    return precision_recall(real_features(num_samples, dataset=dataset), reference_features(dataset)["test"])
 
 
 @functools.cache
-def _nearest_of_real() -> float:
-    reference = reference_features()
+def _nearest_of_real(dataset: str = MNIST) -> float:
+    reference = reference_features(dataset)
     return nearest(reference["test"], reference["train"])[0].median().item()
 
 
-def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
+def measure(images: Tensor, labels: Tensor | None = None, dataset: str = MNIST) -> Measures:
     """Measure generated pictures.
 
     Args:
         images: (N, 1, 28, 28), floats in [-1, 1] or bytes; N from 10 to 60,000. The usual N is 10,000.
         labels: (N,), what was asked for, as `random_labels` draws it; None for an unconditional model.
+        dataset: whose pictures they shall be like, with classifiers and features of their own: "mnist" or "fashion-mnist".
 
     Raises:
         BookError: too few or too many pictures, of another size, in other units, or not finite, or not one label each.
@@ -235,16 +239,16 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
     if not isinstance(images, Tensor) or images.ndim == 0:
         raise BookError(f"the pictures are {type(images).__name__}: give a tensor (N, 1, 28, 28)")
     number = len(images)
-    lowest = floor(number)
+    lowest = floor(number, dataset)
     if labels is not None and tuple(labels.shape) != (number,):
         raise BookError(f"labels of shape {tuple(labels.shape)} for {number} pictures: give one for each")
     check_units(images)
-    seen, reference = features(images), reference_features()
+    seen, reference = features(images, dataset=dataset), reference_features(dataset)
     test = reference["test"]
     cfid, error = frechet_distance(seen, test), frechet_error(seen, test)
     precision, recall = precision_recall(seen, test)
-    precision_real, recall_real = _precision_recall_of_real(number)
-    certain = logits(images).softmax(dim=1)  # (N, 10)
+    precision_real, recall_real = _precision_recall_of_real(number, dataset)
+    certain = logits(images, dataset=dataset).softmax(dim=1)  # (N, 10)
     taken_for = certain.argmax(dim=1)
     doubtful = (certain.max(dim=1).values < SURE).double().mean().item()
     return Measures(
@@ -257,14 +261,14 @@ def measure(images: Tensor, labels: Tensor | None = None) -> Measures:
         ratio_error=error / lowest.mean,
         doubtful=doubtful,
         doubtful_error=share_error(doubtful, number),
-        doubtful_real=doubtful_real(),
+        doubtful_real=doubtful_real(dataset),
         kid=kernel_distance(seen, test),
         precision=precision,
         recall=recall,
         precision_real=precision_real,
         recall_real=recall_real,
         nearest_train=nearest(seen, reference["train"])[0].median().item(),
-        nearest_train_real=_nearest_of_real(),
+        nearest_train_real=_nearest_of_real(dataset),
         class_accuracy=None if labels is None else (taken_for == labels.cpu()).double().mean().item(),
         class_share=tuple((taken_for.bincount(minlength=10) / number).tolist()),
     )
@@ -284,6 +288,6 @@ def is_doubtful(images: Tensor) -> Tensor:
     return logits(images).softmax(dim=1).max(dim=1).values < SURE
 
 
-def doubtful_real() -> float:
-    """Share of real test digits of which the second classifier is less than 90 % sure."""
-    return 1 - reference_features()["confident"].item()
+def doubtful_real(dataset: str = MNIST) -> float:
+    """Share of real test pictures of which the second classifier is less than 90 % sure."""
+    return 1 - reference_features(dataset)["confident"].item()

@@ -9,14 +9,15 @@ from diffusion_book import data
 from diffusion_book.data import Dataset, crop
 from diffusion_book.elbo import latent_statistics, reconstruction_error
 from diffusion_book.evaluation.distances import frechet_distance
-from diffusion_book.evaluation.features import features, logits, reference_features
+from diffusion_book.evaluation.features import features, logits, reference_features, yardstick
 from diffusion_book.evaluation.measures import DRAWS, floor, measure, real_features, real_indices
 from diffusion_book.models.autoencoder import Autoencoder
+from diffusion_book.models.weights import MNIST
 from diffusion_book.system.streams import say
 
 
 def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000) -> dict:
-    """Measure how well an autoencoder restores MNIST.
+    """Measure how well an autoencoder restores MNIST, or the other data set that it has learned and the book measures.
 
     cFID is the mean over the ten draws of training pictures whose own mean is the floor, each of them restored. So R
     compares every draw with itself, and the luck of the draws, which would drown a good autoencoder's loss, cancels.
@@ -35,16 +36,17 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
     Raises:
         BookError: MNIST is not here, or too many or too few pictures.
     """
-    test, train = data.load("mnist", "test"), data.load("mnist", "train")
-    first = real_indices(num_samples)
+    dataset = yardstick(autoencoder.recipe.training.dataset) or MNIST
+    test, train = data.load(dataset, "test"), data.load(dataset, "train")
+    first = real_indices(num_samples, dataset=dataset)
     say(f"restoring and measuring {num_samples:,} pictures ...")
     images, _ = test.batch(torch.arange(min(num_samples, len(test))))  # (N, 1, 32, 32)
     restored = autoencoder.reconstruct(images)
-    before, after = (logits(crop(pictures)).argmax(dim=1) for pictures in (images, restored))
+    before, after = (logits(crop(pictures), dataset=dataset).argmax(dim=1) for pictures in (images, restored))
     posterior = autoencoder.posterior(images)
     mean, std = latent_statistics(posterior)
     copies, labels = train.batch(first)
-    measures = measure(autoencoder.reconstruct(crop(copies)), labels).to_dict()
+    measures = measure(autoencoder.reconstruct(crop(copies)), labels, dataset).to_dict()
     return {
         "num_samples": num_samples,
         "mse": round(reconstruction_error(images, restored).mean().item(), 6),
@@ -52,23 +54,27 @@ def measure_reconstructions(autoencoder: Autoencoder, num_samples: int = 10_000)
         "latent_mean": [round(value, 4) for value in mean.tolist()],
         "latent_std": [round(value, 4) for value in std.tolist()],
         **measures,
-        **{key: round(value, 6) for key, value in paired_distance(autoencoder, train, num_samples).items()},
+        **{key: round(value, 6) for key, value in paired_distance(autoencoder, train, num_samples, dataset).items()},
     }
 
 
-def paired_distance(autoencoder: Autoencoder, train: Dataset, num_samples: int) -> dict[str, float]:
+def paired_distance(
+    autoencoder: Autoencoder, train: Dataset, num_samples: int, dataset: str = MNIST
+) -> dict[str, float]:
     """cFID and R of restored pictures over the ten draws of the floor: "cfid", "cfid_error", "ratio", "ratio_error".
 
     R is the ratio of two means over the same draws, and its error that of such a ratio: the scatter of each draw's
     cFID about R times that of its originals.
     """
-    draws = [real_indices(num_samples, draw) for draw in range(DRAWS)]
+    draws = [real_indices(num_samples, draw, dataset) for draw in range(DRAWS)]
     used, place = torch.cat(draws).unique(return_inverse=True)  # most pictures are in several draws: restored once
-    parts = [features(autoencoder.reconstruct(crop(train.batch(part)[0]))) for part in used.split(1000)]
-    seen, test = torch.cat(parts), reference_features()["test"]
+    parts = [
+        features(autoencoder.reconstruct(crop(train.batch(part)[0])), dataset=dataset) for part in used.split(1000)
+    ]
+    seen, test = torch.cat(parts), reference_features(dataset)["test"]
     after = torch.tensor([frechet_distance(seen[rows], test) for rows in place.split(num_samples)])
-    before = torch.tensor([frechet_distance(real_features(num_samples, draw), test) for draw in range(DRAWS)])
-    lowest = floor(num_samples).mean
+    before = [frechet_distance(real_features(num_samples, draw, dataset), test) for draw in range(DRAWS)]
+    lowest, before = floor(num_samples, dataset).mean, torch.tensor(before)
     ratio = after.mean().item() / lowest
     return {
         "cfid": after.mean().item(),

@@ -7,12 +7,13 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from diffusion_book.evaluation.features import DIGITS
+from diffusion_book.evaluation.features import yardstick
 from diffusion_book.evaluation.measures import measure, random_labels, real_indices
 from diffusion_book.evaluation.scoreboard import SETTING, figures
 from diffusion_book.models.configs import BATCH_SIZE, Setting
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.request import Request
+from diffusion_book.models.weights import SETS
 from diffusion_book.system import processes
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.progress import progress_bar
@@ -20,18 +21,29 @@ from diffusion_book.system.streams import say
 
 
 def request_of(pipe: Pipeline, setting: Setting, batch_size: int = BATCH_SIZE) -> Request:
-    """What a setting asks a model for: digits in MNIST's proportions, where the model knows classes.
+    """What a setting asks a model for: classes in the proportions of the test set, where the model knows classes.
 
     Raises:
         BookError: it cannot be drawn or measured.
     """
-    real_indices(setting.num_samples)
-    dataset = pipe.recipe.training.dataset
-    if dataset not in DIGITS:
-        raise BookError(f"this model draws {dataset}, and the measures know digits alone: give a model of digits")
+    dataset = measured_by(pipe.recipe.training.dataset)
+    real_indices(setting.num_samples, dataset=dataset)
     # Asked for other shares of the digits than the data's, a perfect model would look bad; for exact ones, too good.
-    labels = random_labels(setting.num_samples, pipe.num_classes) if pipe.num_classes else None
+    labels = random_labels(setting.num_samples, pipe.num_classes, dataset) if pipe.num_classes else None
     return pipe.ask(**asdict(setting), labels=labels, batch_size=batch_size)
+
+
+def measured_by(dataset: str) -> str:
+    """The data set whose classifiers and features measure a model of this one.
+
+    Raises:
+        BookError: there are none.
+    """
+    found = yardstick(dataset)
+    if found is None:
+        known = " and ".join(name for name in SETS if yardstick(name))
+        raise BookError(f"this model draws {dataset}, and the measures know {known} alone: give a model of these")
+    return found
 
 
 def evaluate(pipe: Pipeline, setting: Setting) -> tuple[Tensor, dict] | None:
@@ -58,7 +70,7 @@ def draw_and_measure(pipe: Pipeline, request: Request) -> tuple[Tensor, dict] | 
     if request.labels is not None:
         setting["guidance_scale"] = request.guidance_scale[0].item()
     say(f"measuring {len(images):,} samples ...")
-    measures = measure(images, request.labels).to_dict()
+    measures = measure(images, request.labels, measured_by(pipe.recipe.training.dataset)).to_dict()
     return images, {**setting, **measures, "images_per_second": round(len(images) / seconds, 2)}
 
 

@@ -245,15 +245,16 @@ def build_network(recipe: Recipe) -> nn.Module:
     return ConditionalUNet(recipe.network, recipe.condition.num_classes, recipe.condition.num_tokens)
 
 
-def list_models() -> list[str]:
-    """Names of the models that come with trained weights."""
-    usable = (name for name in weights.shipped() if name in RECIPES)
+def list_models(dataset: str = weights.MNIST) -> list[str]:
+    """Names of the models that come with trained weights of a data set, "mnist" or "fashion-mnist"."""
+    usable = (name for name in weights.shipped(weights.folder_of(dataset)) if name in RECIPES)
     return [name for name in usable if RECIPES[name].diffusion or RECIPES[name].vae]
 
 
 def load(
     name: str | Path,
     *,
+    dataset: str | None = None,
     vae: str | Path | None = None,
     model: str | None = None,
     device: str | torch.device = "auto",
@@ -263,6 +264,7 @@ def load(
 
     Args:
         name: one of `list_models()`, or a `.pt` file or experiment folder of `train`; a `Path` is never a name.
+        dataset: of shipped weights, what they have learned: "mnist" (default) or "fashion-mnist".
         vae: for a latent model, a checkpoint of the VAE it was trained with. It is not needed: shipped models
             and checkpoints bring their own.
         model: what a checkpoint must hold; default: anything.
@@ -284,10 +286,13 @@ def load(
     run_on = {"device": device, "precision": precision}
     card, state = {}, None
     is_file = isinstance(name, Path) or str(name).endswith(".pt") or os.path.isdir(str(name))
+    folder = weights.folder_of(dataset or weights.MNIST)
     if not is_file or name in list_models():
-        choose("model", str(name), dict.fromkeys(list_models()))
-        card = weights.read_card(str(name))
-        recipe, tensors = recipe_from_dict(card.get("recipe")), weights.read_weights(str(name))
+        check_shipped(str(name), dataset or weights.MNIST)
+        card = weights.read_card(str(name), folder)
+        recipe, tensors = recipe_from_dict(card.get("recipe")), weights.read_weights(str(name), folder)
+    elif dataset is not None:
+        raise BookError(f"{name} says itself what it has learned: leave out the data set")
     else:
         checkpoint = load_checkpoint(find_checkpoint(name), model)
         recipe, tensors = recipe_from_dict(checkpoint["recipe"]), checkpoint.get("ema")
@@ -298,19 +303,34 @@ def load(
         return build_autoencoder(recipe, tensors, card=card, **run_on)
     autoencoder = None
     if recipe.is_latent:
-        autoencoder = autoencoder_from_state(state, **run_on) if state else load_shipped_vae(card, **run_on)
+        autoencoder = autoencoder_from_state(state, **run_on) if state else load_shipped_vae(card, dataset, **run_on)
         if vae is not None:
             check_same(load(vae, **run_on), autoencoder, vae)
     return build(recipe, tensors, card=card, autoencoder=autoencoder, **run_on)
 
 
-def load_shipped_vae(card: dict, **run_on) -> Autoencoder:
+def check_shipped(name: str, dataset: str) -> None:
+    """Refuse a name that no shipped weights of a data set have.
+
+    Raises:
+        BookError: it has none.
+    """
+    known = list_models(dataset)
+    if dataset not in weights.DIGITS and name in RECIPES and name not in known:
+        raise BookError(
+            f"the book has no weights of '{name}' for {dataset}, only of {', '.join(known) or 'none'}: "
+            f"diffusion-book pretrain {name} --dataset {dataset} --replace makes them"
+        )
+    choose("model", name, dict.fromkeys(known))
+
+
+def load_shipped_vae(card: dict, dataset: str | None = None, **run_on) -> Autoencoder:
     """The VAE that shipped weights of a latent model belong to.
 
     Raises:
         BookError: the shipped VAE is another one.
     """
-    autoencoder = load("vae", **run_on)
+    autoencoder = load("vae", dataset=dataset, **run_on)
     if card.get("vae_sha256") not in (None, autoencoder.card["sha256"]):
         raise BookError(
             f"the weights of '{card['model']}' belong to another VAE than the one that is here: "

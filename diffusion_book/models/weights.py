@@ -1,5 +1,7 @@
 """The weights that come with the book: NAME.safetensors, and NAME.json, its card.
 
+Those of MNIST lie in one folder, those of another data set in a folder of that name in it.
+
 A card holds the recipe, what it was trained on and for how long, the hash of the weights, and what
 was measured with them, with the command that measures it again.
 """
@@ -14,16 +16,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion_book.system.errors import BookError
+from diffusion_book.system.errors import BookError, choose
 from diffusion_book.system.files import write_tensors, write_text
 from diffusion_book.system.hashes import hash_of
 
 FOLDER = Path(__file__).parents[1] / "weights"
+MNIST = "mnist"
+SETS = (MNIST, "fashion-mnist")
+"""data sets that the book has models of"""
+DIGITS = ("auto", MNIST, "digits")
+"""names of data sets that the models of MNIST stand for"""
 
 
-def shipped() -> list[str]:
-    """Names of all weights that are here."""
-    return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))  # not those that are being written
+def folder_of(dataset: str = MNIST) -> Path:
+    """Where the weights of a data set lie.
+
+    Raises:
+        BookError: the book has no models of it.
+    """
+    if dataset in DIGITS:
+        return FOLDER
+    choose("data set of weights", dataset, dict.fromkeys(SETS))
+    return FOLDER / dataset
+
+
+def shipped(folder: Path | None = None) -> list[str]:
+    """Names of all weights that are here, or in another folder."""
+    return sorted(
+        path.stem for path in (folder or FOLDER).glob("[!.]*.safetensors")
+    )  # not those that are being written
+
+
+def set_of(name: str, dataset: str) -> str | None:
+    """This data set, where the book has weights of this name for it; else None: `load` then takes those of MNIST."""
+    return dataset if dataset in SETS and name in shipped(folder_of(dataset)) else None
 
 
 def read_card(name: str, folder: Path = FOLDER) -> dict:
@@ -34,7 +60,7 @@ def read_card(name: str, folder: Path = FOLDER) -> dict:
     """
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped())}")
+        raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped(folder)) or 'none'}")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from diffusion_book.data import CROP_SIZE, quantise
 from diffusion_book.system.errors import BookError
+from diffusion_book.viz.grids import channels_last
 from diffusion_book.viz.html import ASLEEP, Html, data_uri, script
 from diffusion_book.viz.style import COLOURS, DIGIT_COLOURS, PAPER, colour_of_label, new_figure, styled
 
+DIGITS = tuple("0123456789")
 MARKERS = "ox+^svD*P"  # the first, for what is real, is a dot that others can lie on
 QUALITY = 40  # of WebP
 SIDE = 440  # screen pixels of a map on the page of ways
@@ -30,41 +32,45 @@ MEANING = (
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Pictures (N, 1, H, W), floats in [-1, 1] or bytes, as points: (N, H * W) in [-1, 1], rounded to bytes."""
+    """Pictures (N, C, H, W), floats in [-1, 1] or bytes, as points: (N, C * H * W) in [-1, 1], rounded to bytes."""
     images = images if images.dtype == torch.uint8 else quantise(images)
     return (images.float() / 127.5 - 1).flatten(1).cpu()
 
 
 @styled
 def plot_distributions(
-    maps: dict[str, dict[str, Tensor]], labels: dict[str, Tensor], colours: dict[str, str] = COLOURS
+    maps: dict[str, dict[str, Tensor]],
+    labels: dict[str, Tensor],
+    colours: dict[str, str] = COLOURS,
+    names: Sequence[str] = DIGITS,
 ) -> Figure:
-    """Several sets of pictures on one map, or on several: at the left coloured by set, at the right by digit.
+    """Several sets of pictures on one map, or on several: at the left coloured by set, at the right by digit or class.
 
     Args:
         maps: what was compared, such as "pixels" -> set -> places (N, 2), as `JointMap.places` has them. The first set
             is the real one; it is drawn with dots, below the others.
-        labels: set -> digits (N,), 0 to 9.
+        labels: set -> digits (N,), 0 to 9, or classes.
         colours: of the sets; a set whose name begins with that of a colour takes it.
+        names: of the classes.
 
     Raises:
         BookError: there are no maps, they are of different sets, or there are too many sets to tell apart.
     """
-    names = list(labels)
-    if not maps or not names or any(list(places) != names for places in maps.values()):
+    sets, kind = list(labels), kind_of(names)
+    if not maps or not sets or any(list(places) != sets for places in maps.values()):
         raise BookError("plot_distributions needs at least one map, and each map and the labels with the same sets")
-    if len(names) > len(MARKERS):
-        raise BookError(f"{len(names)} sets on a map cannot be told apart: take at most {len(MARKERS)}")
+    if len(sets) > len(MARKERS):
+        raise BookError(f"{len(sets)} sets on a map cannot be told apart: take at most {len(MARKERS)}")
     figure, axes = new_figure(11.6, 4.9 * len(maps) + 0.5, len(maps), 2, squeeze=False)
-    paint = {name: colour_of_set(name, number, colours) for number, name in enumerate(names)}
+    paint = {name: colour_of_set(name, number, colours) for number, name in enumerate(sets)}
     for row, (space, places) in zip(axes, maps.items(), strict=True):
-        for axis, by in zip(row, ("by set", "by digit"), strict=True):
-            for number, name in enumerate(names):
+        for axis, by in zip(row, ("by set", f"by {kind}"), strict=True):
+            for number, name in enumerate(sets):
                 by_digit = [colour_of_label(label) for label in labels[name].tolist()]
                 scatter(axis, places[name], paint[name] if by == "by set" else by_digit, number)
             axis.set(title=f"{space}, {by}", xticks=[], yticks=[])
     figure.legend(handles=set_handles(labels, paint), loc="outside right upper", handletextpad=0.3)
-    figure.legend(handles=digit_handles(labels), loc="outside right lower", title=counts_title(names))
+    figure.legend(handles=digit_handles(labels, names), loc="outside right lower", title=counts_title(sets, kind))
     figure.supxlabel(MEANING, x=0.01, ha="left", fontsize=10)  # beside the legend, not below it
     return figure
 
@@ -121,9 +127,14 @@ def colour_of_set(name: str, number: int, colours: dict[str, str] = COLOURS) -> 
     return colours[known] if known else DIGIT_COLOURS[number % 10]
 
 
-def counts(labels: Tensor) -> list[int]:
-    """How many there are of each digit, 0 to 9."""
-    return torch.bincount(labels, minlength=10).tolist()
+def kind_of(names: Sequence[str]) -> str:
+    """What the classes of these names are, in a word."""
+    return "digit" if tuple(names) == DIGITS else "class"
+
+
+def counts(labels: Tensor, number: int = 10) -> list[int]:
+    """How many there are of each digit, 0 to 9, or of each of so many classes."""
+    return torch.bincount(labels, minlength=number).tolist()
 
 
 def set_handles(labels: dict[str, Tensor], paint: dict[str, str]) -> list[Line2D]:
@@ -134,19 +145,22 @@ def set_handles(labels: dict[str, Tensor], paint: dict[str, str]) -> list[Line2D
     ]
 
 
-def digit_handles(labels: dict[str, Tensor]) -> list[Line2D]:
-    """The colour of every digit and, of at most three sets, how many they have of it."""
-    columns = [counts(each) for each in labels.values()] if len(labels) <= 3 else []
-    texts = [f"{digit}:  {' / '.join(str(column[digit]) for column in columns)}".strip(": ") for digit in range(10)]
+def digit_handles(labels: dict[str, Tensor], names: Sequence[str] = DIGITS) -> list[Line2D]:
+    """The colour of every digit or class and, of at most three sets, how many they have of it."""
+    columns = [counts(each, len(names)) for each in labels.values()] if len(labels) <= 3 else []
+    texts = [
+        f"{name}:  {' / '.join(str(column[number]) for column in columns)}".strip(": ")
+        for number, name in enumerate(names)
+    ]
     return [
-        Line2D([], [], color=colour, marker="s", linestyle="", markersize=7, label=text)
-        for colour, text in zip(DIGIT_COLOURS, texts, strict=True)
+        Line2D([], [], color=colour_of_label(number), marker="s", linestyle="", markersize=7, label=text)
+        for number, text in enumerate(texts)
     ]
 
 
-def counts_title(names: Sequence[str]) -> str:
+def counts_title(sets: Sequence[str], kind: str = "digit") -> str:
     """What stands above the digits of the legend."""
-    return "digit" if len(names) > 3 else "digit:  " + " / ".join(name.split(" ")[0] for name in names)
+    return kind if len(sets) > 3 else f"{kind}:  " + " / ".join(name.split(" ")[0] for name in sets)
 
 
 # Ways across a map
@@ -198,6 +212,7 @@ def ways_across(
     labels: dict[str, Tensor],
     digits: Tensor,
     captions: Sequence[str],
+    names: Sequence[str] = DIGITS,
 ) -> Html:
     """Samples on their way across one map or several: a slider and a button move them, with the picture at each point.
 
@@ -206,10 +221,11 @@ def ways_across(
     Args:
         maps: as in `plot_distributions`.
         ways: what was compared -> places (K, T, 2) on that map.
-        stills: the pictures at these places, (K, T, 1, 28, 28), floats in [-1, 1] or bytes.
-        labels: set -> digits (N,), 0 to 9.
-        digits: what the finished pictures show, (K,), 0 to 9.
+        stills: the pictures at these places, (K, T, 1 or 3, H, W), floats in [-1, 1] or bytes.
+        labels: set -> digits (N,), 0 to 9, or classes.
+        digits: what the finished pictures show, (K,), 0 to 9, or their classes.
         captions: T short texts.
+        names: of the classes.
 
     Raises:
         BookError: there are no ways, or they do not fit together.
@@ -221,12 +237,13 @@ def ways_across(
     if count < 1 or frames < 2:
         raise BookError(f"{count} ways of {frames} points: there must be at least 1 way of 2 points")
     painted = [colour_of_label(digit) for digit in digits.tolist()]
-    names = [f"sample {number}, a {digit}" for number, digit in enumerate(digits.tolist())]
+    article = "a " if kind_of(names) == "digit" else ""
+    called = [f"sample {number}, {article}{names[digit]}" for number, digit in enumerate(digits.tolist())]
 
     def digit(number: int, place: str, side: int) -> str:
         top = 100 * number / max(1, count - 1)
         return _DIGIT.format(
-            number=number, alt=names[number], place=place, side=side, colour=painted[number],
+            number=number, alt=html.escape(called[number]), place=place, side=side, colour=painted[number],
             wide=100 * frames, high=100 * count, top=f"{top:g}",
         )  # fmt: skip
 
@@ -241,7 +258,7 @@ def ways_across(
         ]
         ends = [f"position:absolute;left:{way[-1][0]}%;top:{way[-1][1]}%;transform:translate(-50%,-50%);" for way in at]
         thumbs = [digit(number, end, CROP_SIZE) for number, end in enumerate(ends)]
-        alt = f"Map of {space}: dots are {next(iter(labels))}, crosses are drawn, coloured by digit"
+        alt = f"Map of {space}: dots are {next(iter(labels))}, crosses are drawn, coloured by {kind_of(names)}"
         panels.append(
             _MAP.format(
                 title=html.escape(space),
@@ -251,9 +268,11 @@ def ways_across(
                 thumbs="".join(thumbs),
             )
         )
-    rows = stills[:, :, 0] if stills.dtype == torch.uint8 else quantise(stills[:, :, 0])  # (K, T, 28, 28)
-    sheet = rows.transpose(1, 2).flatten(2).flatten(0, 1)  # -> (K, 28, T, 28) -> (K * 28, T * 28)
-    captions = [str(caption) for caption in captions]
+    rows = stills if stills.dtype == torch.uint8 else quantise(stills)  # (K, T, C, H, W)
+    sheet = channels_last(rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))  # (C, K, H, T, W) -> (K * H, T * W)
+    captions, note = [str(caption) for caption in captions], NOTE
+    if kind_of(names) == "class":
+        note = note.replace("colours are those of the finished digits", "colours are those of their classes")
     text = _TEMPLATE.format(
         data=html.escape(json.dumps({"maps": places, "captions": captions}, ensure_ascii=False, separators=(",", ":"))),
         asleep=ASLEEP,
@@ -266,7 +285,7 @@ def ways_across(
         last=frames - 1,
         caption=html.escape(captions[-1]),
         caption_width=max(len(caption) for caption in captions),
-        note=html.escape(NOTE),
+        note=html.escape(note),
     )
     return Html(text, f"{count} samples on their way across a map ({frames} frames)")
 
