@@ -1,14 +1,18 @@
 """The models inside the page: the second implementation agrees with the first, and its figures keep their promises."""
 
 import base64
+import functools
+import http.server
 import json
 import math
 import re
 import sys
+import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import controls
+import firefox
 import numpy as np
 import pytest
 import torch
@@ -18,8 +22,9 @@ import diffusion_book
 from diffusion_book import editing, samplers, schedules, targets
 from diffusion_book.data import pad
 from diffusion_book.denoiser import Denoiser, clipped
+from diffusion_book.evaluation.features import logits
 from diffusion_book.guidance import guided
-from diffusion_book.models import weights
+from diffusion_book.models import sampling, weights
 from diffusion_book.models.pipelines import build_network
 from diffusion_book.models.recipes import (
     RECIPES,
@@ -34,7 +39,16 @@ from diffusion_book.samplers import SAMPLERS, randn, sample, sample_generators, 
 from diffusion_book.schedules import SCHEDULES
 from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS
-from diffusion_book.viz.in_page import PAPER, drawing_figure, live_after, live_figure, megabytes
+from diffusion_book.viz.in_page import (
+    PAPER,
+    drawing_board,
+    drawing_figure,
+    live_after,
+    live_beside,
+    live_figure,
+    live_maps,
+    megabytes,
+)
 from diffusion_book.viz.scrubber import scrubber
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -153,6 +167,38 @@ def test_encoder_and_decoder_agree(engine, name):
     assert (
         far(engine.floats("decode(models[name], floats(z))", name=name, z=latents), autoencoder.decode(latents)) < AGREE
     )
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_maps_of_attention_agree(engine, scale):
+    """Of every layer, at the first step, on the way, and at the last one."""
+    name, count, steps = "ldm-cross-attention", 3, 4
+    for model in ("vae", name):
+        engine.load(live.shipped_script(model))
+    watched = sampling.watch(load(name), [3, 8, 0], scale, steps=steps, seed=5)
+    code = """(async () => {
+      const wish = {task: "watch", count, labels: [3, 8, 0], scale, sampler: "ddim", steps, eta: 0, seed: 5, until};
+      for await (const state of states(models[name], wish, go)) var last = state;
+      return [[last.t], Array.from(last.x), ...Object.values(last.maps).map(map => Array.from(map))];
+    })()"""
+    for until, step in ((1, 0), (0.6, 2), (0, steps - 1)):
+        t, x, *maps = engine.run(code, name=name, count=count, scale=scale, steps=steps, until=until)
+        assert t == [watched.times[step]]
+        shown = load(name).to_images(torch.tensor(x).reshape(count, *load(name).shape))
+        assert far(shown.flatten(), watched.pictures[step]) < 1 / 127.5
+        assert len(maps) == len(watched.maps) > 3
+        for found, wanted in zip(maps, watched.maps.values(), strict=True):
+            assert far(torch.tensor(found), wanted[step]) < AGREE
+
+
+def test_classifier_agrees(engine):
+    engine.load("const vae = 0;" + live.classifier_script())
+    real = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.cat([real, INK[None, None] * 2 - 1, load("rf-one-step").sample(4)])
+    wanted = logits(images, "classifier").softmax(dim=1)
+    found = engine.floats("classify(models.classifier, floats(x)).flat()", x=images)
+    assert far(found, wanted) < AGREE
+    assert wanted.max() > 0.9
 
 
 def test_every_kernel_gives_the_same(open_page):
@@ -305,13 +351,28 @@ def made_of_a_drawing(pipe, task, count, labels, scale, t, steps, sampler, seed)
         way, was = editing.times_from(t, times), torch.full((count,), 3)
         *_, there = editing.invert(pipe.guided(1.0), x0, way, step, schedule=pipe.schedule, labels=was)
         states = sample(denoiser, there.x, way, step, **rest)
+    if task == "invert":
+        return inverted(pipe, x0[:1], times, generators[:1])
     *_, state = states
     return pipe.to_images(state.x)
+
+
+def inverted(pipe, x0, times, generators) -> torch.Tensor:
+    """The noise of a picture, a third as strong, and what comes back from it: without clipping, from t = 0.01 on."""
+    first = torch.tensor([0.01], dtype=times.dtype)
+    raw = Denoiser(pipe.network, pipe.schedule, TARGETS[pipe.recipe.diffusion.target])
+    way = torch.cat([times[times > first], first])
+    begin = schedules.add_noise(pipe.schedule, x0, randn(x0.shape, generators), first[0])
+    *_, there = editing.invert(raw, begin, way, samplers.euler, schedule=pipe.schedule)
+    down = torch.cat([way, torch.zeros_like(first)])
+    *_, back = sample(raw, there.x, down, samplers.euler, schedule=pipe.schedule, generator=generators)
+    return pipe.to_images(torch.cat([there.x / 3, back.x]))
 
 
 @pytest.mark.parametrize(
     ("name", "task", "sampler"),
     [
+        ("ddpm", "invert", "euler"),
         ("ldm-concat", "sdedit", "ddim"),
         ("ddpm", "sdedit", "ddpm"),
         ("rf", "inpaint", "ddpm"),
@@ -383,16 +444,18 @@ def test_memory_stays_as_it_is(engine):
 # Figures in a page
 
 SHOWN = ["ldm-concat", "ldm-cross-attention", "rf-one-step"]
+BESIDE = ["ddpm", "rf-one-step"]
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Live</title><link rel="stylesheet" href="scripts/live.css">
-<script defer src="scripts/paper.js"></script><script defer src="scripts/page.js"></script>
+<title>Live</title><link rel="icon" href="data:,"><link rel="stylesheet" href="scripts/live.css">
+<script defer src="scripts/paper.js"></script><script defer src="scripts/maps.js"></script>
+<script defer src="scripts/page.js"></script>
 <body style="margin: 8px">{figures}</body></html>"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("live")
-    live.write_scripts(folder / "scripts", SHOWN)
+    live.write_scripts(folder / "scripts", [*SHOWN, *BESIDE])
     figures = "\n".join(live_figure(name, live.still(name)).text for name in SHOWN)
     (folder / "page.html").write_text(PAGE.format(figures=figures), encoding="utf-8")
     return folder
@@ -467,6 +530,7 @@ def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder,
         "page.html",
         "live.css",
         "paper.js",
+        "maps.js",
         "page.js",
     ]
 
@@ -490,6 +554,81 @@ def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder,
     assert all(address.startswith((inside, "blob:")) for address in page.asked), page.asked
     loaded = [address for address in page.asked if address.endswith(".js")]
     assert len(loaded) == len(set(loaded)), "the autoencoder serves both latent models, and is loaded once"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(folder):
+    """The address of the same folder on a server of this machine."""
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_figure_draws_from_a_server_too(served, open_page):
+    page = open_page()
+    page.goto(f"{served}/page.html")
+    page.wait_for_timeout(300)
+    parts = ["page.html", "live.css", "paper.js", "maps.js", "page.js"]
+    assert [urlsplit(address).path.rpartition("/")[2] for address in page.asked] == parts
+    figure = Figure(page, "ldm-concat")
+    figure.press()
+    figure.set(scale=2.5, steps=6, seed=3)
+    wanted = figure.wanted(load("ldm-concat"), guidance_scale=2.5, steps=6, seed=3)
+    assert (figure.pixels() - wanted).abs().max() <= 1
+    assert not page.troubles
+    assert all(address.startswith((served, f"blob:{served}")) for address in page.asked), page.asked
+
+
+PRESS = """async (model, values) => {
+  const figure = document.querySelector(`figure.live[data-model=${model}]`);
+  const drawn = async () => {
+    while (!figure.dataset.drawn) {
+      if (/cannot|wrong/.test(figure.textContent)) throw new Error(figure.textContent);
+      await new Promise(resolve => setTimeout(resolve, 50));
+    }
+  };
+  const before = performance.getEntriesByType("resource").map(each => each.name);
+  figure.querySelector("button.live-start").click();
+  await drawn();
+  for (const [name, value] of Object.entries(values)) {
+    const input = figure.querySelector(`[name=${name}]`);
+    input.value = value;
+    input.dispatchEvent(new Event("input", {bubbles: true}));
+  }
+  await drawn();
+  const {width, height} = figure.querySelector("canvas");
+  const {data} = figure.querySelector("canvas").getContext("2d").getImageData(0, 0, width, height);
+  const loaded = performance.getEntriesByType("resource").map(each => each.name);
+  return {grey: [...data].filter((_, i) => i % 4 === 0), before, loaded, drawn: JSON.parse(figure.dataset.drawn)};
+}"""
+
+
+@pytest.mark.skipif(
+    firefox.path() is None, reason="no Firefox: apt-get install firefox-esr, or name it in $BOOK_FIREFOX"
+)
+def test_firefox_draws_the_same_from_the_folder_and_from_a_server(folder, served, tmp_path):
+    with firefox.started(tmp_path) as window:
+        for address in (folder.as_uri(), served):
+            window.goto(f"{address}/page.html")
+            for model, asked in (
+                ("rf-one-step", {"steps": 2, "seed": 5, "sampler": "heun"}),
+                ("ldm-concat", {"steps": 5, "seed": 3, "sampler": "ddim", "scale": 2.5}),
+            ):
+                found = window.run(PRESS, model, asked)
+                assert {key: found["drawn"][key] for key in asked} == asked
+                scale = {"guidance_scale": asked.pop("scale")} if "scale" in asked else {}
+                images = load(model).sample(10, **asked, **scale)[:, 0].permute(1, 0, 2).reshape(28, 280)
+                wanted = (images.clamp(-1, 1) + 1).mul(127.5).round()
+                assert (torch.tensor(found["grey"]).reshape(28, 280) - wanted).abs().max() <= 1, (address, model)
+                assert not any(name.endswith(f"/{model}.js") for name in found["before"]), "nothing before the press"
+                assert all(name.startswith(("file:", served, "blob:", "data:")) for name in found["loaded"])
 
 
 def test_first_picture_is_what_the_figure_began_with(folder, open_page):
@@ -547,6 +686,104 @@ def test_control_of_time_stops_on_the_way(folder, open_page):
     assert not page.troubles
 
 
+def open_figures(folder, open_page, text: str, **options):
+    """A page with these figures alone."""
+    (folder / "some.html").write_text(PAGE.format(figures=text), encoding="utf-8")
+    page = open_page(**options)
+    page.goto((folder / "some.html").as_uri())
+    return page
+
+
+COLOURS = ["#F2C14E", "#7B6BD6", "#3FB5A3", "#E0607E"]
+
+
+def test_place_in_the_picture_shows_what_it_reads(folder, open_page):
+    name, steps = "ldm-cross-attention", 5
+    stored = scrubber(torch.zeros(2, 1, 28, 28))
+    text = live_maps(name, stored, COLOURS, guidance_scale=1.0, steps=steps, until=0.5).text
+    assert live_maps("experiments/mine", stored, COLOURS) is stored
+    page = open_figures(folder, open_page, text)
+    figure, canvas, table = Figure(page, name), page.locator("figure.live canvas"), page.get_by_role("table")
+    assert table.is_hidden()
+    assert figure.press()["until"] == 0.5
+    assert page.get_by_role("combobox", name="sampler").count() == 0, "it watches ddim"
+    pipe = load(name)
+
+    def place(picture: int, row: int, column: int, scale: float, step: int, seed: int = 0) -> None:
+        watched = sampling.watch(pipe, range(10), scale, steps=steps, seed=seed)
+        shown = json.loads(figure.part.get_attribute("data-place"))
+        assert (shown["picture"], shown["row"], shown["column"], shown["t"]) == (
+            picture,
+            row,
+            column,
+            watched.times[step],
+        )
+        assert list(shown["read"]) == list(watched.maps)
+        for layer, read in shown["read"].items():
+            wanted = watched.maps[layer][step, picture]  # (positions, tokens)
+            side = math.isqrt(len(wanted))
+            wanted = wanted[row * side // 4 * side + column * side // 4]
+            assert far(torch.tensor(read), wanted) < AGREE
+            line = table.get_by_role("row", name=layer).inner_text().split()
+            assert line == [layer, *(f"{value:.2f}" for value in read)]
+        images = watched.pictures[step][:, 0].permute(1, 0, 2).reshape(28, 280)
+        assert (figure.pixels() - (images.clamp(-1, 1) + 1).mul(127.5).round()).abs().max() <= 1
+
+    place(3, 1, 1, 1.0, 3)  # at t = 0.4, the first one below 0.5
+    box = canvas.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * (7 * 28 + 27) / 280, box["y"] + box["height"] * 3 / 28)
+    place(7, 0, 3, 1.0, 3)
+    assert "What row 1, column 4 of the 8th picture reads at t = 0.40" in table.inner_text()
+    mark = page.locator(".live-place").bounding_box()
+    assert abs(mark["x"] + mark["width"] - box["x"] - box["width"] * 0.8) < 1.5, "a frame around the place"
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown"):
+        page.keyboard.press(key)
+    place(8, 3, 0, 1.0, 3)
+    figure.set(scale=3, until=0, seed=2)
+    place(8, 3, 0, 3.0, 4, seed=2)
+    assert (figure.pixels() - figure.wanted(pipe, guidance_scale=3.0, steps=steps, seed=2)).abs().max() <= 1
+    assert "sampling.watch(load('ldm-cross-attention'), range(10), 3.0, steps=5, seed=2)" in figure.part.inner_text()
+    assert not page.troubles
+
+
+def test_models_beside_each_other_share_noise_and_controls(folder, open_page):
+    stored = scrubber(torch.zeros(2, 1, 28, 28))
+    text = live_beside(BESIDE, stored, steps=3).text
+    assert live_beside(["ddpm", "experiments/mine"], stored) is stored
+    page = open_figures(folder, open_page, text)
+    ddpm, flow = figures = [Figure(page, name) for name in BESIDE]
+    assert page.get_by_role("slider").count() == 1, "the stored one's"
+    assert f"loads {megabytes(*BESIDE)} MB" in page.get_by_role("button").inner_text()
+    flow.press()
+    for wanted in ({"steps": 3, "seed": 0, "sampler": "ddim"}, {"steps": 2, "seed": 7, "sampler": "heun"}):
+        flow.set(**wanted)
+        for figure in figures:
+            drawn = figure.drawn()
+            assert {key: drawn[key] for key in wanted} == wanted
+            assert (figure.pixels() - figure.wanted(load(figure.model), **wanted)).abs().max() <= 1
+    assert "load('ddpm').sample(10, sampler='heun', steps=2, seed=7)" in ddpm.part.inner_text()
+    assert page.locator(".live-still").is_hidden()
+    assert not page.troubles
+
+
+def test_classifier_says_what_it_takes_a_drawing_for(folder, open_page):
+    page = open_figures(folder, open_page, drawing_board(("classifier", "classify"), ("vae", "reconstruct")).text)
+    assert page.locator(".live-asleep").count() == 0
+    paper = page.locator(".live-paper")
+    drawing = torch.tensor(paper.evaluate("paper => Array.from(paper.drawing.ink)")).reshape(1, 1, 28, 28) * 2 - 1
+    for model, seen in (("classifier", drawing), ("vae", load("vae").reconstruct(drawing))):
+        figure = Figure(page, model)
+        figure.press()
+        page.wait_for_function("figure => figure.dataset.read", arg=figure.part.element_handle())
+        found = torch.tensor(json.loads(figure.part.get_attribute("data-read")))
+        wanted = logits(seen, "classifier").softmax(dim=1)
+        assert far(found, wanted) < 0.02, "one grey level, here and there, moves it a little"
+        chance, digit = wanted[0].max(dim=0)
+        assert figure.part.get_by_role("listitem").inner_text().startswith(f"{digit}: {100 * chance:.0f} %")
+    assert not page.troubles
+
+
 def test_paper_takes_mouse_and_keys_and_what_is_made_of_it_follows(folder, open_page):
     figures = PAPER + drawing_figure("vae", "reconstruct").text
     (folder / "paper.html").write_text(PAGE.format(figures=figures), encoding="utf-8")
@@ -598,17 +835,72 @@ def test_paper_takes_mouse_and_keys_and_what_is_made_of_it_follows(folder, open_
     assert not page.troubles
 
 
+def test_a_finger_draws_moves_a_slider_and_chooses_a_place(folder, open_page):
+    """By the touches that a screen reports, which the browser turns into what the page listens to."""
+    stored = scrubber(torch.zeros(2, 1, 28, 28))
+    maps = live_maps("ldm-cross-attention", stored, COLOURS, guidance_scale=1.0, steps=2).text
+    text = PAPER + drawing_figure("vae", "reconstruct").text + maps + live_figure("rf-one-step").text
+    page = open_figures(folder, open_page, text, width=PHONE, height=844, has_touch=True, is_mobile=True)
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        places = [{"x": x, "y": y} for x, y in points]
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": places})
+
+    def swipe(part, *places: tuple[float, float]) -> None:
+        """Move a finger from one place of a part to the next, in fractions of its width and height."""
+        part.scroll_into_view_if_needed()
+        box = part.bounding_box()
+        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places]
+        touch("Start", points[0])
+        for point in points[1:]:
+            touch("Move", point)
+        touch("End")
+        page.wait_for_timeout(500)  # else the next tap would belong to this gesture
+
+    paper = page.locator(".live-paper")
+    paper.get_by_role("button", name="Wipe all").tap()
+    scrolled = page.evaluate("scrollY")
+    swipe(paper.locator("canvas"), (0.5, 0.25), (0.5, 0.5), (0.5, 0.75))
+    drawn = torch.tensor(paper.evaluate("paper => Array.from(paper.drawing.ink)")).reshape(28, 28)
+    assert drawn[8:20, 13:15].min() > 0.9, "a line from top to bottom"
+    assert drawn[:, :11].max() == 0
+    assert page.evaluate("scrollY") == scrolled, "the finger draws, and does not scroll"
+
+    flow = Figure(page, "rf-one-step")
+    flow.part.locator("button.live-start").tap()
+    flow.drawn()
+    swipe(flow.part.get_by_role("slider", name="seed"), (0.02, 0.5), (0.4, 0.5), (0.7, 0.5))
+    seed = flow.drawn()["seed"]
+    assert abs(seed - 7000) < 600, "the knob follows the finger"
+    assert (flow.pixels() - flow.wanted(load("rf-one-step"), seed=seed)).abs().max() <= 1
+
+    watched = Figure(page, "ldm-cross-attention")
+    watched.part.locator("button.live-start").tap()
+    watched.drawn()
+    swipe(watched.part.locator("canvas"), (0.55, 0.5))
+    assert json.loads(watched.part.get_attribute("data-place"))["picture"] == 5
+    assert not page.troubles
+
+
 def test_what_cannot_be_made_of_a_drawing_is_refused():
     for model, task, words in (
-        ("ldm", "change", "'ldm' cannot change: it takes a model with classes"),
+        ("ldm", "change", "'ldm' cannot change: it knows no classes"),
         ("ldm", "inpaint", "a latent has no place for each pixel"),
-        ("ddpm", "reconstruct", "it takes an autoencoder"),
+        ("ddpm", "reconstruct", "it is no autoencoder"),
+        ("ddpm", "classify", "it is no classifier"),
+        ("ldm-concat", "invert", "it is no diffusion model of pictures without classes"),
         ("ddpm", "dream", "dream"),
     ):
         with pytest.raises(BookError, match=words):
             drawing_figure(model, task)
     with pytest.raises(BookError, match="a 'vae' draws no pictures: choose a diffusion model"):
         live_figure("vae")
+    stored = scrubber(torch.zeros(2, 1, 28, 28))
+    with pytest.raises(BookError, match="'ldm' has no cross-attention to watch"):
+        live_maps("ldm", stored, COLOURS)
+    with pytest.raises(BookError, match="3 colours for the 4 tokens of 'ldm-cross-attention'"):
+        live_maps("ldm-cross-attention", stored, COLOURS[:3])
 
 
 def test_thirty_quick_moves_leave_one_finished_picture(folder, open_page):

@@ -12,6 +12,7 @@ The JavaScript of this folder is the book's second implementation of its models,
     worker.js      all of these run in a worker, and talk to
     page.js        which reads the controls and paints
     paper.js       a sheet to draw on, for the figures that begin from a drawing
+    maps.js        where attention looks, at the place that the reader chooses
 
 The toy, which trains in the page, stands apart: it brings its own scripts along, see `diffusion_book.viz.toy`.
 
@@ -36,12 +37,13 @@ from diffusion_book.models import weights
 from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_text
-from diffusion_book.viz.in_page import PAPER, drawing_figure, live_figure
+from diffusion_book.viz.in_page import CLASSIFIER, PAPER, drawing_figure, live_figure
 from diffusion_book.viz.toy import toy
 
 FOLDER = Path(__file__).parent
 ENGINE = ("plain.js", "layers.js", "networks.js", "noise.js", "diffusion.js", "editing.js", "model.js")
 STILLS = FOLDER / "stills"  # what the figures begin with: `make pictures` draws them
+PARTS = {"live-paper": "paper.js", "live-maps": "maps.js"}  # part of a figure -> the script that it needs
 FIGURE = re.compile(r'<figure class="live[^"]*" data-model="([^"]+)"')
 
 
@@ -96,8 +98,9 @@ def still(model: str) -> str:
 def load_page_script(app, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
     """Have a page with a live figure load the script and the style that it needs; no other page does."""
     if FIGURE.search(context.get("body", "")):
-        if "live-paper" in context["body"]:
-            app.add_js_file("live/paper.js", loading_method="defer")
+        for part, script in PARTS.items():
+            if part in context["body"]:
+                app.add_js_file(f"live/{script}", loading_method="defer")
         app.add_js_file("live/page.js", loading_method="defer")
         app.add_css_file("live/live.css")
 
@@ -145,6 +148,17 @@ def weights_script(name: str, recipe: Recipe, tensors: dict[str, Tensor], vae: s
         ValueError: half precision would lose more than digits, or the engine cannot run the network.
     """
     check_runs(name, recipe, tensors)
+    return _script(name, recipe.to_dict(), tensors, vae)
+
+
+def classifier_script() -> str:
+    """The script of the classifier, whose opinion stands below what is made of a drawing."""
+    tensors = weights.read_weights(CLASSIFIER)
+    counts = [key for key in tensors if key.endswith("num_batches_tracked")]  # nothing that is computed with
+    return _script(CLASSIFIER, {}, {key: value for key, value in tensors.items() if key not in counts})
+
+
+def _script(name: str, recipe: dict, tensors: dict[str, Tensor], vae: str | None = None) -> str:
     places, parts, begin = {}, [], 0
     for key, value in tensors.items():
         whole = value.numpy()
@@ -156,7 +170,7 @@ def weights_script(name: str, recipe: Recipe, tensors: dict[str, Tensor], vae: s
         places[key] = [begin, list(whole.shape)]
         parts.append(half.tobytes())
         begin += half.size
-    model = {"name": name, "recipe": recipe.to_dict(), "vae": vae, "tensors": places}
+    model = {"name": name, "recipe": recipe, "vae": vae, "tensors": places}
     model["data"] = base64.b64encode(b"".join(parts)).decode()
     return f"liveWeights({json.dumps(model, separators=(',', ':'))});\n"
 
@@ -184,9 +198,11 @@ def shipped_script(name: str) -> str:
 
 def write_scripts(folder: Path, models: list[str]) -> None:
     """Write what live figures of these models load into a folder."""
-    for name in ("page.js", "paper.js", "live.css"):
+    for name in ("page.js", *PARTS.values(), "live.css"):
         write_text(folder / name, (FOLDER / name).read_text(encoding="utf-8"))
     write_text(folder / "engine.js", engine_script())
+    write_text(folder / f"{CLASSIFIER}.js", classifier_script())
+    models = [name for name in models if name != CLASSIFIER]
     latent = [name for name in models if recipe_from_dict(weights.read_card(name)["recipe"]).is_latent]
     for name in sorted({*models, *(["vae"] if latent else [])}):
         write_text(folder / f"{name}.js", shipped_script(name))

@@ -113,7 +113,7 @@ function readWeights({ tensors, data }) {
 function product(rows, m, parts, length, stride, weights, key, add = 0) {
   const { at, n } = weights[`${key}.weight`], made = allocate(up(m, 4) * n);
   for (let i = m; i < up(m, 4); i++) I[rows + i] = I[rows + m - 1];
-  const bias = weights[`${key}.bias`].at;
+  const bias = weights[`${key}.bias`]?.at ?? zeros;
   kernels.product(4 * rows, up(m, 4), parts, length, stride, 4 * at, 4 * bias, 4 * add, 4 * made, n);
   return made;
 }
@@ -169,6 +169,27 @@ function normalise(weights, key, x, { film = 0, silu = true, border = false } = 
   return y;
 }
 
+/** Batch normalisation by the means and variances of the training, then ReLU, in place. */
+function normalisedByBatch(weights, key, x) {
+  const [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"].map(
+    name => weights[`${key}.${name}`].at);
+  for (let c = 0; c < x.c; c++) {
+    const scale = F[gamma + c] / Math.sqrt(F[variance + c] + 1e-5), shift = F[beta + c] - F[mean + c] * scale;
+    for (let i = x.at + c; i < x.at + x.b * x.h * x.w * x.c; i += x.c) F[i] = Math.max(0, F[i] * scale + shift);
+  }
+  return x;
+}
+
+/** The largest of each 2 x 2 pixels; a last line or column that has no partner falls away. */
+function pool(x) {
+  const y = picture(x.b, Math.floor(x.h / 2), Math.floor(x.w / 2), x.c), line = x.w * x.c;
+  let to = y.at;
+  for (let b = 0; b < x.b; b++) for (let r = 0; r < y.h; r++) for (let q = 0; q < y.w; q++)
+    for (let c = 0, at = x.at + (b * x.h + 2 * r) * line + 2 * q * x.c; c < x.c; c++, at++)
+      F[to++] = Math.max(F[at], F[at + x.c], F[at + line], F[at + line + x.c]);
+  return y;
+}
+
 /** Two convolutions beside a shortcut; embedding: where the time's (b, channels) lie, or nothing. */
 function residualBlock(weights, key, x, embedding) {
   const mark = free;
@@ -182,6 +203,9 @@ function residualBlock(weights, key, x, embedding) {
 
 /** Every pixel asks, and reads from all pixels or from the context's tokens, {at, count, c} with (b, count, c).
  *
+ * A context with `maps` is told where each pixel looks: maps[key] becomes {b, weights}, (b, pixels, tokens), the mean
+ * over the heads, whose rows sum to 1.
+ *
  * Source: Vaswani et al. 2017, equation 1.
  */
 function attention(weights, key, x, context) {
@@ -194,6 +218,8 @@ function attention(weights, key, x, context) {
   const D = C / heads, even = up(D, 2), deep = up(D, 8);
   const rows = allocate(n + 4), keys = allocate(even * wide), values = allocate(wide * deep);
   const scores = allocate(up(n, 4) * wide), part = allocate(up(n, 4) * deep), read = allocate(up(x.b * n, 4) * C);
+  const map = context?.maps && new Float32Array(x.b * n * m);
+  if (map) context.maps[key] = { b: x.b, weights: map };
   F.fill(0, keys, part); // what fills up a panel must be 0
   const times = (from, pitch, length, b, to, columns) => {
     for (let i = 0; i < up(n, 4); i++) I[rows + i] = 4 * (from + Math.min(i, n - 1) * pitch);
@@ -210,6 +236,8 @@ function attention(weights, key, x, context) {
     }
     times(query + b * n * C + head * D, C, even, keys, scores, wide); // (n, D) (D, m) -> (n, m)
     kernels.softmax(4 * scores, n, m, wide, 1 / Math.sqrt(D));
+    if (map) for (let i = 0; i < n; i++) for (let j = 0; j < m; j++)
+      map[(b * n + i) * m + j] += F[scores + i * wide + j] / heads;
     times(scores, wide, wide, values, part, deep); // (n, m) (m, D) -> (n, D)
     for (let i = 0; i < n; i++)
       F.copyWithin(read + (b * n + i) * C + head * D, part + i * deep, part + i * deep + D);

@@ -38,8 +38,11 @@ function classEmbedding(weights, labels) {
   return told;
 }
 
-/** x (b, channels, side, side), times t, and labels where the model knows classes -> an array like x. */
-function unet({ recipe, weights }, x, t, labels) {
+/** x (b, channels, side, side), times t, and labels where the model knows classes -> an array like x.
+ *
+ * maps: an object that is told where cross-attention looks, see `attention`.
+ */
+function unet({ recipe, weights }, x, t, labels, maps) {
   const mark = free, b = t.length, config = recipe.network, base = config.base_channels;
   const name = recipe.condition ? key => `unet.${key}` : key => key;
   const planes = [[x, config.in_channels]];
@@ -47,7 +50,7 @@ function unet({ recipe, weights }, x, t, labels) {
   if (config.concat_channels) planes.push([classEmbedding(weights, labels), config.concat_channels]);
   if (config.context_dim) {
     const tokens = classEmbedding(weights, labels), count = tokens.length / b / config.context_dim;
-    context = { at: allocate(tokens.length), count, c: config.context_dim };
+    context = { at: allocate(tokens.length), count, c: config.context_dim, maps };
     F.set(tokens, context.at);
   }
   const hidden = linear(weights, name("time.0"), sinusoidalEmbedding(t, 2 * base), b, 2 * base);
@@ -121,4 +124,33 @@ function decode({ recipe: { vae: config }, weights }, latents) {
   h = convolution(weights, "decoder.conv_out", normalise(weights, "decoder.norm_out", h, { border: true }));
   free = mark;
   return unfold(h, config.image_channels, config.patch_size);
+}
+
+// The classifier: diffusion_book/networks/classifier.py once more, its evaluation mode.
+
+const NECK = 96; // channels of its last stage
+
+/** Pictures (b, 28, 28) in [-1, 1] -> the probabilities of the ten digits, an array of ten for each. */
+function classify({ weights }, images) {
+  const mark = free, b = images.length / 28 ** 2;
+  const bytes = images.map(value => Math.round((value + 1) * 127.5) / 127.5 - 1); // as if stored as files
+  let h = fold([[bytes, 1]], b, 28, 1);
+  for (const [conv, pooled] of [[0, true], [4, false], [7, true], [11, false], [14, true]]) {
+    h = normalisedByBatch(weights, `stages.${conv + 1}`, convolution(weights, `stages.${conv}`, h));
+    if (pooled) h = pool(h);
+    h = withBorder(h);
+  }
+  const lines = allocate(b * NECK * 9), seen = b * 64; // PyTorch flattens (channels, 3, 3)
+  for (let k = 0, to = lines; k < b; k++) for (let c = 0; c < NECK; c++) for (let r = 1; r < 4; r++)
+    for (let q = 1; q < 4; q++) F[to++] = F[h.at + ((k * 5 + r) * 5 + q) * NECK + c];
+  const features = linear(weights, "neck.2", lines, b, NECK * 9);
+  for (let i = features; i < features + seen; i++) F[i] = Math.max(0, F[i]);
+  const logits = linear(weights, "head", features, b, 64), pitch = weights["head.weight"].n;
+  const read = Array.from({ length: b }, (_, k) => {
+    const exp = Array.from(F.subarray(logits + k * pitch, logits + k * pitch + 10), Math.exp);
+    const total = exp.reduce((sum, value) => sum + value);
+    return exp.map(value => value / total);
+  });
+  free = mark;
+  return read;
 }

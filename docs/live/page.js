@@ -2,6 +2,8 @@
 //
 // A figure is written by diffusion_book.viz.in_page. Nothing is loaded before its button is pressed; what has been
 // loaded serves all figures of the page. The page itself never computes, so that it never stalls.
+//
+// A figure has controls of its own, or shares those of the group that it stands in: <div class="live-beside">.
 
 "use strict";
 (() => {
@@ -53,33 +55,37 @@
     return model.ready;
   }
 
+  const home = figure => figure.closest(".live-beside") || figure;
+  const inputsOf = home => [...home.querySelectorAll("input[name], select[name]")];
+
+  /** What a figure draws: it gets the functions `ask` and `show`. */
   function setUp(figure, number) {
-    const canvas = figure.querySelector("canvas"), button = figure.querySelector(".live-start");
-    const still = figure.querySelector(".live-still"), status = figure.querySelector(".live-said");
-    const inputs = [...figure.querySelectorAll("input[name], select[name]")];
-    const { model, task, classes } = figure.dataset, count = canvas.width / SIDE;
-    const paper = task === "sample" ? null : document.querySelector(".live-paper"); // see paper.js
+    const canvas = figure.querySelector("canvas"), status = figure.querySelector(".live-said");
+    const still = home(figure).querySelector(".live-still"), inputs = inputsOf(home(figure));
+    const { model, task, classes, classifier } = figure.dataset, count = canvas.width / SIDE;
     const context = canvas.getContext("2d", { willReadFrequently: true }); // so small that no GPU is worth it
     let last = 0; // id of the last wish
+    figure.paper = figure.dataset.paper === undefined ? null : document.querySelector(".live-paper"); // see paper.js
 
     /** What the controls stand at, and what the figure has no control for. */
     const read = () => {
       const asked = { model, task, count, ...JSON.parse(figure.dataset.fixed) };
-      for (const { name, type, value } of inputs) {
+      for (const { name, value } of inputs) {
+        if (!classes && (name === "label" || name === "scale")) continue; // of another model of the group
         if (name === "label" && value === "") asked[name] = null; // all classes in turn
         else asked[name] = name === "sampler" ? value : Number(value);
       }
       return asked;
     };
 
-    const ask = () => {
+    figure.ask = () => {
       const asked = read(), every = Array.from({ length: count }, (_, i) => i % classes);
       const labels = classes ? every.map(label => asked.label ?? label) : null;
       figure.asked = asked;
       figure.setAttribute("aria-busy", "true");
       delete figure.dataset.drawn; // until it is finished
       delete figure.dataset.ms;
-      worker.postMessage({ ...asked, ...paper?.drawing, labels, figure: number, id: last = ++wishes });
+      worker.postMessage({ ...asked, ...figure.paper?.drawing, labels, classifier, figure: number, id: last = ++wishes });
     };
 
     const paint = pictures => {
@@ -98,18 +104,40 @@
 
     figure.show = answer => {
       if (answer.id !== last) return; // of a wish that is past
+      if (answer.read) return tellRead(answer.read);
       if (answer.pictures) paint(answer.pictures);
       if (answer.error) figure.said(`That went wrong: ${answer.error}`);
       if (answer.ms === undefined && !answer.error) return;
       figure.removeAttribute("aria-busy");
       if (answer.error) return;
       canvas.setAttribute("aria-label", describe(figure.asked));
-      figure.said(`Drawn here in ${(answer.ms / 1000).toFixed(2)} s${task === "sample" ? ":" : ""}`);
-      if (task === "sample") figure.querySelector(".live-call").textContent = call(figure.asked);
-      figure.dataset.ms = Math.round(answer.ms);
+      const same = task === "sample" || task === "watch"; // Python has one call for it
+      const did = task === "classify" ? "Read" : "Drawn";
+      figure.said(`${did} here in ${(Math.max(answer.ms, 10) / 1000).toFixed(2)} s${same ? ":" : ""}`);
+      if (same) figure.querySelector(".live-call").textContent = call(figure.asked);
+      if (answer.maps) figure.dispatchEvent(new CustomEvent("maps", { detail: answer })); // see maps.js
+      figure.dataset.ms = Math.max(1, Math.round(answer.ms));
       figure.dataset.drawn = JSON.stringify(figure.asked);
     };
 
+    /** Below each picture what the classifier takes it for; below a single one, its three most likely digits. */
+    const tellRead = read => {
+      const list = figure.querySelector(".live-read"), most = count === 1 ? 3 : 1;
+      list.replaceChildren(...read.map(chances => {
+        const item = document.createElement("li"), order = [...chances.keys()].sort((a, b) => chances[b] - chances[a]);
+        item.textContent = order.slice(0, most).map(digit => `${digit}: ${Math.round(100 * chances[digit])} %`).join(", ");
+        item.classList.toggle("unsure", chances[order[0]] < 0.9);
+        return item;
+      }));
+      figure.dataset.read = JSON.stringify(read);
+    };
+  }
+
+  /** The controls of one figure or of a group, and the button that wakes all figures that they belong to. */
+  function setUpControls(home) {
+    const mine = figures.filter(figure => home.contains(figure)), inputs = inputsOf(home);
+    const button = home.querySelector(".live-start"), said = words => mine.forEach(figure => figure.said(words));
+    const ask = () => mine.forEach(figure => figure.ask());
     const tell = input => {
       const output = input.parentElement.querySelector("output");
       if (output) output.value = Number(input.value).toFixed((input.step.split(".")[1] || "").length);
@@ -119,12 +147,15 @@
     button.onclick = async () => {
       const focused = document.activeElement === button;
       button.disabled = true;
-      figure.said("Loading the model …");
+      said("Loading the model …");
       try {
         await wakeWorker();
-        await loadModel(model);
+        for (const { dataset: { model, classifier } } of mine) {
+          if (classifier) await loadModel(classifier);
+          await loadModel(model);
+        }
       } catch (error) {
-        figure.said(sorry(error.message));
+        said(sorry(error.message));
         button.disabled = false;
         return;
       }
@@ -134,15 +165,19 @@
         input.oninput = () => { tell(input); ask(); };
         tell(input);
       }
-      figure.classList.add("awake");
-      paper?.addEventListener("drawn", ask);
+      home.classList.add("awake");
+      mine.forEach(figure => figure.paper?.addEventListener("drawn", figure.ask));
       if (focused) inputs[0]?.focus(); // else the keyboard's reader would start again at the top
       ask();
     };
   }
 
   /** What draws the same in Python. */
-  function call({ model, count, label, scale, until, steps, sampler, eta, seed }) {
+  function call({ model, task, count, label, scale, until, steps, sampler, eta, seed }) {
+    if (task === "watch") {
+      const labels = label === null ? `range(${count})` : `[${label}] * ${count}`;
+      return `sampling.watch(load('${model}'), ${labels}, ${scale.toFixed(1)}, steps=${steps}, seed=${seed})`;
+    }
     const given = [`${count}`];
     if (label !== undefined && label !== null) given.push(`labels=${label}`);
     given.push(`sampler='${sampler}'`, `steps=${steps}`);
@@ -156,17 +191,20 @@
 
   /** What a picture shows, in words. */
   function describe({ task, count, label, scale, until, t, steps, sampler, eta, seed }) {
+    if (task === "classify") return "The drawing as the classifier sees it";
     if (task === "reconstruct") return "The drawing, encoded and decoded";
-    const some = { sample: "digits", sdedit: "digits out of the noised drawing", inpaint: "drawings filled in",
+    if (task === "invert") return `The drawing's noise, and what comes back from it, ${steps} steps each way, seed ${seed}`;
+    const some = { sample: "digits", watch: "predicted digits", sdedit: "digits out of the noised drawing", inpaint: "drawings filled in",
       change: "digits in the style of the drawing" }[task];
     const what = label === undefined || label === null ? `${count} ${some}` : `${count} ${some}, all ${label}`;
     const how = [`${steps} ${steps === 1 ? "step" : "steps"} of ${sampler}`];
     if (t !== undefined) how.unshift(`from time ${t.toFixed(2)}`);
-    if (until) how.unshift(`stopped at time ${until.toFixed(2)}`);
+    if (until) how.unshift(`${task === "watch" ? "predicted" : "stopped"} at time ${until.toFixed(2)}`);
     if (scale !== undefined) how.unshift(`guidance scale ${scale.toFixed(1)}`);
     if (eta) how.push(`eta ${eta.toFixed(1)}`);
     return `${what}, ${how.join(", ")}, seed ${seed}`;
   }
 
   figures.forEach(setUp);
+  new Set(figures.map(home)).forEach(setUpControls);
 })();

@@ -88,6 +88,8 @@
     paper.querySelector(".live-wipe").onclick = () => { wipe(); tell(); };
     paper.querySelector(".live-mend").onclick = () => { holes.fill(0); show(); tell(); };
     THREE.slice(1).forEach((to, i) => stroke(THREE[i], to));
+    paper.hidden = false;
+    document.querySelectorAll(".live-asleep").forEach(words => words.remove());
   }
 
   document.querySelectorAll(".live-paper").forEach(setUp);

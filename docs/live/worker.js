@@ -2,7 +2,9 @@
 //   {kernels}                      once, first: see `begin` in layers.js
 //   {name, recipe, tensors, data, vae}   a model; vae: the name of the one that its latents belong to
 //   {figure, id, model, ...}       draw, for this figure; an older wish of the same figure is dropped
-// and answers {loaded} (or {loaded, error}), {figure, id, pictures, t} on the way, and {figure, id, pictures, ms} at the end.
+// and answers {loaded} (or {loaded, error}), {figure, id, pictures, t} on the way, and {figure, id, pictures, ms} at the
+// end, with the maps of attention and their time where they were asked for; then, where it knows a classifier,
+// {figure, id, read}: for each picture the probabilities of the ten digits.
 
 const models = {}, newest = {}; // newest: figure -> id of its last wish
 const PREVIEW = 120; // milliseconds between pictures on the way
@@ -20,14 +22,14 @@ class Stale extends Error {}
 
 async function draw(wish) {
   const begun = performance.now(), model = models[wish.model];
-  let shown = begun, cost = 0, x;
+  let shown = begun, cost = 0, x, maps, t;
   const pause = async () => {
     await doorOpen();
     if (newest[wish.figure] !== wish.id) throw new Stale();
   };
   await pause();
   for await (const state of states(model, wish, pause)) {
-    x = state.x;
+    ({ x, maps, t } = state);
     const now = performance.now();
     // A picture on the way costs time too, for latents have to be decoded: it may take a fifth of it.
     if (state.prediction && state.t > 0 && wish.until === undefined && now - shown > Math.max(PREVIEW, 4 * cost)) {
@@ -38,7 +40,10 @@ async function draw(wish) {
   }
   await pause();
   const pictures = toImages(model, x);
-  postMessage({ figure: wish.figure, id: wish.id, pictures, ms: performance.now() - begun });
+  postMessage({ figure: wish.figure, id: wish.id, pictures, maps, t, ms: performance.now() - begun });
+  if (!wish.classifier) return;
+  await pause();
+  postMessage({ figure: wish.figure, id: wish.id, read: classify(models[wish.classifier], pictures) });
 }
 
 function know(message) {
