@@ -822,6 +822,14 @@ if test.name == "mnist":
 # digits, for Euler's errors on the way up are not undone on the way down. The proper code even returns less exactly than
 # the weak one, which never strays far from its picture.
 #
+# On the book's site you can try it on a digit of your own: draw one, and see its code (divided by 3, so that it can be
+# seen) and what comes back. In the last row the drawing is only noised to time $t$, five times, and brought back from
+# there by DDIM (`editing.sdedit`). What is smaller than the noise is drawn anew.
+
+# %%
+in_page.drawing_board(("ddpm", "invert"), ("ddpm", "sdedit"))
+
+# %% [markdown]
 # ## 11. Between two noises
 #
 # If each noise has its picture, then the noises between two noises should have pictures between theirs. But what is

@@ -65,7 +65,7 @@ from diffusion_book.networks.gaussian import DiagonalGaussian
 from diffusion_book.schedules import add_noise, cosine
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
-from diffusion_book.viz import animation, costs, diagrams, grids, plots, strips, style
+from diffusion_book.viz import animation, costs, diagrams, grids, in_page, plots, strips, style
 from diffusion_book.viz.figures import show
 
 style.use_style()
@@ -626,6 +626,13 @@ assert 0 <= parts["vae"] < 0.25 * parts["ldm"]
 # All design of latent models is a compromise between the two. cFID depends on the number of samples: compare only
 # figures of equally many, here ten thousand, and not with those of section 8.
 #
+# On the book's site you can test the autoencoder on a digit of your own: what a classifier takes your drawing for,
+# what is left of it after encoding and decoding, and what `ldm` makes of its latent, noised to time $t$.
+
+# %%
+in_page.drawing_board(("classifier", "classify"), ("vae", "reconstruct"), ("ldm", "sdedit"))
+
+# %% [markdown]
 # ## 13. Between two noises
 #
 # With $\eta = 0$ the noise decides on the digit, as in chapter 2, and `slerp` walks from one noise to the next (figure

@@ -60,7 +60,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import diagrams, grids, scrubber, strips, style
+from diffusion_book.viz import diagrams, grids, in_page, scrubber, strips, style
 from diffusion_book.viz import guidance as pictures_of
 from diffusion_book.viz import toy as toys
 from diffusion_book.viz.explorer import guidance_explorer
@@ -858,6 +858,14 @@ if as_shipped:
 
 # %%
 guidance_explorer(pipe)
+
+# %% [markdown]
+# On the book's site you can also turn this 3 into an 8, or any drawing of yours into another digit. First the drawing is
+# noised to time $t$ and brought back as the digit that you choose. Below that the model inverts it (chapter 2, section
+# 10), told what you drew, and all ten classes begin from that one noise: what they share is the hand.
+
+# %%
+in_page.drawing_board(("ldm-concat", "sdedit"), ("ldm-concat", "change"))
 
 # %% [markdown]
 # ## The scoreboard

@@ -40,7 +40,6 @@ from diffusion_book.schedules import SCHEDULES
 from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS
 from diffusion_book.viz.in_page import (
-    PAPER,
     drawing_board,
     drawing_figure,
     live_after,
@@ -48,6 +47,7 @@ from diffusion_book.viz.in_page import (
     live_figure,
     live_maps,
     megabytes,
+    paper,
 )
 from diffusion_book.viz.scrubber import scrubber
 
@@ -770,8 +770,8 @@ def test_models_beside_each_other_share_noise_and_controls(folder, open_page):
 def test_classifier_says_what_it_takes_a_drawing_for(folder, open_page):
     page = open_figures(folder, open_page, drawing_board(("classifier", "classify"), ("vae", "reconstruct")).text)
     assert page.locator(".live-asleep").count() == 0
-    paper = page.locator(".live-paper")
-    drawing = torch.tensor(paper.evaluate("paper => Array.from(paper.drawing.ink)")).reshape(1, 1, 28, 28) * 2 - 1
+    sheet = page.locator(".live-paper")
+    drawing = torch.tensor(sheet.evaluate("paper => Array.from(paper.drawing.ink)")).reshape(1, 1, 28, 28) * 2 - 1
     for model, seen in (("classifier", drawing), ("vae", load("vae").reconstruct(drawing))):
         figure = Figure(page, model)
         figure.press()
@@ -785,15 +785,15 @@ def test_classifier_says_what_it_takes_a_drawing_for(folder, open_page):
 
 
 def test_paper_takes_mouse_and_keys_and_what_is_made_of_it_follows(folder, open_page):
-    figures = PAPER + drawing_figure("vae", "reconstruct").text
+    figures = paper().text + drawing_figure("vae", "reconstruct").text
     (folder / "paper.html").write_text(PAGE.format(figures=figures), encoding="utf-8")
     page = open_page()
     page.goto((folder / "paper.html").as_uri())
-    paper, vae = page.locator(".live-paper"), load("vae")
+    sheet, vae = page.locator(".live-paper"), load("vae")
     ink = "paper => [Array.from(paper.drawing.ink), Array.from(paper.drawing.holes)]"
 
     def reconstruction() -> torch.Tensor:
-        drawn = torch.tensor(paper.evaluate(ink)[0]).reshape(1, 1, 28, 28) * 2 - 1
+        drawn = torch.tensor(sheet.evaluate(ink)[0]).reshape(1, 1, 28, 28) * 2 - 1
         return (vae.reconstruct(drawn).clamp(-1, 1) + 1).mul(127.5).round().reshape(28, 28)
 
     def shown() -> torch.Tensor:
@@ -807,30 +807,30 @@ def test_paper_takes_mouse_and_keys_and_what_is_made_of_it_follows(folder, open_
     figure.press()
     first = shown()
     assert (first - reconstruction()).abs().max() <= 1
-    paper.get_by_role("button", name="Wipe all").click()
-    assert not any(paper.evaluate(ink)[0])
+    sheet.get_by_role("button", name="Wipe all").click()
+    assert not any(sheet.evaluate(ink)[0])
 
-    box = paper.locator("canvas").bounding_box()
+    box = sheet.locator("canvas").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 3 / 4, steps=3)
     page.mouse.up()
-    drawn = torch.tensor(paper.evaluate(ink)[0]).reshape(28, 28)
+    drawn = torch.tensor(sheet.evaluate(ink)[0]).reshape(28, 28)
     assert drawn[7:21, 13:15].min() > 0.9, "a line from top to bottom"
     assert drawn[:, :11].max() == 0
     assert (shown() - reconstruction()).abs().max() <= 1
 
-    paper.locator("canvas").focus()
+    sheet.locator("canvas").focus()
     page.keyboard.press(" ")  # the pen stands in the middle: down
     for _ in range(6):
         page.keyboard.press("ArrowRight")
-    drawn = torch.tensor(paper.evaluate(ink)[0]).reshape(28, 28)
+    drawn = torch.tensor(sheet.evaluate(ink)[0]).reshape(28, 28)
     assert drawn[13, 14:19].min() > 0.9, "and a line to the right"
-    paper.locator("select").select_option("scissors")
+    sheet.locator("select").select_option("scissors")
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert sum(paper.evaluate(ink)[1]) > 20
-    paper.get_by_role("button", name="Mend").click()
-    assert not any(paper.evaluate(ink)[1])
+    assert sum(sheet.evaluate(ink)[1]) > 20
+    sheet.get_by_role("button", name="Mend").click()
+    assert not any(sheet.evaluate(ink)[1])
     assert (shown() - reconstruction()).abs().max() <= 1
     assert not page.troubles
 
@@ -839,7 +839,7 @@ def test_a_finger_draws_moves_a_slider_and_chooses_a_place(folder, open_page):
     """By the touches that a screen reports, which the browser turns into what the page listens to."""
     stored = scrubber(torch.zeros(2, 1, 28, 28))
     maps = live_maps("ldm-cross-attention", stored, COLOURS, guidance_scale=1.0, steps=2).text
-    text = PAPER + drawing_figure("vae", "reconstruct").text + maps + live_figure("rf-one-step").text
+    text = paper().text + drawing_figure("vae", "reconstruct").text + maps + live_figure("rf-one-step").text
     page = open_figures(folder, open_page, text, width=PHONE, height=844, has_touch=True, is_mobile=True)
     session = page.context.new_cdp_session(page)
 
@@ -858,11 +858,11 @@ def test_a_finger_draws_moves_a_slider_and_chooses_a_place(folder, open_page):
         touch("End")
         page.wait_for_timeout(500)  # else the next tap would belong to this gesture
 
-    paper = page.locator(".live-paper")
-    paper.get_by_role("button", name="Wipe all").tap()
+    sheet = page.locator(".live-paper")
+    sheet.get_by_role("button", name="Wipe all").tap()
     scrolled = page.evaluate("scrollY")
-    swipe(paper.locator("canvas"), (0.5, 0.25), (0.5, 0.5), (0.5, 0.75))
-    drawn = torch.tensor(paper.evaluate("paper => Array.from(paper.drawing.ink)")).reshape(28, 28)
+    swipe(sheet.locator("canvas"), (0.5, 0.25), (0.5, 0.5), (0.5, 0.75))
+    drawn = torch.tensor(sheet.evaluate("paper => Array.from(paper.drawing.ink)")).reshape(28, 28)
     assert drawn[8:20, 13:15].min() > 0.9, "a line from top to bottom"
     assert drawn[:, :11].max() == 0
     assert page.evaluate("scrollY") == scrolled, "the finger draws, and does not scroll"

@@ -38,16 +38,19 @@ _CONTROLS = """\
 _READ = '<ol class="live-read" aria-label="What the classifier takes each picture for"></ol>\n'
 _MAPS = '<table class="live-maps" data-colours="{colours}" hidden><caption aria-live="polite"></caption></table>\n'
 
-PAPER = """\
+_PAPER = """\
 <p class="live-asleep">On the book's web page you can draw a digit here, and see what the models make of it.</p>
 <div class="live-paper" hidden>
 <canvas width="28" height="28" tabindex="0" role="img" aria-label="Your drawing, 28 x 28 pixels. The arrow keys move \
 the pen, the space bar puts it down and takes it up."></canvas>
-<div class="live-controls"><label><span>tool</span><select name="tool" aria-label="tool" autocomplete="off">
-<option value="pen" selected>pen</option><option value="scissors">scissors</option></select></label>
-<button type="button" class="live-wipe">Wipe all</button>
-<button type="button" class="live-mend">Mend the holes</button></div>
+<div class="live-controls">{scissors}<button type="button" class="live-wipe">Wipe all</button></div>
 </div>"""
+
+_SCISSORS = """\
+<label><span>tool</span><select name="tool" aria-label="tool" autocomplete="off">
+<option value="pen" selected>pen</option><option value="scissors">scissors</option></select></label>
+<button type="button" class="live-mend">Mend the holes</button>
+"""
 
 _RANGE = (
     '<label data-live><span>{label}</span><input type="range" name="{name}" min="{low}" max="{high}" step="{apart}" '
@@ -57,6 +60,11 @@ _SELECT = (
     '<label data-live><span>{label}</span><select name="{name}" aria-label="{label}" autocomplete="off" disabled>'
     "{options}</select></label>"
 )
+
+
+def paper(scissors: bool = True) -> Html:
+    """A sheet to draw on, one a page, with scissors or without; `drawing_figure` begins from what is drawn."""
+    return Html(_PAPER.format(scissors=_SCISSORS if scissors else ""), "A sheet to draw on")
 
 
 def start_of(recipe: Recipe) -> dict[str, float | int | str]:
@@ -190,7 +198,7 @@ def _controls(recipe: Recipe, start: dict, samplers: bool = True) -> list[str]:
 
 
 def drawing_figure(model: str, task: str) -> Html:
-    """Pictures that begin from the reader's drawing, on a page that has a `PAPER`, and what the classifier says of them.
+    """Pictures that begin from the reader's drawing, on a page that has a `paper`, and what the classifier says of them.
 
     Args:
         model: "vae" to reconstruct, a model with classes to change the class, the classifier to classify, else any
@@ -258,7 +266,8 @@ def drawing_board(*tasks: tuple[str, str]) -> Html:
         tasks: model and task of each figure below the sheet, as for `drawing_figure`.
     """
     figures = "\n".join(drawing_figure(*each).text for each in tasks)
-    return Html(f"{PAPER}\n{figures}", "A sheet to draw on, and what models make of the drawing")
+    sheet = paper(scissors=any(task == "inpaint" for _, task in tasks)).text
+    return Html(f"{sheet}\n{figures}", "A sheet to draw on, and what models make of the drawing")
 
 
 def _figure(

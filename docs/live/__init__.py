@@ -37,7 +37,7 @@ from diffusion_book.models import weights
 from diffusion_book.models.recipes import Recipe, recipe_from_dict
 from diffusion_book.system.errors import BookError
 from diffusion_book.system.files import write_text
-from diffusion_book.viz.in_page import CLASSIFIER, PAPER, drawing_figure, live_figure
+from diffusion_book.viz.in_page import CLASSIFIER, drawing_figure, live_figure, paper
 from diffusion_book.viz.toy import toy
 
 FOLDER = Path(__file__).parent
@@ -77,7 +77,7 @@ class Paper(Directive):
     """A sheet to draw on, for the figures of a page that begin from a drawing."""
 
     def run(self) -> list[nodes.Node]:
-        return [nodes.raw("", PAPER, format="html")]
+        return [nodes.raw("", paper().text, format="html")]
 
 
 class Toy(Directive):

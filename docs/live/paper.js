@@ -17,7 +17,7 @@
   function setUp(paper) {
     const canvas = paper.querySelector("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
     const ink = new Float32Array(SIDE * SIDE), holes = new Float32Array(SIDE * SIDE);
-    const tool = () => paper.querySelector("[name=tool]").value;
+    const tool = () => paper.querySelector("[name=tool]")?.value; // there may be no scissors
     let pen = null; // where the mouse or finger is, while it is down
     let keys = { x: 13.5, y: 13.5, down: false, shown: false }; // where the keys' pen is
     paper.drawing = { ink, holes };
@@ -86,7 +86,7 @@
     canvas.onblur = () => { keys.shown = keys.down = false; show(); };
 
     paper.querySelector(".live-wipe").onclick = () => { wipe(); tell(); };
-    paper.querySelector(".live-mend").onclick = () => { holes.fill(0); show(); tell(); };
+    paper.querySelector(".live-mend")?.addEventListener("click", () => { holes.fill(0); show(); tell(); });
     THREE.slice(1).forEach((to, i) => stroke(THREE[i], to));
     paper.hidden = false;
     document.querySelectorAll(".live-asleep").forEach(words => words.remove());
