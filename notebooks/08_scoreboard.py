@@ -59,7 +59,7 @@ from diffusion_book.evaluation.distances import (
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.models import sampling, weights
 from diffusion_book.networks.conditioning import NO_CLASS
-from diffusion_book.viz import distribution, grids, plots, scores, style
+from diffusion_book.viz import distribution, grids, in_page, plots, scores, scrubber, style
 from diffusion_book.viz.figures import show
 
 style.use_style()
@@ -474,6 +474,23 @@ assert all(same < 0.97 for same, _ in agreement.values())
 # For comparisons this means: **use the same noise for all models**. Part of the luck of section 5 is then shared, and
 # cancels in the difference.
 #
+# How many steps does it take until they agree? Pull the slider: from top to bottom `ddpm`, `rf` and `rf-reflow`, each
+# column from one noise. (On the book's site the button below it draws with any seed and sampler.)
+
+# %%
+COMPARED, COUNTS = ("ddpm", "rf", "rf-reflow"), (1, 2, 5, 10, 20, 50)
+beside = {name: diffusion_book.load(name) for name in COMPARED}
+frames = [torch.cat([pipe.sample(6, sampler="ddim", steps=n, seed=0) for pipe in beside.values()]) for n in COUNTS]
+stored = scrubber.scrubber(
+    torch.stack([grids.grid(each, columns=6) for each in frames]),
+    [f"{n} step{'s' if n > 1 else ''}" for n in COUNTS],
+    label="DDIM",
+    alt="Six digits of three models, each column from one noise, in 1 to 50 steps",
+    start=3,
+)
+in_page.live_beside(COMPARED, stored, steps=10, seed=0)
+
+# %% [markdown]
 # Where do the models' samples lie among the real ones? UMAP lays the 64 features out in the plane, real digits and
 # samples of all models together, so that neighbours stay neighbours. Figure 8.7 shows the one map once for each model.
 
