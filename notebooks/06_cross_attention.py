@@ -70,7 +70,7 @@ from diffusion_book.targets import TARGETS, Prediction
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.trainer import Trainer
-from diffusion_book.viz import attention, diagrams, grids, plots, style, tables
+from diffusion_book.viz import attention, diagrams, grids, in_page, plots, style, tables
 from diffusion_book.viz.figures import show
 
 style.use_style()
@@ -538,12 +538,14 @@ show(
 # The weights are about as decided at $t = 1$, on pure noise, as at the end. The latent shows nothing yet, but a position
 # still knows where it is (convolutions feel the edge of the picture), and the tokens say what belongs there. Later the
 # maps follow what is drawn. Move through it yourself in figure 6.11, this time without guidance, so that the predictions
-# take longer to decide.
+# take longer to decide. (On the book's site the button below it loads the model into the page. Then click a place in a
+# picture, or go there with the arrow keys, to see what every layer reads there.)
 
 # %%
 plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
+stored = attention.scrub_tokens(plain, "up.1.0", start=10)
 show(
-    attention.scrub_tokens(plain, "up.1.0", start=10),
+    in_page.live_maps("ldm-cross-attention", stored, attention.TOKEN_COLOURS, guidance_scale=1.0, steps=20, until=0.5),
     "6.11",
     "Predictions without guidance, and below them where each token is read. Move the slider from noise to digit.",
 )
