@@ -3,11 +3,13 @@
 Sphinx puts the rows in the place of `MARK` in `two_sets.md`, and draws the pictures that they show.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import diffusion_book
 from diffusion_book.evaluation.measures import sentence
 from diffusion_book.evaluation.scoreboard import figures
+from diffusion_book.evaluation.settings import find_entry
 from diffusion_book.models import weights
 from diffusion_book.models.recipes import MODELS
 from diffusion_book.viz.grids import save_grid
@@ -33,9 +35,12 @@ def draw(name: str, dataset: str, folder: Path) -> str:
 
 
 def said(name: str, dataset: str) -> str:
-    """What the card tells first."""
-    found = figures(weights.read_card(name, weights.folder_of(dataset)))
-    return sentence(found[0], "digits" if dataset == weights.MNIST else "pictures") if found else "not measured"
+    """What the card tells of the figure that stands for the model, or else first."""
+    card = weights.read_card(name, weights.folder_of(dataset))
+    found = find_entry(card, asdict(MODELS[name].figures[0])) or next(iter(figures(card)), None)
+    if found is None:
+        return "not measured with today's measures yet"
+    return sentence(found, "digits" if dataset == weights.MNIST else "pictures")
 
 
 def cell(name: str, dataset: str, folder: Path) -> str:
