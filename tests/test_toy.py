@@ -183,29 +183,6 @@ def test_a_ring_is_learnt_and_reflow_straightens_it(tmp_path, open_page):
     assert all(address.startswith("file:") for address in page.asked), page.asked
 
 
-@pytest.mark.parametrize("points", ["moons", "ring"])
-def test_ten_seconds_give_something_that_looks_right(tmp_path, open_page, points):
-    """Seconds of the page's own thread, so that a busy machine does not count."""
-    page = open_page()
-    toy = Toy(tmp_path, page, points)
-    untrained = toy.get("toy.distance")
-    session = page.context.new_cdp_session(page)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-
-    def seconds() -> float:
-        metrics = session.send("Performance.getMetrics")["metrics"]
-        return next(each["value"] for each in metrics if each["name"] == "TaskDuration")
-
-    begun = seconds()
-    toy.press("Play")
-    while seconds() < begun + 10:
-        page.wait_for_timeout(100)
-    toy.press("Pause")
-    toy.wait("toy.shown === toy.losses.length")
-    assert toy.get("toy.losses.length") > 300
-    assert toy.get("toy.distance") < 0.25 * untrained
-
-
 def test_guidance_sharpens_the_class(tmp_path, open_page):
     """The posterior of the class at the ends, by Bayes' rule for the three bells that the mixture is drawn from."""
     mixture = Toy(tmp_path, open_page(), "mixture", "v", label=1)
