@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from tiny import SMALL_UNET, SMALL_VAE, random_vae
 from torch import nn
 
@@ -23,8 +22,10 @@ from diffusion_book.objective import diffusion_loss
 from diffusion_book.schedules import SCHEDULES, add_noise, cosine, expand, linear, rectified
 from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, Prediction, target_value
+from diffusion_book.training.latents import LatentDataset
+from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.models import set_latent_scale
-from diffusion_book.viz.clinic import plot_suppositions, running_mean, show_case, show_curves
+from diffusion_book.viz.clinic import plot_loss_by_time, plot_suppositions, show_case
 
 V, FLOW = DiffusionConfig(), DiffusionConfig("rectified", "velocity")
 
@@ -407,20 +408,65 @@ def test_guidance_is_examined():
 # Pictures
 
 
-def test_pictures_show_what_they_are_given(latent):
-    samples = torch.zeros(3, 1, 28, 28)
-    losses = {"healthy": torch.linspace(1, 0, 40).tolist(), "broken": [0.5] * 40}
-    figure = show_case({"healthy": samples, "broken": samples}, losses)
-    assert isinstance(figure, Figure)
-    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["healthy", "broken"]
-    with pytest.raises(BookError, match="needs rows"):
-        show_case({}, losses)
-    letters = show_curves({"A": [1.0] * 30, "B": [1.0] * 30}, "step", "loss")
-    places = [text.get_position()[1] for text in letters.axes[0].texts]
-    assert len(set(places)) == 2  # the letters do not lie on each other
-    shares = clinic.differential(clinic.admit(latent, IMAGES))
-    figure = plot_suppositions({"one": shares, "two": shares, "three": shares}, clinic.BETTER)
+def test_a_case_shows_sick_pictures_the_measurement_and_cured_ones():
+    samples = torch.zeros(4, 1, 28, 28)
+    bars = show_case(samples, samples, {"healthy": 1.0, "sick": 3.0}, "loss")
+    assert [axes.get_title() for axes in bars.axes] == ["sick", "diagnosis", "cured"]
+    assert [patch.get_width() for patch in bars.axes[1].patches] == [1.0, 3.0]
+    lines = show_case(samples, samples, {"healthy": ([0, 1], [2, 3]), "sick": ([0, 1], [4, 5])}, "t", yscale="log")
+    assert [line.get_ydata().tolist() for line in lines.axes[1].lines] == [[2, 3], [4, 5]]
+    assert lines.axes[1].get_yscale() == "log"
+    with pytest.raises(BookError, match="3 sick and 4 cured"):
+        show_case(samples[:3], samples, {"healthy": 1.0}, "loss")
+
+
+def test_the_band_reaches_from_the_lowest_to_the_highest_healthy_loss():
+    band = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+    figure = plot_loss_by_time([0.2, 0.8], band, {"sick": [4.0, 5.0]}, "loss")
+    (filled,) = figure.axes[0].collections
+    heights = sorted({tuple(point) for point in filled.get_paths()[0].vertices.round(6).tolist()})
+    assert heights == [(0.2, 1.0), (0.2, 3.0), (0.8, 1.0), (0.8, 2.0)]
+    assert figure.axes[0].lines[-1].get_ydata().tolist() == [4.0, 5.0]
+
+
+def test_suppositions_beyond_the_axis_stand_at_its_edge(latent):
+    ratios = clinic.differential(clinic.admit(latent, IMAGES)) | {"flipped sign": 1e6}
+    figure = plot_suppositions({"one": ratios, "two": ratios, "three": ratios}, clinic.BETTER)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["one", "two", "three"]
-    steps, mean = running_mean([1.0, 2.0, 3.0], 3)
-    assert steps.tolist() == [2]
-    assert mean.tolist() == [2.0]
+    low, high = figure.axes[0].get_xlim()
+    assert all(low < x < high for line in figure.axes[0].lines for x in line.get_xdata())
+
+
+# The loss by time, and patients
+
+
+def test_the_loss_by_time_is_0_for_who_knows_the_answer_and_1_for_the_best_constant(latent):
+    x0 = torch.randn(32, *latent.shape, generator=torch.Generator().manual_seed(0))
+    times = (0.1, 0.5, 0.9)
+
+    def constant(x_t, t, **condition):
+        return -expand(cosine(t.double())[1], x_t).to(x_t) * x0.mean(0)
+
+    found = clinic.loss_by_time(clinic.Patient(latent, constant, x0, {}), times)
+    torch.testing.assert_close(found, torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
+    knows = oracles.knowing_network(x0[0], cosine, TARGETS["v"])
+    alone = clinic.Patient(latent, knows, x0[:1].expand(32, -1, -1, -1), {})
+    torch.testing.assert_close(clinic.loss_by_time(alone, times), torch.zeros(3, dtype=torch.float64))
+
+
+def test_a_trained_network_lies_in_between_and_is_best_where_the_noise_can_be_seen(latent):
+    early, late = clinic.loss_by_time(clinic.admit(latent, IMAGES), (0.3, 1.0)).tolist()
+    assert 0 < early < 0.9
+    assert early < late < 1.5
+
+
+def test_training_goes_on_with_a_copy(latent, autoencoder):
+    moments = autoencoder.posterior(data.normalise(patterns().images)).moments
+    dataset = LatentDataset("digits", moments, patterns().labels)
+    before = copy.deepcopy(latent.network.state_dict())
+    patient, losses = clinic.train_on(latent, loss_of_latent_diffusion(V), dataset, steps=13, batch_size=50)
+    assert len(losses) == 16  # two whole passes over 400 pictures
+    assert all(torch.equal(value, before[name]) for name, value in latent.network.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in patient.network.state_dict().items())
+    assert not patient.network.training
+    assert patient.recipe is latent.recipe

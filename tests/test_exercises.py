@@ -20,7 +20,7 @@ from diffusion_book.exercises.exercise import Exercise, judge, same
 from diffusion_book.schedules import cosine, rectified
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FILES = sorted(NOTEBOOKS.rglob("0[1-8]_*.py"), key=lambda path: path.name)
+FILES = sorted(NOTEBOOKS.rglob("0[1-9]_*.py"), key=lambda path: path.name)
 SOURCES = {path.stem[:2]: path for path in FILES}
 EMPTY = "Not yet: it returns None. Put your code in the place of the dots, and return what you found."
 
@@ -189,6 +189,26 @@ MISTAKES = {
         (".sum()", ".mean()", "averaged over the features"),
         (".sum()", "", "one number for each feature"),
         (".sum()", ".sum().sqrt()", "(1) is its square"),
+    ],
+    "first_weights_left": [
+        (".clamp(max=d)", "", "the decay is not limited"),
+        ("clamp(max=d)", "clamp(min=d)", "the larger of the two"),
+        (".prod()", "[-1]", "the decay of the last update"),
+        (".prod()", ".sum()", "the decays are added"),
+        ("torch.arange(n,", "torch.arange(1, n + 1,", "counted from 1"),
+    ],
+    "noise_ratio": [
+        ("alpha * picture", "picture", "alpha times, not once"),
+        (" / sigma", "", "that is the noise itself"),
+        (".sqrt()", "", "the root of the mean square is missing"),
+        ("dim=(1, 2, 3)", "dim=(0, 1, 2, 3)", "for the whole batch"),
+    ],
+    "in_full_range": [
+        ("2 * y_t - alpha", "2 * y_t", "the shift is missing"),
+        ("(2 * y_t - alpha)", "2 * (y_t - alpha)", "before it is doubled"),
+        (" ** 0.5", "", "the root is missing"),
+        ("(alpha**2 + 4 * sigma**2) ** 0.5", "1", "is not 1"),
+        ("2 * y_t - alpha", "2 * y_t - 1", "the shift is 1"),
     ],
 }  # fmt: skip
 

@@ -7,22 +7,27 @@ picture best is the diagnosis. A loss, a sampler and guidance are examined in `e
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_book.data import pad
+from diffusion_book.data import Dataset, pad
 from diffusion_book.evaluation.diagnosis import broken_weights, share_told
 from diffusion_book.evaluation.findings import LATENT_MEAN, LATENT_STD, LEARNED, TOLD, Finding, collapse, finding
 from diffusion_book.models.pipelines import Pipeline
+from diffusion_book.models.recipes import TrainingConfig
 from diffusion_book.networks.conditioning import NO_CLASS
 from diffusion_book.samplers import log_ratio
 from diffusion_book.schedules import SCHEDULES, add_noise, expand, rectified
 from diffusion_book.system.errors import BookError
 from diffusion_book.targets import TARGETS, Target, prediction, target_value
+from diffusion_book.training.latents import LatentDataset
+from diffusion_book.training.losses import Loss
+from diffusion_book.training.trainer import Trainer
 
 TIMES = (0.2, 0.4, 0.6, 0.8)  # where a network is questioned
 BETTER = 0.96  # a supposition is believed where the error of x0 falls below this share of that without it
@@ -216,6 +221,58 @@ def loss_share(patient: Patient, seed: int = 0) -> float:
         error += (output - wanted).double().square().mean().item()
         nothing += wanted.double().square().mean().item()
     return error / nothing
+
+
+def loss_by_time(patient: Patient, times: Sequence[float], seed: int = 0) -> Tensor:
+    """The loss at each time, over that of the best output that does not look at x_t: a_t E[x0], the mean of the target.
+
+    0 would be a network that knows the answer, 1 one that has learned nothing. What is healthy depends on the data and on
+    the time, so compare with healthy networks of the same data.
+
+    Args:
+        patient: see `admit`.
+        times: 0 < t <= 1.
+        seed: of the noise.
+
+    Returns:
+        (T,), float64.
+    """
+    found = []
+    for t in times:
+        output, _, eps, alpha, sigma = patient.answer(float(t), lambda t: t, seed)
+        wanted = target_value(patient.target, patient.x0, eps, alpha, sigma)
+        mean = expand(patient.target(alpha, sigma)[0], patient.x0) * patient.x0.mean(0)
+        found.append((output - wanted).double().square().mean() / (wanted - mean).double().square().mean())
+    return torch.stack(found).cpu()
+
+
+def train_on(
+    pipe: Pipeline, loss: Loss, dataset: Dataset | LatentDataset, steps: int, batch_size: int = 64, lr: float = 1e-3
+) -> tuple[Pipeline, list[float]]:
+    """Go on training a copy of a model, with a loss or with data that may be faulty.
+
+    Args:
+        pipe: stays as it is.
+        loss: as the trainer wants it.
+        dataset: as the loss wants it.
+        steps: of training, rounded to whole passes over the data.
+        batch_size, lr: of the training.
+
+    Returns:
+        A pipeline with the averaged weights, and the loss of each step.
+    """
+    config = TrainingConfig(
+        epochs=max(1, round(steps * batch_size / len(dataset))),
+        batch_size=batch_size,
+        lr=lr,
+        warmup_steps=10,
+        cooldown=0.5,
+        ema_decay=0.97,
+    )
+    network = copy.deepcopy(pipe.network).float().requires_grad_(True)
+    trainer = Trainer(network, loss, dataset, config)
+    losses = [report.loss for report in trainer.steps()]
+    return dataclasses.replace(pipe, network=trainer.ema.network.eval()), losses
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffusion_book.exercises import (
+    clinic,
     cross_attention,
     ddim,
     ddpm,
@@ -24,7 +25,7 @@ from diffusion_book.exercises import (
 )
 from diffusion_book.exercises.exercise import Exercise, judge
 
-CHAPTERS = (ddpm, ddim, vae, latent_diffusion, guidance, cross_attention, rectified_flow, scoreboard)
+CHAPTERS = (ddpm, ddim, vae, latent_diffusion, guidance, cross_attention, rectified_flow, scoreboard, clinic)
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
 
