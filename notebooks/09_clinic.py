@@ -381,7 +381,7 @@ show(
 # the network learns $-\sigma_t\, \mathbb E[x_0 \mid x_t]$, and gives the sampler no noise to remove.
 #
 # **The test** was in section 3: a loss that does not vanish for a network that knows. If you have only the weights, look
-# at the loss by time.
+# at the loss by time (figure 9.4).
 
 
 # %%
@@ -422,7 +422,7 @@ show(
 # applied.
 #
 # **The test** is a line: the schedule was made for data of mean 0 and standard deviation 1. Print both where the loss
-# takes its data.
+# takes its data (figure 9.5).
 
 # %%
 measured = {}
@@ -543,7 +543,7 @@ assert ink["pixels", "clamped"] > 1.15 * ink["pixels", "healthy"]
 assert ink["latents", "clamped"] < 0.85 * ink["latents", "healthy"]
 
 # %% [markdown]
-# Bold in pixels, but faint in latents. Why? In pixels the background is at $-1$, the lower limit. Clamping there is
+# Bold in pixels (figure 9.7), but faint in latents. Why? In pixels the background is at $-1$, the lower limit. Clamping there is
 # lopsided, as chapter 1 found: noise below $-1$ is cut off, noise above stays. The mean of the state rises, and the
 # network sees ink where there is none. Latents are symmetric about 0 and reach to 3 on both sides. Clamping makes them
 # smaller, and by case 3 a latent that is too small is a digit with too little ink.
@@ -563,7 +563,7 @@ assert ink["latents", "clamped"] < 0.85 * ink["latents", "healthy"]
 # last kind: 7,000 updates with the finished weights of `ldm`.
 #
 # **The test:** the loss of the average, on the same pictures, times and noise, beside that of the weights that it
-# averages.
+# averages (figure 9.8).
 
 # %%
 measured = {}
@@ -600,7 +600,7 @@ show(
 # way. The loss is the healthy one's; a square does not mind a sign on which both of its sides agree.
 #
 # **The test:** take a real latent half way to noise, make one Euler step towards the data, and see whether it got
-# nearer to where it should be.
+# nearer to where it should be (figure 9.10).
 
 # %%
 models["flow"] = flow
@@ -638,7 +638,7 @@ assert measured["right sign"] < measured["no step"] < measured["other sign"]
 #
 # $$\hat x_0(x_1, 1) = \mathbb E[x_0], \tag{5}$$
 #
-# so it tells you what those were.
+# so it tells you what those were (figure 9.11).
 
 # %%
 print(f"a healthy batch: {data.normalise(few.images).min():.0f} to {data.normalise(few.images).max():.0f}")
