@@ -24,6 +24,7 @@ from diffusion_book import data
 from diffusion_book.evaluation.measures import measure
 from diffusion_book.models.pipelines import build
 from diffusion_book.models.recipes import DiffusionConfig, Recipe, TrainingConfig, recipe_of
+from diffusion_book.models.weights import read_card
 from diffusion_book.networks.unet import UNet, UNetConfig
 from diffusion_book.system.devices import resolve_precision
 from diffusion_book.system.files import write_text
@@ -91,6 +92,9 @@ def table(rows: dict[str, dict], minutes: float, num_samples: int) -> str:
         "Fold is `patch_size`, width `base_channels`, depth `layers_per_block`. R is cFID over its floor, the value "
         f"for as many real digits ({next(iter(rows.values()))['floor']:.3f}). The network in bold is the one that `ddpm` is "
         "shipped with.",
+        "",
+        f"These minutes are few, and `ddpm` then trained for {read_card('ddpm')['minutes']:g}. In a longer training larger "
+        "networks may catch up: the table says which network learns fastest, not which is best in the end.",
         "",
         "| U-Net | parameters | MFLOP forward | images/s in training | epochs | cFID | R | precision | recall |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",

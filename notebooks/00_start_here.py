@@ -190,7 +190,7 @@ assert max(minutes.values()) < 120  # "two hours"
 # 2. Real training pictures do not reach 0 either: their cFID is called the **floor**, and the book states $R = \text{cFID}
 #    / \text{floor}$, so that 1 is as good as real.
 # 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90 %
-#    or more; all these figures are stored on a model's **card**, the JSON file next to its weights.
+#    or more; all these measurements are stored on a model's **card**, the JSON file next to its weights.
 #
 # A cFID depends on the number of samples, and so does $R$. Compare them only for equal numbers; if none is
 # stated, it is 10,000. What do the cards of the first model and of the first latent model say?

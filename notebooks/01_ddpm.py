@@ -134,8 +134,9 @@ show(plots.plot_line_histograms(rows), "1.3", "The distribution of $x_t$. Two mo
 # data.
 #
 # To go back, ask a modest question: given $x_t$, what was $x_0$ *on average*? Bayes' rule answers it exactly here. The
-# odds of $+1$ against $-1$ are a ratio of two Gaussian densities, $e^{2\alpha x_t / \sigma^2}$. Therefore the
-# *posterior mean* is
+# odds of $+1$ against $-1$ are a ratio of two Gaussian densities, $r = e^{2\alpha x_t / \sigma^2}$. The mean is the
+# probability of $+1$ less that of $-1$, which is $(r - 1) / (r + 1) = \tanh(\tfrac12 \log r)$. So the *posterior mean*
+# is
 #
 # $$\hat x_0(x_t, t) = \mathbb E[x_0 \mid x_t] = \tanh\!\left(\frac{\alpha_t\, x_t}{\sigma_t^2}\right).$$
 #
@@ -163,7 +164,7 @@ show(
 
 # %% [markdown]
 # With little noise the denoiser is certain (figure 1.4). With much noise it answers with something near 0, the mean of
-# all pictures, and is right to: a mean minimises the error, and the mean of many pictures is a blur. So a *denoiser*
+# all pictures. That is its best answer: the mean minimises the squared error, and the mean of many pictures is a blur. So a *denoiser*
 # cannot draw a digit in one step. (Chapter 7 trains a different function, which sends each noise to one picture of its
 # own; nothing is left to average, and one step is enough.)
 #
@@ -206,7 +207,7 @@ show(
 # received about half of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody
 # knows a formula for $\hat x_0$. A network has to learn it.
 #
-# You can watch one learn. The figure below trains a network of 5,500 numbers in your browser, on points of the plane:
+# You can watch one learn. The small laboratory below trains a network of 5,500 parameters in your browser, on points of the plane:
 # press Play. It learns the noise in $x_t$; the arrows show which way the steps back then move a point, and on the right
 # are 400 points that it makes of noise.
 
@@ -328,9 +329,11 @@ for name, schedule in both.items():
 # ## 6. One step back
 #
 # Now the heart of the matter: which $x_{k-1}$ did $x_k$ come from? Suppose for a moment that the clean $x_0$ were
-# known. Then two witnesses speak about $x_{k-1}$ (figure 1.9), and Bayes' rule multiplies what they say:
+# known. Then there are two sources of information about $x_{k-1}$ (figure 1.9), and Bayes' rule multiplies them:
 #
 # $$q(x_{k-1} \mid x_k, x_0) \propto q(x_k \mid x_{k-1})\; q(x_{k-1} \mid x_0).$$
+#
+# (The chain is Markov: once $x_{k-1}$ is known, $x_0$ says nothing more about $x_k$.)
 
 # %%
 show(
@@ -341,8 +344,10 @@ show(
 )
 
 # %% [markdown]
-# Both factors are Gaussians in $x_{k-1}$, by (1) and (2). When Gaussian densities are multiplied, their precisions (the
-# inverse variances) add up:
+# Both factors are Gaussians in $x_{k-1}$. By (2), the second has mean $\sqrt{\bar\alpha_{k-1}}\,x_0$ and variance
+# $1 - \bar\alpha_{k-1}$. The first is (1), read as a function of $x_{k-1}$: up to a factor, a Gaussian of mean
+# $x_k / \sqrt{1 - \beta_k}$ and variance $\beta_k / (1 - \beta_k)$. When Gaussian densities are multiplied, their
+# precisions (the inverse variances) add up:
 #
 # $$\frac{1}{\tilde\beta_k} = \frac{1-\beta_k}{\beta_k} + \frac{1}{1-\bar\alpha_{k-1}}
 # = \frac{1 - \bar\alpha_k}{\beta_k\,(1 - \bar\alpha_{k-1})},$$
@@ -440,13 +445,16 @@ for step in (1, 500, 900, 990, 1000):
     print(row)
 
 # %% [markdown]
-# Predict the noise, and errors explode in $x_0$ where sampling starts: in almost pure noise the picture is a tiny
-# remainder. Predict the image, and they explode in $\epsilon$ where sampling ends. For $v$ we have $d = \alpha_t^2 +
+# If a network predicts the noise, its errors become very large in $x_0$ at the start of sampling, for in almost pure
+# noise the picture is a tiny remainder. If it predicts the picture, they become very large in $\epsilon$ at the end of
+# sampling. For $v$ we have $d = \alpha_t^2 +
 # \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
 # There is a second reason to like $v$. Write $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows,
 # $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc
-# by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow.
+# by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow. EDM (Karras et al. 2022) scales
+# the input, the output and a skip connection of its network so that all have unit variance (*preconditioning*). For
+# data of unit variance, what its network then predicts is $v$, up to the sign.
 #
 # ## 8. The same thing once more: the score
 #
@@ -460,9 +468,11 @@ for step in (1, 500, 900, 990, 1000):
 # $$\hat x_0 = \mathbb E[x_0 \mid x_t] = \frac{x_t + \sigma_t^2\, \nabla_{x_t} \log p_t(x_t)}{\alpha_t},
 # \qquad \hat\epsilon = -\sigma_t\, \nabla_{x_t} \log p_t(x_t). \tag{5}$$
 #
-# This is *Tweedie's formula*. Whoever denoises knows the score, and the other way round; learning it by denoising is
+# This is *Tweedie's formula*. A denoiser gives the score, and the score gives a denoiser; learning it by denoising is
 # *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a stochastic
-# differential equation driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). On the toy, $p_t$
+# differential equation driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The score alone can
+# sample too: *Langevin dynamics*, $x \leftarrow x + \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, repeated, ends in
+# samples of $p_t$ for small $\delta$. Song & Ermon (2019) drew pictures so, lowering the noise level by level. On the toy, $p_t$
 # is a mixture of two Gaussians, and autograd finds its score (figure 1.10) without any denoiser.
 
 
@@ -590,9 +600,10 @@ print("forty lines equal the library's network")
 #
 # ## 10. The loss
 #
-# What should the network be trained for? A generative model should give the data a high likelihood. That of a chain of
-# 1,000 random steps cannot be computed, but it has a lower bound, the *evidence lower bound* (ELBO). With its sign
-# changed, it is a sum of one term a step:
+# What should the network be trained for? A generative model should give the data a high likelihood. The
+# likelihood under a chain of 1,000 random steps cannot be computed, but it has a lower bound, the *evidence lower bound*
+# (ELBO). The negative ELBO is a sum with one term for each step, most of them Kullback-Leibler divergences
+# $D_\mathrm{KL}(q\,\|\,p) = \mathbb E_q[\log q - \log p]$:
 #
 # $$\begin{aligned}
 # -\log p_\theta(x_0) \le\ & \underbrace{D_\mathrm{KL}(q(x_T|x_0)\,\|\,p(x_T))}_{\text{prior}}
@@ -637,7 +648,11 @@ print("forty lines equal the library's network")
 # $$D_k = \frac{\|\tilde\mu_k(x_k, x_0) - \tilde\mu_k(x_k, \hat x_0)\|^2}{2\tilde\beta_k}
 # = \tfrac12\left(\mathrm{SNR}_{k-1} - \mathrm{SNR}_k\right) \|x_0 - \hat x_0\|^2. \tag{7}$$
 #
-# The likelihood of a chain has become a squared error, with a weight for each step. The other targets are weighted
+# (The coefficient of $x_0$ in (3), squared and divided by $2\tilde\beta_k$, is $\tfrac12\,\bar\alpha_{k-1}\beta_k /
+# [(1-\bar\alpha_{k-1})(1-\bar\alpha_k)]$. Since $\bar\alpha_{k-1}\beta_k = \bar\alpha_{k-1} - \bar\alpha_k$, this is half
+# the difference of the SNRs.)
+#
+# The likelihood under the chain has become a squared error, with a weight for each step. The other targets are weighted
 # errors too: by (4),
 #
 # $$\|\epsilon - \hat\epsilon\|^2 = \mathrm{SNR} \cdot \|x_0 - \hat x_0\|^2, \qquad
@@ -665,8 +680,8 @@ show(
 #
 # Why is that allowed? Whatever its weight, each term is smallest when the prediction is the posterior mean. Weights
 # only say where a network of limited size should be most careful, so the best weights are a matter of experiment. Noise
-# prediction hardly cares for the picture at large $t$; $v$ always counts an error of $x_0$ at least once. *Min-SNR*
-# weighting (Hang et al. 2023) cuts the curve off at small $t$. Sampling more *times* from the middle is a weight as
+# prediction gives almost no weight to $x_0$ at large $t$; $v$ always counts an error of $x_0$ at least once. *Min-SNR*
+# weighting (Hang et al. 2023) cuts the curve off at small $t$. Choosing middle values of $t$ more often is a weight as
 # well: the *logit-normal* times of Esser et al. (2024), which chapter 7 uses.
 #
 # The loss is short: choose a time, add noise, predict, compare.
@@ -695,11 +710,11 @@ for name, net in {"untrained": UNet(config), "shipped": network}.items():
 # %% [markdown]
 # ## 11. How many bits is a digit?
 #
-# The bound is not only a way to a loss. It is a length: by (6), the model can store a picture without loss in so many
-# bits. Let us measure it on test pictures. Ho et al.'s *discretised decoder* turns $p_\theta(x_0|x_1)$ into
+# The bound is not only a way to a loss. It is also a code length: an ideal code needs $-\log_2 p(x)$ bits for $x$, and (6)
+# is an upper bound of this. Let us measure it on test pictures. Ho et al.'s *discretised decoder* turns $p_\theta(x_0|x_1)$ into
 # probabilities of the 256 grey levels: a Gaussian around $\hat x_0$, integrated over each level's interval. Its
-# standard deviation is a free parameter, which we fit on training pictures. Of the sum over $k$ we take a random
-# sample, one step a picture. Small steps matter more, so we choose them more often (evenly in $\log \sigma_k$) and
+# standard deviation is a free parameter, which we fit on training pictures. We do not compute the whole sum
+# over $k$: for each picture we choose one random step. Small steps matter more, so we choose them more often (evenly in $\log \sigma_k$) and
 # divide by their probability.
 
 
@@ -710,7 +725,7 @@ def denoise(x, t):
 
 
 def decoder(x0, generator, std):
-    """-log p(x0 | x1) in nats a picture, (B,): grey levels are 2 / 255 apart, the outermost reach to infinity."""
+    """-log p(x0 | x1) in nats per picture, (B,): grey levels are 2 / 255 apart, the outermost reach to infinity."""
     x_1 = add_noise(cosine, x0, torch.randn(x0.shape, generator=generator), k[1] / T)
     away = (x0 - denoise(x_1, k[1] / T)).double()
     upper = torch.where(x0 > 1 - 1 / 255, torch.inf, (away + 1 / 255) / std)
@@ -725,7 +740,7 @@ probability /= probability.sum()
 
 
 def one_step(denoise, x0, generator):
-    """An unbiased estimate of the sum in (6), in nats a picture, and the step it looked at: twice (B,)."""
+    """An unbiased estimate of the sum in (6), in nats per picture, and the step it looked at: twice (B,)."""
     step = torch.multinomial(probability, len(x0), replacement=True, generator=generator)
     x_k = add_noise(cosine, x0, torch.randn(x0.shape, generator=generator), step / T)
     error = (denoise(x_k, step / T) - x0).square().sum(dim=(1, 2, 3))
@@ -741,7 +756,7 @@ terms = {
     "decoder": decoder(x_test[:200], generator, std),
 }
 terms["steps"], step = one_step(denoise, x_test, generator)
-to_bits = 1 / (math.log(2) * 28 * 28)  # nats a picture -> bits per dimension
+to_bits = 1 / (math.log(2) * 28 * 28)  # nats per picture -> bits per dimension
 for name, nats in terms.items():
     print(f"{name:>7}: {nats.mean() * to_bits:.3f} ± {nats.std() / len(nats) ** 0.5 * to_bits:.3f}")
 total = sum(nats.mean() for nats in terms.values()) * to_bits
@@ -815,7 +830,8 @@ print(f"farther than 0.0001 from the library's samples: {apart.sum()} of {len(x)
 # ## 13. A live training
 #
 # The library's `Trainer` is a generator: it trains one step, reports, and hands control back. We train a new network,
-# built like the shipped one, for 250 steps of 16 pictures. Samples come from an exponential moving average of the
+# built like the shipped one, for 250 steps of 16 pictures. `warmup_steps` lets the learning rate rise from zero, because
+# Adam's averages know little at first. Samples come from an exponential moving average of the
 # weights (EMA), which is steadier than the weights themselves.
 
 # %%
@@ -879,7 +895,7 @@ control = scrubber.scrubber(
     alt="Above the noisy state at each time, below the picture predicted from it",
     start=12,
 )
-show(control, "1.18", "The walk of figure 1.17 under your hand: states above, predictions below.")
+show(control, "1.18", "The walk of figure 1.17, step by step: states above, predictions below.")
 
 # %% [markdown]
 # Where is the task hard? One average loss hides it, so we measure the error of $\hat x_0$ at eight times, on test
@@ -937,12 +953,13 @@ show(
 
 # %% [markdown]
 # The network was trained on states whose noise reaches to 3 and beyond, and never met clamped noise. On a black
-# background clamping is also lopsided: what falls below $-1$ is lost, what rises above stays, and the mean rises. The
-# network sees ink where there is none. What may be clamped is $\hat x_0$, and `pipe.denoiser` does so.
+# background clamping is also one-sided: values below $-1$ are raised to $-1$, those above mostly stay, and so the mean
+# rises. The network sees ink where there is none. What may be clamped is $\hat x_0$, and `pipe.denoiser` does so.
 #
 # Why does the last row repeat one picture? The first step back keeps almost nothing of the start, as the last line of
 # the output says. Soon all ten states agree on the same mean digit, and nothing is left to tell them apart. In DDPM it
-# is the fresh noise that makes one sample differ from the next. Chapter 2 does without it, but not by leaving it out.
+# is the fresh noise that makes one sample differ from the next. Chapter 2 needs no fresh noise either, but there
+# the other coefficients of the step change too: deleting $z$ is not enough.
 #
 # ## 16. New, or memorised?
 #
@@ -1005,8 +1022,7 @@ show(
 # *generalises*, and only because it does not reach the optimum. It has far fewer parameters than the training set has
 # pixels, and convolutions, which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With
 # few pictures, or very many passes over them, large models do memorise, and training pictures can be extracted from
-# them (Carlini et al.
-# 2023). The check is always the one above: compare with held-out data.
+# them (Carlini et al. 2023). The check is always the one above: compare with held-out data.
 #
 # ## The scoreboard
 #
@@ -1018,6 +1034,19 @@ show(
 for row in figures(card):
     if row["sampler"] == "ddpm":
         print(f"DDPM | {row['steps']:4} evaluations | {sentence(row)}")
+
+# %% tags=["remove-cell"]
+whole = max((row for row in figures(card) if row["sampler"] == "ddpm"), key=lambda row: row["steps"])
+assert whole["doubtful"] > 2 * whole["doubtful_real"]
+other = min(
+    (row for row in figures(weights.read_card("ldm")) if row["num_samples"] == 10_000), key=lambda row: row["ratio"]
+)
+same = min((row for row in figures(card) if row["num_samples"] == 10_000), key=lambda row: row["ratio"])
+assert other["ratio"] < same["ratio"]
+
+# %% [markdown]
+# Doubtful digits are several times as frequent as among real ones, so the model is far from perfect; chapter 4's latent
+# model is better, after a training of similar length.
 
 # %% [markdown]
 # <details><summary>What differs from the paper</summary>
@@ -1042,7 +1071,7 @@ for row in figures(card):
 # - **Clamping $x_t$** instead of $\hat x_0$, or leaving out $z$ (section 15).
 # - **Noise in the last step.** $\tilde\beta_1 = 0$. Code that adds $\sqrt{\beta_1}\,z$ there returns grain.
 # - **$\alpha$, $\bar\alpha$ and $\sqrt{\bar\alpha}$.** Three papers, three meanings of one letter. Code that confuses
-#   them runs, and draws mud.
+#   them raises no error, and its samples are a grey blur.
 # - **Off by one.** $k = 1000$ is $t = 1$, in training and in sampling.
 # - **Noise prediction at the end of the cosine schedule**, where errors of $x_0$ explode (section 7). Cap $\beta$, clip
 #   $\hat x_0$, or predict $v$.
@@ -1177,4 +1206,14 @@ check(ideal_x0)
 # - Vincent (2011), *A Connection Between Score Matching and Denoising Autoencoders*. Neural Computation.
 # - Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021), *Score-Based Generative Modeling through Stochastic
 #   Differential Equations*. ICLR. arXiv:2011.13456.
+# - Song & Ermon (2019), *Generative Modeling by Estimating Gradients of the Data Distribution*. NeurIPS.
+#   arXiv:1907.05600.
+# - Karras, Aittala, Aila & Laine (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*. NeurIPS.
+#   arXiv:2206.00364.
+# - Hang et al. (2023), *Efficient Diffusion Training via Min-SNR Weighting Strategy*. ICCV. arXiv:2303.09556.
+# - Esser et al. (2024), *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*. ICML.
+#   arXiv:2403.03206.
+# - Carlini et al. (2023), *Extracting Training Data from Diffusion Models*. USENIX Security. arXiv:2301.13188.
+# - Ronneberger, Fischer & Brox (2015), *U-Net: Convolutional Networks for Biomedical Image Segmentation*. MICCAI.
+#   arXiv:1505.04597.
 # - Peebles & Xie (2022), *Scalable Diffusion Models with Transformers*. ICCV 2023. arXiv:2212.09748.

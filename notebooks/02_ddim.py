@@ -205,7 +205,7 @@ for name, eta in (("DDPM", 1.0), ("DDIM", 0.0)):
 # $(\sigma_s^2 - \sigma_\eta^2) + \sigma_\eta^2 = \sigma_s^2$. So $x_s$ has mean $\alpha_s x_0$ and variance
 # $\sigma_s^2$, as (2) demands, *whatever $\sigma_\eta$ is*. This is the whole idea of DDIM.
 #
-# We draw from (3) for one $x_0$, with none, half and all of the variance fresh.
+# We sample from (3) for one $x_0$, with none, half and all of the variance fresh.
 
 
 # %%
@@ -575,8 +575,7 @@ def draw(denoiser, z, times):
     return pipe.to_images(end.x)
 
 
-pictures = test.images[:1000].float()[:, None] / 127.5 - 1
-real = (pictures.mean() + 1).item() / 2
+real = (test.images.float().mean() / 255).item()
 print(f"real pictures: {real:.1%} ink")
 ink, compared = {}, {}
 for asked in (5, 10):
@@ -664,12 +663,13 @@ show(
     plots.plot_quality(curves, floor=1.0, ylabel="cFID / that of real digits"),
     "2.11",
     "Quality against work on digits. Lower is better, and 1 is as good as real digits. From 50 steps on, more steps buy "
-    "little, with either sampler.",
+    "DDPM little; DDIM was measured up to 50.",
 )
 
 # %% [markdown]
-# A test of the two ends with very few steps, small enough for this page, and with the same noises for both. Two hundred
-# samples are few for 64 features, so these distances are larger than those above, and compare only with each other.
+# A test of the two ends with very few steps, small enough for this page, and with the same noises for both. These
+# are plain cFIDs, not multiples of the floor. Two hundred samples are few for 64 features, which raises them: compare
+# them only with each other.
 
 # %%
 reference, live = reference_features()["test"], {}
@@ -697,13 +697,13 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
 
 # %% [markdown]
 # The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with fresh
-# noise as well. At equal numbers of steps the two samplers differ by no more than the errors of measurement. With this
-# network the two effects are about equally strong, and what was a clear win on the toy has disappeared in the errors of
+# noise as well. By cFID, the two samplers differ at equal numbers of steps by no more than about two standard errors. With this
+# network the two effects are nearly in balance, and what was a clear win on the toy has disappeared in the errors of
 # the network. With a better network, on harder pictures, it comes back: the paper reports, on CIFAR-10 and with 10 steps,
 # an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps (table 1 there).
 #
 # So on our digits DDIM does not buy better pictures. It buys three other things. It can be run with better solvers than
-# Euler's, which chapter 7 does. It is the starting point of all methods that shorten the way by training. And its noise
+# Euler's, such as DPM-Solver++ (chapter 7). It is the starting point of all methods that shorten the way by training. And its noise
 # means something, as the next three sections show.
 #
 # ## 9. The same noise gives the same digit

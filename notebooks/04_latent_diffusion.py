@@ -485,8 +485,8 @@ assert results["latents_shipped_cfid"] < results["pixels_shipped_cfid"]
 # the next chapters use the same one.
 #
 # The wrong scale is the same network on the same data. It stays behind at every stop, and leaves blots among its samples
-# (second row of figure 4.9). Nothing warned us: the code ran without an error. A wrong scale is among the most common faults of latent models, and
-# the easiest to find: print the standard deviation of what the network is fed.
+# (second row of figure 4.9). Nothing warned us: the code ran without an error. A wrong scale is among the most common
+# faults of latent models, and the easiest to find: print the standard deviation of what the network is fed.
 #
 # ## 9. The shipped weights
 #
@@ -505,7 +505,7 @@ show(
     strips.show_strip(times, torch.stack([ways, seen, predicted], dim=1).flatten(0, 1)),
     "4.10",
     "Three samples. In each group of rows: the first channel of the state, the state decoded, and the prediction of "
-    "$z_0$, decoded.",
+    "$z_0$, decoded. Each prediction led to the state above it, and was made one step before: the first at $t = 1$.",
 )
 
 # %% [markdown]
@@ -624,7 +624,7 @@ assert 0 <= parts["vae"] < 0.25 * parts["ldm"]
 # trained longer. (A Fréchet distance is not exactly a sum of such parts, so read the figure as an estimate.) To reduce
 # the part of the autoencoder, one needs more channels or a better decoder. But a larger latent is harder to diffuse.
 # All design of latent models is a compromise between the two. cFID depends on the number of samples: compare only
-# figures of equally many, here ten thousand, and not with those of section 8.
+# values for equally many samples, here ten thousand, and not with those of section 8.
 #
 # On the book's site you can test the autoencoder on a digit of your own: what a classifier takes your drawing for,
 # what is left of it after encoding and decoding, and what `ldm` makes of its latent, noised to time $t$.
@@ -665,7 +665,9 @@ for row in figures(card):
 # - **Autoencoder.** Theirs is trained with a perceptual loss and an adversarial one, which keep textures sharp. Ours
 #   has the squared error of chapter 3. Both have a small weight on the divergence; the paper also tries quantised latents.
 # - **Compression.** Each side shrinks by a factor $f$. They try 1 to 32 and find 4 to 16 best. Ours is 8. Stable
-#   Diffusion's 512 × 512 × 3 pixels become 64 × 64 × 4, which divides the dimension by 48. Ours is divided by 32.
+#   Diffusion's 512 × 512 × 3 pixels become 64 × 64 × 4, which divides the dimension by 48. Ours is divided by 32. Later
+#   models chose otherwise: Stable Diffusion 3 (Esser et al. 2024) has 16 channels, and the autoencoder of Chen et al.
+#   (2024) shrinks each side by 32 and more.
 # - **Scale.** They divide by one standard deviation, measured on the first batch. Stable Diffusion keeps it as the
 #   constant 0.18215. We shift and scale each channel.
 # - **Diffusion.** They predict the noise on a linear schedule; we predict $v$ on the cosine.
@@ -801,4 +803,8 @@ check(latent_std)
 # - Kingma & Welling (2013), *Auto-Encoding Variational Bayes*. arXiv:1312.6114.
 # - Hoogeboom, Heek & Salimans (2023), *simple diffusion: End-to-end diffusion for high resolution images*. ICML.
 #   arXiv:2301.11093. (Noise and redundancy.)
+# - Esser et al. (2024), *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*. ICML.
+#   arXiv:2403.03206.
+# - Chen et al. (2024), *Deep Compression Autoencoder for Efficient High-Resolution Diffusion Models*. ICLR 2025.
+#   arXiv:2410.10733.
 # - Chen (2023), *On the Importance of Noise Scheduling for Diffusion Models*. arXiv:2301.10972. (Scaling the input.)

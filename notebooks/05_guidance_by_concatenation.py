@@ -286,7 +286,11 @@ control = scrubber.scrubber(
     scale=1.0,
     start=2,
 )
-show(control, "5.5", "The toy under your hand. Samples are black, data of class 0 dark grey, other data light grey.")
+show(
+    control,
+    "5.5",
+    "The toy at guidance scales from 0 to 8. Samples are black, data of class 0 dark grey, other data light grey.",
+)
 
 # %% [markdown]
 # There the denoisers are exact. Below, a network learns one in your browser, on three clusters; every other point hides
@@ -435,8 +439,8 @@ print("without a label: the average of all labels, to 1e-10:", bool((average - e
 #
 # ## 7. A caricature without a network
 #
-# We can draw that caricature right now. Encode 6,000 digits and average their latents: all of them, $m$, and class by
-# class, $m_c$. Then decode $m + w\,(m_c - m)$.
+# We can draw that caricature right now. Encode 6,000 digits and average their latents: all of them, and class by
+# class, $\bar z$ and $\bar z_c$. Then decode $\bar z + w\,(\bar z_c - \bar z)$.
 
 # %%
 train = data.load(DATASET)
@@ -708,7 +712,7 @@ panels = {key: {name: [float(row[key]) for row in rows] for name, rows in measur
 show(
     pictures_of.plot_against_scale(scales, panels, real, log=("cFID",), columns=2),
     "5.12",
-    "Four measures against the guidance scale (not to scale on the axis). Dotted: 200 real digits, with a band of one "
+    "Four measures against the guidance scale (the axis is not to scale). Dotted: 200 real digits, with a band of one "
     "standard deviation over ten sets.",
 )
 
@@ -798,8 +802,8 @@ if as_shipped:
 #
 # ## 13. Guided by a worse version of itself
 #
-# Why does guidance make digits *better*, and not only more typical? Karras et al. (2024) separate the two. In the place
-# of the unconditional prediction put that of a **worse model for the same class**:
+# Why does guidance make digits *better*, and not only more typical? Karras et al. (2024) separate the two. They
+# replace the unconditional prediction by that of a **worse model for the same class**:
 #
 # $$\hat\epsilon_w = \hat\epsilon_{\text{bad}}(x_t, t, c)
 # + w \left[\hat\epsilon(x_t, t, c) - \hat\epsilon_{\text{bad}}(x_t, t, c)\right].$$
@@ -853,7 +857,7 @@ if as_shipped:
 #
 # ## 14. Your turn
 #
-# Move the slider, or choose a single digit. Where a kernel runs, each move draws anew; on the page it shows what was drawn
+# Move the slider below, or choose a single digit. Where a kernel runs, each move draws anew; on the page it shows what was drawn
 # beforehand. The noise stays the same all the time.
 
 # %%

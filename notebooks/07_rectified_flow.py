@@ -326,7 +326,8 @@ show(
     ),
     "7.5",
     "Density against flow. Left: 40,000 points on straight paths, which cross. Right: 40,000 other points that follow "
-    "the learned velocity field. Move the slider: the points travel differently, but at every time they are as dense.",
+    "the learned velocity field. Move the slider: the points travel differently, but at every time their density is the "
+    "same.",
 )
 
 # %% [markdown]
@@ -695,8 +696,8 @@ show(
 assert off["dpm++, 10"] < off["ddim, 10"] < off["dpm++, 5"] < off["ddim, 5"]
 
 # %% [markdown]
-# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser: few
-# steps are no short steps, and the network is not exact. Twice the evaluations help more than the better solver.
+# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser: with
+# few steps no step is short, and the network is not exact. Doubling the evaluations helps more than changing the solver.
 
 # %% [markdown]
 # ## 9. Which times to train on
@@ -983,7 +984,7 @@ counts, start = (1, 2, 4, 10, 50), latent_flow.noise(12, seed=4)
 show(
     grids.show_rows({steps_of(n): latent_flow.sample(12, sampler="euler", steps=n, noise=start) for n in counts}),
     "7.23",
-    "A flow of latents, in few steps and in many. A single step gives firm strokes which are no digit.",
+    "A flow of latents, in few steps and in many. A single step gives firm strokes that form no digit.",
 )
 
 # %% tags=["remove-cell"]

@@ -365,7 +365,7 @@ def test_a_sentence_says_how_far_and_how_doubtful(smaller_reference):
     assert text.startswith(
         f"{found.ratio:.1f} times the distance of real digits; {100 * found.doubtful:.0f} in a hundred"
     )
-    assert "(with 40 samples, which compares with no other number)" in text
+    assert "(with 40 samples; compare only with as many)" in text
     assert "(real: 3)" in text
     headline = {"ratio": 2.44, "doubtful": 0.061, "doubtful_real": 0.0317, "num_samples": 10_000}
     assert sentence(headline) == "2.4 times the distance of real digits; 6 in a hundred doubtful (real: 3)"

@@ -94,7 +94,7 @@ def sentence(figures: Mapping, kind: str = "digits") -> str:
     """
     times, doubtful, real = (figures[key] for key in ("ratio", "doubtful", "doubtful_real"))
     number = figures.get("num_samples", HEADLINE)
-    at = "" if number == HEADLINE else f" (with {number:,} samples, which compares with no other number)"
+    at = "" if number == HEADLINE else f" (with {number:,} samples; compare only with as many)"
     return (
         f"{times:.1f} times the distance of real {kind}; "
         f"{100 * doubtful:.0f} in a hundred doubtful (real: {100 * real:.0f}){at}"

@@ -40,21 +40,31 @@ def show_line_paths(
 
 
 @styled
-def show_plane_paths(panels: dict[str, Tensor], background: Tensor, limit: float = 3.2) -> Figure:
+def show_plane_paths(
+    panels: dict[str, Tensor],
+    background: Tensor,
+    limit: float = 3.2,
+    line: Tensor | None = None,
+    labels: tuple[str, str] = ("start", "end"),
+) -> Figure:
     """Points in the plane as they move, one panel a way of moving them.
 
     Args:
         panels: title -> the points at each step, (S, N, 2), each in its colour; a ring marks each start, a dot each end.
         background: (M, 2), drawn in grey behind them: where the data lies.
         limit: of both axes, on both sides of zero.
+        line: a direction, (2,); the line through zero along it is drawn too.
+        labels: what the rings and the dots are called in the legend.
     """
     figure, axes = new_figure(3.2 * len(panels), 3.5, 1, len(panels), sharey=True, squeeze=False)
     for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
         axis.scatter(*background.T, s=4, color="#BBBBB8", linewidths=0)
+        if line is not None:
+            axis.axline((0, 0), line.tolist(), color=COLOURS["data"], linewidth=1, zorder=1)
         for colour, track in zip(itertools.cycle(CYCLE), points.unbind(1), strict=False):
             axis.plot(*track.T, color=colour, linewidth=0.6 if len(track) > 100 else 1.2, alpha=0.8)
-        axis.scatter(*points[0].T, s=36, facecolors=PAPER, edgecolors=COLOURS["data"], label="start", zorder=3)
-        axis.scatter(*points[-1].T, s=30, color=COLOURS["data"], label="end", zorder=3)
+        axis.scatter(*points[0].T, s=36, facecolors=PAPER, edgecolors=COLOURS["data"], label=labels[0], zorder=3)
+        axis.scatter(*points[-1].T, s=30, color=COLOURS["data"], label=labels[1], zorder=3)
         axis.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axes[0, -1].legend(loc="lower right", framealpha=0.8, frameon=True)
     return figure
