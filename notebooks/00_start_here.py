@@ -99,7 +99,7 @@ stored = scrubber.scrubber(frames, times, label="time", alt="Eight digits formin
 show(
     in_page.live_after("ddpm", stored, steps=25, seed=0, until=0.5),
     "0.3",
-    "Eight samples on the way from noise (far left) to digits (far right): the first eight of seed 0, as they come. What "
+    "Eight samples on the way from noise (slider at the left) to digits (slider at the right): the first eight of seed 0, as they come. What "
     "the model does on average is measured below.",
 )
 
@@ -146,7 +146,7 @@ show(
 #
 # - **The left column works on pixels.** `ddim` takes the weights of `ddpm` and needs fewer steps. The `rf` models are
 #   *rectified flows*: they make the path from noise to data straight, until a single step is enough.
-# - **The middle column works on latents.** An autoencoder (`vae`) compresses each picture to 32 dimensions. (Its box
+# - **The middle column works on latents.** An autoencoder (`vae`) compresses each picture to 32 numbers, its *latent*. (Its box
 #   shows five real digits, and below them what is left of them after compression.) The models below it remove noise from
 #   these 32 dimensions, which takes far less computation.
 # - **The right column takes a class too.** You ask for a seven and get a seven.
@@ -177,23 +177,26 @@ assert minutes["rf-one-step"] > minutes["rf-reflow"] > minutes["rf"]
 assert max(minutes.values()) < 120  # "two hours"
 
 # %% [markdown]
-# No model needs more than two hours of training, and one step is the fastest of all.
+# No model needs more than two hours of training, and sampling in one step is the fastest of all.
 #
 # ## How good are the samples?
 #
-# You will meet the same few measures in every chapter. Here they are in three sentences; chapter 8 defines them and
-# asks how far they can be trusted.
+# You will meet the same few measures in every chapter. Here they are in short; chapter 8 defines them and asks how
+# far they can be trusted.
 #
-# 1. A classifier that was trained on MNIST describes each picture by 64 features; the **cFID** is the Fréchet distance
-#    between the features of generated pictures and those of real test pictures (it is the FID of the papers, with a
-#    classifier of digits instead of Inception), and lower is better.
-# 2. Real training pictures do not reach 0 either: their cFID is called the **floor**, and the book states $R = \text{cFID}
+# 1. A classifier that was trained on MNIST describes each picture by 64 numbers, its *features*. The **cFID** compares
+#    their mean and covariance over generated pictures with those over real test pictures. (This is a *Fréchet distance*,
+#    and 0 if both agree. The FID of the papers is the same, with a network called Inception as the classifier.)
+#    Lower is better.
+# 2. Real training pictures do not reach 0 either. Their cFID is called the **floor**, and the book states $R = \text{cFID}
 #    / \text{floor}$, so that 1 is as good as real.
 # 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90 %
-#    or more; all these measurements are stored on a model's **card**, the JSON file next to its weights.
+#    or more.
 #
-# A cFID depends on the number of samples, and so does $R$. Compare them only for equal numbers; if none is
-# stated, it is 10,000. What do the cards of the first model and of the first latent model say?
+# All these measurements are stored on a model's **card**, the JSON file next to its weights. With fewer samples the floor
+# is higher, while the cFID of a model that is far from it hardly changes: so the same model has a smaller $R$. Compare
+# $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model and of the
+# first latent model say?
 
 # %%
 on_card = {}
@@ -232,7 +235,8 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 # checks it. At the end, this code is compared with the library's, which is what you would use in a project.
 # The exercises check your solution and tell you what is wrong with it; one solution is folded up below each.
 #
-# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule. The letters of the formulas are
+# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule. It helps to have trained a convolutional
+# network. One proof in chapter 2 uses divergence and integration by parts, and may be skipped. The letters of the formulas are
 # explained where they first appear. The appendix lists them on its page *Notation* (`docs/notation.md`), with what the
 # papers write in their place, and the technical terms in its *Glossary* (`docs/glossary.md`).
 #
@@ -243,8 +247,8 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 # [chapter 5](05_guidance_by_concatenation.ipynb). Then look at the pictures of
 # [chapter 7](07_rectified_flow.ipynb), where digits appear in one step.
 #
-# **A day.** Read chapters 1 to 5 in order in JupyterLab and run every cell. Each takes a minute or two to run, and an
-# hour or so to read. Do the first exercise of each. End with the [scoreboard](08_scoreboard.ipynb).
+# **A day.** Read chapters 1 to 5 in order in JupyterLab and run every cell. Each takes a minute or two to run, and one
+# to three hours to read. Do the first exercise of each. End with the [scoreboard](08_scoreboard.ipynb).
 #
 # **A week.** Read a chapter a day, with all exercises. Meanwhile, train a model of your own (`diffusion-book train ddpm
 # --max-minutes 60`), on other data if you like. Break it on purpose, as the [clinic](09_clinic.ipynb) does. On the

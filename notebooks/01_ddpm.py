@@ -199,7 +199,7 @@ show(
     paths.show_line_paths({"": (grid_of_times[::5], path[::5, :24])}),
     "1.5",
     "Twenty-four of the 2,000 samples, from noise at the left to data at the right. The paths wander while noise dominates, "
-    "part around the middle, and settle at one of the two pictures.",
+    "part around the middle, and settle at one of the two pictures. The colour tells where a path ends.",
 )
 
 # %% [markdown]
@@ -256,7 +256,7 @@ show(
 # f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right).$$
 #
 # The product telescopes, so that $\bar\alpha_k = f(k)/f(0)$, except at $k = T$. There $f$ is 0; the cap lets a trace of
-# the picture through, and $\bar\alpha_T$ is not quite 0. (The paper abbreviates $1-\beta_k$ as $\alpha_k$. In this book
+# the picture through, and $\bar\alpha_T$ is not quite 0. The 0.008 keeps the first betas from being vanishingly small. (The paper abbreviates $1-\beta_k$ as $\alpha_k$. In this book
 # $\alpha_t$ is $\sqrt{\bar\alpha_k}$, the factor of the picture itself.) Our tensors have a 0th entry, so that their
 # indices are those of the formulas.
 
@@ -353,7 +353,7 @@ show(
 # = \frac{1 - \bar\alpha_k}{\beta_k\,(1 - \bar\alpha_{k-1})},$$
 #
 # so that $\tilde\beta_k = \beta_k\,(1-\bar\alpha_{k-1})/(1-\bar\alpha_k)$. The mean is the average of the two means,
-# weighted by precision:
+# weighted by precision (use $\bar\alpha_k = (1-\beta_k)\,\bar\alpha_{k-1}$):
 #
 # $$\tilde\mu_k(x_k, x_0) = \frac{\sqrt{1-\beta_k}\,(1-\bar\alpha_{k-1})}{1-\bar\alpha_k}\, x_k
 # + \frac{\sqrt{\bar\alpha_{k-1}}\,\beta_k}{1-\bar\alpha_k}\, x_0. \tag{3}$$
@@ -377,9 +377,11 @@ for i in (1000, 500, 1):
 # %% [markdown]
 # At the last step back, from $k = 1$, the variance is 0 and $x_k$ no longer counts: the answer is $x_0$ itself.
 #
-# Nothing in the derivation needs the two times to be neighbours. `schedules.posterior` takes any $s < t$; that is how
-# we could sample with 100 steps above. We check a long stride, from $t = 0.6$ to $s = 0.3$, by experiment: go forward
-# many times, then fit $x_s$ by a straight line in $x_t$.
+# Nothing in the derivation needs the two times to be neighbours. For any $s < t$, $q(x_t \mid x_s)$ is the Gaussian of
+# mean $(\alpha_t / \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$, which takes the place of $\beta_k$.
+# `schedules.transition` returns this factor and this variance, and `schedules.posterior` the rest; that is how we could
+# sample with 100 steps above. We check a long step, from $t = 0.6$ to $s = 0.3$, by experiment: go forward many times,
+# then fit $x_s$ by a straight line in $x_t$ (for two Gaussian variables the mean of one is linear in the other).
 
 # %% tags=["nbval-check-output"]
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
@@ -460,17 +462,20 @@ for step in (1, 500, 900, 990, 1000):
 #
 # Papers often speak of neither picture nor noise but of the *score*, $\nabla_{x_t} \log p_t(x_t)$. Here $p_t$ is the
 # density of the noisy pictures, and its score points to where they are denser. It sounds like something else to learn.
-# Yet differentiate $p_t(x_t) = \mathbb E_{x_0}[\mathcal N(x_t;\ \alpha_t x_0,\ \sigma_t^2 I)]$ under the expectation.
-# Each Gaussian contributes its own gradient, $(\alpha_t x_0 - x_t)/\sigma_t^2$, weighted by how probable its $x_0$ is
-# given $x_t$. So the score is $(\alpha_t\,\mathbb E[x_0 \mid x_t] - x_t)/\sigma_t^2$, or, solved for the posterior
-# mean,
+# Yet differentiate $p_t(x_t) = \mathbb E_{x_0}[\mathcal N(x_t;\ \alpha_t x_0,\ \sigma_t^2 I)]$ under the expectation:
+#
+# $$\nabla \log p_t = \frac{\nabla p_t}{p_t} = \mathbb E_{x_0}\!\left[
+# \frac{\mathcal N(x_t;\ \alpha_t x_0,\ \sigma_t^2 I)}{p_t(x_t)} \cdot \frac{\alpha_t x_0 - x_t}{\sigma_t^2}\right].$$
+#
+# By Bayes' rule, the first fraction turns the mean over all $x_0$ into the mean over $x_0$ given $x_t$. So the score is
+# $(\alpha_t\,\mathbb E[x_0 \mid x_t] - x_t)/\sigma_t^2$, or, solved for the posterior mean,
 #
 # $$\hat x_0 = \mathbb E[x_0 \mid x_t] = \frac{x_t + \sigma_t^2\, \nabla_{x_t} \log p_t(x_t)}{\alpha_t},
 # \qquad \hat\epsilon = -\sigma_t\, \nabla_{x_t} \log p_t(x_t). \tag{5}$$
 #
 # This is *Tweedie's formula*. A denoiser gives the score, and the score gives a denoiser; learning it by denoising is
-# *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a stochastic
-# differential equation driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The score alone can
+# *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a *stochastic
+# differential equation*, one that adds a little noise at every instant, driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The score alone can
 # sample too: *Langevin dynamics*, $x \leftarrow x + \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, repeated, ends in
 # samples of $p_t$ for small $\delta$. Song & Ermon (2019) drew pictures so, lowering the noise level by level. On the toy, $p_t$
 # is a mixture of two Gaussians, and autograd finds its score (figure 1.10) without any denoiser.
@@ -504,7 +509,9 @@ show(
 # The network maps a noisy picture and a time to $v$, which has the shape of the picture. Every pixel of the answer
 # depends on the whole picture (is this stroke part of a 3 or of an 8?) and on exactly where the edges are. A *U-Net*
 # (Ronneberger, Fischer & Brox 2015) serves both needs. Figure 1.11 shows ours, figures 1.12 and 1.13 what its blocks
-# are made of.
+# are made of. *GroupNorm* is batch normalisation over groups of channels of a single picture; *SiLU*, $x \cdot
+# \mathrm{sigmoid}(x)$, is a smooth ReLU; an *MLP* is a few linear layers with an activation between. The last layer of each
+# block starts with zero weights, so that an untrained block passes on its shortcut.
 
 # %%
 config = pipe.recipe.network
@@ -641,6 +648,10 @@ print("forty lines equal the library's network")
 #
 # </details>
 #
+# Here $p(x_T) = \mathcal N(0, I)$ is the noise that sampling starts from, $p_\theta(x_{k-1}|x_k)$ is the model's step back,
+# and the expectations are over the forward process. A divergence is 0 if both distributions agree, and positive
+# otherwise.
+#
 # The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
 # (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. Both have the same
 # variance, and their divergence is the squared distance of their means over twice that variance:
@@ -711,10 +722,10 @@ for name, net in {"untrained": UNet(config), "shipped": network}.items():
 # ## 11. How many bits is a digit?
 #
 # The bound is not only a way to a loss. It is also a code length: an ideal code needs $-\log_2 p(x)$ bits for $x$, and (6)
-# is an upper bound of this. Let us measure it on test pictures. Ho et al.'s *discretised decoder* turns $p_\theta(x_0|x_1)$ into
+# is an upper bound of this (with natural logarithms, in *nats*). Let us measure it on test pictures. Ho et al.'s *discretised decoder* turns $p_\theta(x_0|x_1)$ into
 # probabilities of the 256 grey levels: a Gaussian around $\hat x_0$, integrated over each level's interval. Its
 # standard deviation is a free parameter, which we fit on training pictures. We do not compute the whole sum
-# over $k$: for each picture we choose one random step. Small steps matter more, so we choose them more often (evenly in $\log \sigma_k$) and
+# over $k$: for each picture we choose one random step. Steps of small $k$ contribute more, so we choose them more often (evenly in $\log \sigma_k$) and
 # divide by their probability.
 
 
@@ -908,11 +919,12 @@ for t in centres:
     noisy = add_noise(cosine, x_test[:128], torch.randn(x_test[:128].shape, generator=generator), t)
     errors.append((denoise(noisy, t) - x_test[:128]).square().mean().item())
 edges = torch.linspace(0, 1, 9)
+variance = (x_test[:128] - x_test.mean(0)).square().mean().item()  # the error of the mean digit
 show(
-    plots.plot_bins(edges, {"shipped": errors}, "time t", "mean squared error of $x_0$"),
+    plots.plot_bins(edges, {"shipped": errors}, "time t", "mean squared error of $x_0$", level=variance),
     "1.19",
     "The error grows with the noise, and must. Towards $t = 1$ even the ideal denoiser knows little more than the mean "
-    "digit, and its error approaches the variance of the data.",
+    "digit, and its error approaches the variance of the data (grey line).",
 )
 
 # %% [markdown]
@@ -1005,7 +1017,8 @@ show(
     grids.show_rows(rows),
     "1.21",
     "Above, the optimum of the training returns training pictures, pixel by pixel. Below, the network's samples "
-    "resemble their nearest training pictures, and differ in slant, thickness and the ends of the strokes.",
+    "mostly resemble their nearest training pictures, and differ in slant, thickness and the ends of the strokes. A "
+    "malformed sample may lie nearest to another digit.",
 )
 
 # %%
@@ -1027,7 +1040,8 @@ show(
 # ## The scoreboard
 #
 # The eye is easily pleased. The card holds measurements of samples. *cFID* is a Fréchet distance between features of
-# generated and of real digits; the cell prints it as a multiple of the distance that as many real digits have.
+# generated and of real digits (chapter 0); the cell prints it divided by the cFID of as many real training digits, so that
+# 1 is as good as real.
 # *Doubtful* is a digit of which a classifier of real digits is less than 90 % sure. Chapter 8 compares all models.
 
 # %%

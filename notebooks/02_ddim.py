@@ -92,16 +92,16 @@ show(
 # ## 1. A world in which the denoiser makes no errors
 #
 # A network makes errors, and they hide what a sampler does. So we first take data whose ideal denoiser is known. Let
-# them be a mixture of Gaussians: component $k$ has the weight $w_k$, the mean $\mu_k$ and the standard deviation
+# them be a mixture of Gaussians: component $j$ has the weight $w_j$, the mean $\mu_j$ and the standard deviation
 # $\rho$. With noise added, each component is still a Gaussian,
 #
-# $$x_t \mid k \sim \mathcal N(\alpha_t \mu_k,\; \alpha_t^2 \rho^2 + \sigma_t^2).$$
+# $$x_t \mid j \sim \mathcal N(\alpha_t \mu_j,\; \alpha_t^2 \rho^2 + \sigma_t^2).$$
 #
 # Bayes' rule gives the probability of each component, given $x_t$. Within a component, the mean of $x_0$ is linear in
-# $x_t$. Together they are the posterior mean
+# $x_t$, by the product of Gaussians of chapter 1, section 6. Together they are the posterior mean
 #
-# $$\hat x_0 = \sum_k p(k \mid x_t) \left[ \mu_k + \frac{\alpha_t \rho^2}{\alpha_t^2 \rho^2 + \sigma_t^2}
-# (x_t - \alpha_t \mu_k) \right]. \tag{1}$$
+# $$\hat x_0 = \sum_j p(j \mid x_t) \left[ \mu_j + \frac{\alpha_t \rho^2}{\alpha_t^2 \rho^2 + \sigma_t^2}
+# (x_t - \alpha_t \mu_j) \right]. \tag{1}$$
 
 
 # %%
@@ -141,7 +141,8 @@ print("difference from the sum below 1e-9:", bool((exact - summed).abs().max() <
 
 # %% [markdown]
 # Now we sample. The library's `samplers.sample` takes any denoiser, any grid of times and any step. DDPM and DDIM each
-# take a thousand steps from the same forty starting points.
+# take a thousand steps from the same forty starting points. (`samplers.ddim` draws both: section 4 shows that with
+# `eta = 1` its step is DDPM's.)
 
 
 # %%
@@ -306,8 +307,10 @@ print("samplers.ddim is the paper's step, to 1e-10:", largest < 1e-10)
 # ## 4. At one end stands DDPM
 #
 # With $\eta = 1$, $\sigma_\eta$ is the standard deviation of DDPM's posterior $q(x_s \mid x_t, x_0)$, and (4) is DDPM's
-# step. The means agree as well: put $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ into (4), and collect the
-# terms of $x_t$ and of $\hat x_0$. We check it on all thousand steps, with arbitrary predictions.
+# step: with $1 - \alpha_t^2 / \alpha_s^2$ in the place of $\beta_k$, (5) is $\sqrt{\tilde\beta_k}$ of chapter 1. The means
+# agree as well: put $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ into (4), and collect the terms of $x_t$ and of
+# $\hat x_0$. From $\alpha^2 + \sigma^2 = 1$ follows $\sqrt{\sigma_s^2 - \sigma_\eta^2} = \sigma_s^2 \alpha_t / (\sigma_t
+# \alpha_s)$, which, divided by $\sigma_t$, is the factor of $x_t$ in chapter 1's (3). We check it on all thousand steps, with arbitrary predictions.
 
 # %% tags=["nbval-check-output"]
 largest = 0.0
@@ -338,7 +341,7 @@ show(
     plots.plot_curves(moments, fresh, "time t at which the step starts", "fraction of fresh noise", ylim=(-0.02, 1.02)),
     "2.5",
     "How much of the noise one step of DDPM replaces. In 1,000 steps it is a percent or so at a time, except near "
-    "$t = 1$; in ten steps it is half or more, every time.",
+    "$t = 1$; in ten steps it is nearly half or more, every time.",
 )
 
 # %% [markdown]
@@ -397,8 +400,8 @@ show(
 )
 
 # %% [markdown]
-# In figure 2.6 all paths at first aim at the mean of the data, and are almost straight. Near $\bar\sigma = 1$ each
-# turns to one of the two modes, and is straight again from there. A solver has to resolve this one bend, and ten steps
+# In figure 2.6 the paths are almost straight at first. Below $\bar\sigma \approx 0.7$, when the noise is about as wide as
+# half the distance between the modes, each turns to one of them, and is straight again from there. A solver has to resolve this one bend, and ten steps
 # nearly do.
 #
 # What counts in the end is the distribution. On a line its error is easy to measure: sort the samples, sort a perfect
@@ -451,20 +454,20 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # \sigma \hat\epsilon$. What is left is $(\dot\sigma / \alpha - \dot\alpha \sigma / \alpha^2)\, \hat\epsilon =
 # \frac{d \bar\sigma}{dt}\, \hat\epsilon$, which is (7).)
 #
-# Take any smooth function $\varphi$ that vanishes far out, and ask how its mean under $p_t$ changes with time. For
+# Take any smooth function $h$ that vanishes far out, and ask how its mean under $p_t$ changes with time. For
 # fixed $x_0$ and $\epsilon$, the point $x_t$ moves with the velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. So
 #
-# $$\frac{d}{dt}\, \mathbb E[\varphi(x_t)]
-# = \mathbb E\big[\nabla\varphi(x_t) \cdot (\dot\alpha_t x_0 + \dot\sigma_t \epsilon)\big]
-# = \mathbb E\big[\nabla\varphi(x_t) \cdot u(x_t, t)\big].$$
+# $$\frac{d}{dt}\, \mathbb E[h(x_t)]
+# = \mathbb E\big[\nablah(x_t) \cdot (\dot\alpha_t x_0 + \dot\sigma_t \epsilon)\big]
+# = \mathbb E\big[\nablah(x_t) \cdot u(x_t, t)\big].$$
 #
 # The second step takes the mean over all $x_0$ and $\epsilon$ with the same $x_t$ first. Write the two ends as integrals,
 # and integrate by parts:
 #
-# $$\int \varphi\, \frac{\partial p_t}{\partial t}\, dx = \int \nabla\varphi \cdot u\, p_t\, dx
-# = -\int \varphi\; \nabla \cdot (p_t\, u)\, dx.$$
+# $$\int h\, \frac{\partial p_t}{\partial t}\, dx = \int \nablah \cdot u\, p_t\, dx
+# = -\int h\; \nabla \cdot (p_t\, u)\, dx.$$
 #
-# This holds for every $\varphi$, so the integrands agree:
+# This holds for every $h$, so the integrands agree:
 #
 # $$\frac{\partial p_t}{\partial t} = -\nabla \cdot (p_t\, u). \tag{9}$$
 #
@@ -475,7 +478,12 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # as $t \to 0$. $\blacksquare$
 #
 # By Tweedie's formula (chapter 1), $\hat\epsilon = -\sigma_t \nabla \log p_t$. With this, (8) becomes the
-# *probability-flow ODE* of Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021). They found it from the other side:
+# *probability-flow ODE* of Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021),
+#
+# $$\dot x = \frac{\dot\alpha_t}{\alpha_t}\, x + \left(\frac{\dot\alpha_t\, \sigma_t^2}{\alpha_t} - \dot\sigma_t\,
+# \sigma_t\right) \nabla \log p_t(x).$$
+#
+# They found it from the other side:
 # in the limit of small steps DDPM is a stochastic differential equation, and this ODE has the same $p_t$ without its
 # noise. DDIM is Euler's method for it. Chapter 7 chooses another path from noise to data, and trains $u$ directly.
 #
@@ -615,8 +623,9 @@ for name, alpha in last.items():
 # Seven percent of the picture sounds harmless. But in a mean over thousands of pixels the noise nearly cancels, and the
 # picture's brightness stands out even at $t = 1$. The network learns to read it there. When it samples, it reads the
 # brightness of pure noise, which is always medium: such models cannot draw a very dark or a very bright picture. Lin,
-# Liu, Li & Yang (2024) named both faults, and mended them with zero terminal SNR and trailing spacing. (A network that
-# predicts noise cannot be divided by $\alpha_1 = 0$; it has to predict $v$, as ours does.)
+# Liu, Li & Yang (2024) named both faults, and mended them with zero terminal SNR and trailing spacing. (From predicted
+# noise, $\hat x_0 = (x_t - \sigma_t \hat\epsilon) / \alpha_t$ cannot be computed where $\alpha_1 = 0$: such a network has to
+# predict $v$, as ours does, or $x_0$.)
 #
 # ## 8. What does DDIM buy?
 #
@@ -640,7 +649,7 @@ show(
 # is perfect. But a network makes errors, and they add up along the way. Fresh noise covers old errors, and what follows
 # starts again from a state that looks as it should. A sampler without it keeps every error it ever made. To see which
 # effect wins, we have to measure. *cFID* is a distance between the features of generated and of real digits (chapter
-# 8); figure 2.11 shows it as a multiple of the distance that as many real digits have. It is taken from the card of the
+# 8); figure 2.11 shows it divided by the cFID of as many real training digits. It is taken from the card of the
 # weights; error bars, where the card has them, are standard errors. With 2,000 samples the error is more than a tenth,
 # so a dip or a crossing of this size means nothing.
 
@@ -717,7 +726,7 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
 starts, read, same = pipe.noise(30, seed=21), {}, {}
 for eta in (0.0, 1.0):
     for steps in (50, 20, 10, 5):
-        drawn = pipe.sample(30, steps=steps, eta=eta, seed=22, noise=starts)
+        drawn = pipe.sample(30, steps=steps, eta=eta, seed=22 + steps, noise=starts)
         read[steps] = logits(drawn).argmax(dim=1)
         same[eta, steps] = (read[steps] == read[50]).double().mean().item()
     agree = ", ".join(f"{same[eta, steps]:.0%} with {steps} steps" for steps in (20, 10, 5))
@@ -792,7 +801,7 @@ for name, beginning in beginnings.items():
             f"{name:>7} the first noise, {steps} steps: code of standard deviation {code[name, steps].std():.2f}; ",
             end="",
         )
-        print(f"back, a pixel is off by {error[name, steps]:.3f}, {kept[name, steps]:.0%} read as the same digit")
+        print(f"back, a pixel is off by {error[name, steps]:.3f} of 2, {kept[name, steps]:.0%} read as the same digit")
 shown = {"picture": pipe.to_images(pictures[:8])}
 for name in beginnings:
     shown[f"code {name}"] = data.crop(code[name, 50][:8]) / 3
@@ -864,8 +873,8 @@ assert ink_between["line"] < ink_between["sphere"]
 
 # %% [markdown]
 # In figure 2.14 both ways arrive, and both pass through digits. In the middle of the line the noise is too weak. To the
-# network, weak noise looks like a picture with little in it, and it draws too little ink. On the sphere this does not
-# happen. Figure 2.15 moves along six such ways at once.
+# network, weak noise looks like a picture with little in it, and it draws too little ink, as the cell prints. On the
+# sphere this does not happen. Figure 2.15 moves along six such ways at once.
 
 # %%
 corners = pipe.noise(24, seed=12).unflatten(0, (4, 6))  # (4, 6, 1, 32, 32)

@@ -98,13 +98,20 @@ def plot_quality(
 
 
 @styled
-def plot_bins(edges: Sequence[float], values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
+def plot_bins(
+    edges: Sequence[float],
+    values: dict[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    level: float | None = None,
+) -> Figure:
     """Bars over bins of an axis, one colour a name, side by side.
 
     Args:
         edges: of the bins, one more than there are bins.
         values: name -> one number a bin.
         xlabel, ylabel: what the axes are.
+        level: where a line is drawn across, for comparison.
     """
     figure, axes = new_figure(6.5, 3.0)
     edges = np.asarray(edges, dtype=float)
@@ -113,6 +120,8 @@ def plot_bins(edges: Sequence[float], values: dict[str, Sequence[float]], xlabel
         axes.bar(
             edges[:-1] + 0.05 * np.diff(edges) + number * width, heights, width, align="edge", color=colour, label=name
         )
+    if level is not None:
+        axes.axhline(level, color=GREY)
     axes.set(xlabel=xlabel, ylabel=ylabel, xticks=edges)
     if len(values) > 1:
         axes.legend()
