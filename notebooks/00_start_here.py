@@ -19,7 +19,8 @@
 # How can a computer draw a digit that nobody has ever written? A *diffusion model* learns to remove noise from
 # pictures. It then starts from nothing but noise, and removes it until a picture is left. This book teaches how that
 # works by building such models: on handwritten digits, in plain PyTorch, with every line in view. Digits are small
-# enough that each model of the book can be trained on a laptop, and what you learn from them carries over to large models.
+# enough that each model of the book can be trained on a laptop, and what you learn from them carries over to large
+# models.
 #
 # On this page you will
 #
@@ -77,13 +78,14 @@ show(
 )
 
 # %% [markdown]
-# In the upper half of figure 0.2, time $t$ runs from 0, the *data*, to 1, pure *noise*. The grey arrow is how a model is
-# trained: noise is added to a training picture, and a neural network learns to predict what was added. The blue arrow is
-# *sampling*. It starts from fresh noise, and at each step the trained network removes a little of it.
+# In the upper half of figure 0.2, time $t$ runs from 0, the *data*, to 1, pure *noise*. The grey arrow is how a model
+# is trained: noise is added to a training picture, and a neural network learns to predict what was added. The blue
+# arrow is *sampling*. It starts from fresh noise, and at each step the trained network removes a little of it.
 #
 # The lower half shows why the results are new. Think of a picture as a point in a space with one dimension for each
 # pixel. Digits fill only a thin part of that space, here drawn as a curve. Noise is everywhere. Sampling moves a cloud
-# of random points onto the curve. Each point ends at some digit, and most end between the training pictures, not on them.
+# of random points onto the curve. Each point ends at some digit, and most end between the training pictures, not on
+# them.
 #
 # ### Watch it happen
 #
@@ -146,17 +148,17 @@ show(
 #
 # - **The left column works on pixels.** `ddim` takes the weights of `ddpm` and needs fewer steps. The `rf` models are
 #   *rectified flows*: they make the path from noise to data straight, until a single step is enough.
-# - **The middle column works on latents.** An autoencoder (`vae`) compresses each picture to 32 numbers, its *latent*. (Its box
-#   shows five real digits, and below them what is left of them after compression.) The models below it remove noise from
-#   these 32 dimensions, which takes far less computation.
+# - **The middle column works on latents.** An autoencoder (`vae`) compresses each picture to 32 numbers, its *latent*.
+#   (Its box shows five real digits, and below them what is left of them after compression.) The models below it remove
+#   noise from these 32 dimensions, which takes far less computation.
 # - **The right column takes a class too.** You ask for a seven and get a seven.
 #
-# From `ddim` downwards, the boxes of the left column start from the same noise and turn it into similar digits, for their
-# samplers add no noise of their own. The same holds for the other two columns, the `vae` excepted.
+# From `ddim` downwards, the boxes of the left column start from the same noise and turn it into similar digits, for
+# their samplers add no noise of their own. The same holds for the other two columns, the `vae` excepted.
 #
 # The minutes are those of one or two cores of an ordinary processor, and everything that the weights were made from is
-# counted: those of a latent model include its autoencoder, those of `rf-one-step` the two flows before it. `ddim` is not
-# trained at all, and so has the minutes of `ddpm`.
+# counted: those of a latent model include its autoencoder, those of `rf-one-step` the two flows before it. `ddim` is
+# not trained at all, and so has the minutes of `ddpm`.
 #
 # How long does sampling take? The table measures it on the machine that runs this page.
 
@@ -185,18 +187,18 @@ assert max(minutes.values()) < 120  # "two hours"
 # far they can be trusted.
 #
 # 1. A classifier that was trained on MNIST describes each picture by 64 numbers, its *features*. The **cFID** compares
-#    their mean and covariance over generated pictures with those over real test pictures. (This is a *Fréchet distance*,
-#    and 0 if both agree. The FID of the papers is the same, with a network called Inception as the classifier.)
-#    Lower is better.
-# 2. Real training pictures do not reach 0 either. Their cFID is called the **floor**, and the book states $R = \text{cFID}
-#    / \text{floor}$, so that 1 is as good as real.
-# 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90 %
-#    or more.
+#    their mean and covariance over generated pictures with those over real test pictures. (This is a *Fréchet
+#    distance*, and 0 if both agree. The FID of the papers is the same, with a network called Inception as the
+#    classifier.) Lower is better.
+# 2. Real training pictures do not reach 0 either. Their cFID is called the **floor**, and the book states $R =
+#    \text{cFID} / \text{floor}$, so that 1 is as good as real.
+# 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90
+#    % or more.
 #
-# All these measurements are stored on a model's **card**, the JSON file next to its weights. With fewer samples the floor
-# is higher, while the cFID of a model that is far from it hardly changes: so the same model has a smaller $R$. Compare
-# $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model and of the
-# first latent model say?
+# All these measurements are stored on a model's **card**, the JSON file next to its weights. With fewer samples the
+# floor is higher, while the cFID of a model that is far from it hardly changes: so the same model has a smaller $R$.
+# Compare $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model
+# and of the first latent model say?
 
 # %%
 on_card = {}
@@ -235,10 +237,11 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 # checks it. At the end, this code is compared with the library's, which is what you would use in a project.
 # The exercises check your solution and tell you what is wrong with it; one solution is folded up below each.
 #
-# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule. It helps to have trained a convolutional
-# network. One proof in chapter 2 uses divergence and integration by parts, and may be skipped. The letters of the formulas are
-# explained where they first appear. The appendix lists them on its page *Notation* (`docs/notation.md`), with what the
-# papers write in their place, and the technical terms in its *Glossary* (`docs/glossary.md`).
+# You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule. It helps to have trained a
+# convolutional network. One proof in chapter 2 uses divergence and integration by parts, and may be skipped. The
+# letters of the formulas are explained where they first appear. The appendix lists them on its page *Notation*
+# (`docs/notation.md`), with what the papers write in their place, and the technical terms in its *Glossary*
+# (`docs/glossary.md`).
 #
 # ## An hour, a day, a week
 #
@@ -280,9 +283,9 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 # ## Does everything work here?
 #
 # The next cell says on which device the models run, and with which precision. With `bfloat16`, the products inside a
-# network are computed with 16 bits, which is faster on hardware that has instructions for it; elsewhere they are computed
-# in `float32`. The weights and the pictures are `float32` in both cases, and that is what the chapters print. In a
-# shell, `diffusion-book doctor` checks more.
+# network are computed with 16 bits, which is faster on hardware that has instructions for it; elsewhere they are
+# computed in `float32`. The weights and the pictures are `float32` in both cases, and that is what the chapters print.
+# In a shell, `diffusion-book doctor` checks more.
 
 # %%
 device = devices.resolve_device("auto")
@@ -316,9 +319,9 @@ show(
 )
 
 # %% [markdown]
-# Compare figure 0.5 with figure 0.1: the difference is not easy to see. All data sets of the book have the same shape, so
-# that you can exchange them without changing anything else. They store pictures of 28 × 28 bytes. A network receives them
-# as floats from −1 (background) to 1 (ink), with a border that makes them 32 × 32.
+# Compare figure 0.5 with figure 0.1: the difference is not easy to see. All data sets of the book have the same shape,
+# so that you can exchange them without changing anything else. They store pictures of 28 × 28 bytes. A network receives
+# them as floats from −1 (background) to 1 (ink), with a border that makes them 32 × 32.
 
 # %% tags=["nbval-check-output"]
 for dataset in (train, data.load("digits")):

@@ -164,9 +164,9 @@ show(
 
 # %% [markdown]
 # With little noise the denoiser is certain (figure 1.4). With much noise it answers with something near 0, the mean of
-# all pictures. That is its best answer: the mean minimises the squared error, and the mean of many pictures is a blur. So a *denoiser*
-# cannot draw a digit in one step. (Chapter 7 trains a different function, which sends each noise to one picture of its
-# own; nothing is left to average, and one step is enough.)
+# all pictures. That is its best answer: the mean minimises the squared error, and the mean of many pictures is a blur.
+# So a *denoiser* cannot draw a digit in one step. (Chapter 7 trains a different function, which sends each noise to one
+# picture of its own; nothing is left to average, and one step is enough.)
 #
 # Is the formula true? Sample a million pairs, keep those with $x_t$ near 0.3, and average their $x_0$.
 
@@ -207,9 +207,9 @@ show(
 # received about half of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody
 # knows a formula for $\hat x_0$. A network has to learn it.
 #
-# You can watch one learn. The small laboratory below trains a network of 5,500 parameters in your browser, on points of the plane:
-# press Play. It learns the noise in $x_t$; the arrows show which way the steps back then move a point, and on the right
-# are 400 points that it makes of noise.
+# You can watch one learn. The small laboratory below trains a network of 5,500 parameters in your browser, on points of
+# the plane: press Play. It learns the noise in $x_t$; the arrows show which way the steps back then move a point, and
+# on the right are 400 points that it makes of noise.
 
 # %%
 toy.toy("moons", "noise")
@@ -256,9 +256,9 @@ show(
 # f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right).$$
 #
 # The product telescopes, so that $\bar\alpha_k = f(k)/f(0)$, except at $k = T$. There $f$ is 0; the cap lets a trace of
-# the picture through, and $\bar\alpha_T$ is not quite 0. The 0.008 keeps the first betas from being vanishingly small. (The paper abbreviates $1-\beta_k$ as $\alpha_k$. In this book
-# $\alpha_t$ is $\sqrt{\bar\alpha_k}$, the factor of the picture itself.) Our tensors have a 0th entry, so that their
-# indices are those of the formulas.
+# the picture through, and $\bar\alpha_T$ is not quite 0. The 0.008 keeps the first betas from being vanishingly small.
+# (The paper abbreviates $1-\beta_k$ as $\alpha_k$. In this book $\alpha_t$ is $\sqrt{\bar\alpha_k}$, the factor of the
+# picture itself.) Our tensors have a 0th entry, so that their indices are those of the formulas.
 
 # %% tags=["nbval-check-output"]
 T = 1000
@@ -475,10 +475,11 @@ for step in (1, 500, 900, 990, 1000):
 #
 # This is *Tweedie's formula*. A denoiser gives the score, and the score gives a denoiser; learning it by denoising is
 # *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a *stochastic
-# differential equation*, one that adds a little noise at every instant, driven by the score (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The score alone can
-# sample too: *Langevin dynamics*, $x \leftarrow x + \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, repeated, ends in
-# samples of $p_t$ for small $\delta$. Song & Ermon (2019) drew pictures so, lowering the noise level by level. On the toy, $p_t$
-# is a mixture of two Gaussians, and autograd finds its score (figure 1.10) without any denoiser.
+# differential equation*, one that adds a little noise at every instant, driven by the score (Song, Sohl-Dickstein,
+# Kingma, Kumar, Ermon & Poole 2021). The score alone can sample too: *Langevin dynamics*, $x \leftarrow x +
+# \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, repeated, ends in samples of $p_t$ for small $\delta$. Song & Ermon
+# (2019) drew pictures so, lowering the noise level by level. On the toy, $p_t$ is a mixture of two Gaussians, and
+# autograd finds its score (figure 1.10) without any denoiser.
 
 
 # %%
@@ -510,8 +511,8 @@ show(
 # depends on the whole picture (is this stroke part of a 3 or of an 8?) and on exactly where the edges are. A *U-Net*
 # (Ronneberger, Fischer & Brox 2015) serves both needs. Figure 1.11 shows ours, figures 1.12 and 1.13 what its blocks
 # are made of. *GroupNorm* is batch normalisation over groups of channels of a single picture; *SiLU*, $x \cdot
-# \mathrm{sigmoid}(x)$, is a smooth ReLU; an *MLP* is a few linear layers with an activation between. The last layer of each
-# block starts with zero weights, so that an untrained block passes on its shortcut.
+# \mathrm{sigmoid}(x)$, is a smooth ReLU; an *MLP* is a few linear layers with an activation between. The last layer of
+# each block starts with zero weights, so that an untrained block passes on its shortcut.
 
 # %%
 config = pipe.recipe.network
@@ -607,9 +608,9 @@ print("forty lines equal the library's network")
 #
 # ## 10. The loss
 #
-# What should the network be trained for? A generative model should give the data a high likelihood. The
-# likelihood under a chain of 1,000 random steps cannot be computed, but it has a lower bound, the *evidence lower bound*
-# (ELBO). The negative ELBO is a sum with one term for each step, most of them Kullback-Leibler divergences
+# What should the network be trained for? A generative model should give the data a high likelihood. The likelihood
+# under a chain of 1,000 random steps cannot be computed, but it has a lower bound, the *evidence lower bound* (ELBO).
+# The negative ELBO is a sum with one term for each step, most of them Kullback-Leibler divergences
 # $D_\mathrm{KL}(q\,\|\,p) = \mathbb E_q[\log q - \log p]$:
 #
 # $$\begin{aligned}
@@ -648,8 +649,8 @@ print("forty lines equal the library's network")
 #
 # </details>
 #
-# Here $p(x_T) = \mathcal N(0, I)$ is the noise that sampling starts from, $p_\theta(x_{k-1}|x_k)$ is the model's step back,
-# and the expectations are over the forward process. A divergence is 0 if both distributions agree, and positive
+# Here $p(x_T) = \mathcal N(0, I)$ is the noise that sampling starts from, $p_\theta(x_{k-1}|x_k)$ is the model's step
+# back, and the expectations are over the forward process. A divergence is 0 if both distributions agree, and positive
 # otherwise.
 #
 # The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
@@ -660,8 +661,8 @@ print("forty lines equal the library's network")
 # = \tfrac12\left(\mathrm{SNR}_{k-1} - \mathrm{SNR}_k\right) \|x_0 - \hat x_0\|^2. \tag{7}$$
 #
 # (The coefficient of $x_0$ in (3), squared and divided by $2\tilde\beta_k$, is $\tfrac12\,\bar\alpha_{k-1}\beta_k /
-# [(1-\bar\alpha_{k-1})(1-\bar\alpha_k)]$. Since $\bar\alpha_{k-1}\beta_k = \bar\alpha_{k-1} - \bar\alpha_k$, this is half
-# the difference of the SNRs.)
+# [(1-\bar\alpha_{k-1})(1-\bar\alpha_k)]$. Since $\bar\alpha_{k-1}\beta_k = \bar\alpha_{k-1} - \bar\alpha_k$, this is
+# half the difference of the SNRs.)
 #
 # The likelihood under the chain has become a squared error, with a weight for each step. The other targets are weighted
 # errors too: by (4),
@@ -721,12 +722,12 @@ for name, net in {"untrained": UNet(config), "shipped": network}.items():
 # %% [markdown]
 # ## 11. How many bits is a digit?
 #
-# The bound is not only a way to a loss. It is also a code length: an ideal code needs $-\log_2 p(x)$ bits for $x$, and (6)
-# is an upper bound of this (with natural logarithms, in *nats*). Let us measure it on test pictures. Ho et al.'s *discretised decoder* turns $p_\theta(x_0|x_1)$ into
-# probabilities of the 256 grey levels: a Gaussian around $\hat x_0$, integrated over each level's interval. Its
-# standard deviation is a free parameter, which we fit on training pictures. We do not compute the whole sum
-# over $k$: for each picture we choose one random step. Steps of small $k$ contribute more, so we choose them more often (evenly in $\log \sigma_k$) and
-# divide by their probability.
+# The bound is not only a way to a loss. It is also a code length: an ideal code needs $-\log_2 p(x)$ bits for $x$, and
+# (6) is an upper bound of this (with natural logarithms, in *nats*). Let us measure it on test pictures. Ho et al.'s
+# *discretised decoder* turns $p_\theta(x_0|x_1)$ into probabilities of the 256 grey levels: a Gaussian around $\hat
+# x_0$, integrated over each level's interval. Its standard deviation is a free parameter, which we fit on training
+# pictures. We do not compute the whole sum over $k$: for each picture we choose one random step. Steps of small $k$
+# contribute more, so we choose them more often (evenly in $\log \sigma_k$) and divide by their probability.
 
 
 # %%
@@ -841,9 +842,9 @@ print(f"farther than 0.0001 from the library's samples: {apart.sum()} of {len(x)
 # ## 13. A live training
 #
 # The library's `Trainer` is a generator: it trains one step, reports, and hands control back. We train a new network,
-# built like the shipped one, for 250 steps of 16 pictures. `warmup_steps` lets the learning rate rise from zero, because
-# Adam's averages know little at first. Samples come from an exponential moving average of the
-# weights (EMA), which is steadier than the weights themselves.
+# built like the shipped one, for 250 steps of 16 pictures. `warmup_steps` lets the learning rate rise from zero,
+# because Adam's averages know little at first. Samples come from an exponential moving average of the weights (EMA),
+# which is steadier than the weights themselves.
 
 # %%
 diffusion = DiffusionConfig()
@@ -1040,9 +1041,9 @@ show(
 # ## The scoreboard
 #
 # The eye is easily pleased. The card holds measurements of samples. *cFID* is a Fréchet distance between features of
-# generated and of real digits (chapter 0); the cell prints it divided by the cFID of as many real training digits, so that
-# 1 is as good as real.
-# *Doubtful* is a digit of which a classifier of real digits is less than 90 % sure. Chapter 8 compares all models.
+# generated and of real digits (chapter 0); the cell prints it divided by the cFID of as many real training digits, so
+# that 1 is as good as real. *Doubtful* is a digit of which a classifier of real digits is less than 90 % sure. Chapter
+# 8 compares all models.
 
 # %%
 for row in figures(card):

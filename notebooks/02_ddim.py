@@ -307,10 +307,11 @@ print("samplers.ddim is the paper's step, to 1e-10:", largest < 1e-10)
 # ## 4. At one end stands DDPM
 #
 # With $\eta = 1$, $\sigma_\eta$ is the standard deviation of DDPM's posterior $q(x_s \mid x_t, x_0)$, and (4) is DDPM's
-# step: with $1 - \alpha_t^2 / \alpha_s^2$ in the place of $\beta_k$, (5) is $\sqrt{\tilde\beta_k}$ of chapter 1. The means
-# agree as well: put $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ into (4), and collect the terms of $x_t$ and of
-# $\hat x_0$. From $\alpha^2 + \sigma^2 = 1$ follows $\sqrt{\sigma_s^2 - \sigma_\eta^2} = \sigma_s^2 \alpha_t / (\sigma_t
-# \alpha_s)$, which, divided by $\sigma_t$, is the factor of $x_t$ in chapter 1's (3). We check it on all thousand steps, with arbitrary predictions.
+# step: with $1 - \alpha_t^2 / \alpha_s^2$ in the place of $\beta_k$, (5) is $\sqrt{\tilde\beta_k}$ of chapter 1. The
+# means agree as well: put $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ into (4), and collect the terms of
+# $x_t$ and of $\hat x_0$. From $\alpha^2 + \sigma^2 = 1$ follows $\sqrt{\sigma_s^2 - \sigma_\eta^2} = \sigma_s^2
+# \alpha_t / (\sigma_t \alpha_s)$, which, divided by $\sigma_t$, is the factor of $x_t$ in chapter 1's (3). We check it
+# on all thousand steps, with arbitrary predictions.
 
 # %% tags=["nbval-check-output"]
 largest = 0.0
@@ -400,9 +401,9 @@ show(
 )
 
 # %% [markdown]
-# In figure 2.6 the paths are almost straight at first. Below $\bar\sigma \approx 0.7$, when the noise is about as wide as
-# half the distance between the modes, each turns to one of them, and is straight again from there. A solver has to resolve this one bend, and ten steps
-# nearly do.
+# In figure 2.6 the paths are almost straight at first. Below $\bar\sigma \approx 0.7$, when the noise is about as wide
+# as half the distance between the modes, each turns to one of them, and is straight again from there. A solver has to
+# resolve this one bend, and ten steps nearly do.
 #
 # What counts in the end is the distribution. On a line its error is easy to measure: sort the samples, sort a perfect
 # sample, and average the distances. This is the Wasserstein-1 distance.
@@ -461,8 +462,8 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # = \mathbb E\big[\nablah(x_t) \cdot (\dot\alpha_t x_0 + \dot\sigma_t \epsilon)\big]
 # = \mathbb E\big[\nablah(x_t) \cdot u(x_t, t)\big].$$
 #
-# The second step takes the mean over all $x_0$ and $\epsilon$ with the same $x_t$ first. Write the two ends as integrals,
-# and integrate by parts:
+# The second step takes the mean over all $x_0$ and $\epsilon$ with the same $x_t$ first. Write the two ends as
+# integrals, and integrate by parts:
 #
 # $$\int h\, \frac{\partial p_t}{\partial t}\, dx = \int \nablah \cdot u\, p_t\, dx
 # = -\int h\; \nabla \cdot (p_t\, u)\, dx.$$
@@ -624,8 +625,8 @@ for name, alpha in last.items():
 # picture's brightness stands out even at $t = 1$. The network learns to read it there. When it samples, it reads the
 # brightness of pure noise, which is always medium: such models cannot draw a very dark or a very bright picture. Lin,
 # Liu, Li & Yang (2024) named both faults, and mended them with zero terminal SNR and trailing spacing. (From predicted
-# noise, $\hat x_0 = (x_t - \sigma_t \hat\epsilon) / \alpha_t$ cannot be computed where $\alpha_1 = 0$: such a network has to
-# predict $v$, as ours does, or $x_0$.)
+# noise, $\hat x_0 = (x_t - \sigma_t \hat\epsilon) / \alpha_t$ cannot be computed where $\alpha_1 = 0$: such a network
+# has to predict $v$, as ours does, or $x_0$.)
 #
 # ## 8. What does DDIM buy?
 #
@@ -705,15 +706,16 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
         assert gap < 3 * sum(each**2 for each in scatter) ** 0.5, (row["steps"], gap, scatter)
 
 # %% [markdown]
-# The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with fresh
-# noise as well. By cFID, the two samplers differ at equal numbers of steps by no more than about two standard errors. With this
-# network the two effects are nearly in balance, and what was a clear win on the toy has disappeared in the errors of
-# the network. With a better network, on harder pictures, it comes back: the paper reports, on CIFAR-10 and with 10 steps,
-# an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps (table 1 there).
+# The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with
+# fresh noise as well. By cFID, the two samplers differ at equal numbers of steps by no more than about two standard
+# errors. With this network the two effects are nearly in balance, and what was a clear win on the toy has disappeared
+# in the errors of the network. With a better network, on harder pictures, it comes back: the paper reports, on CIFAR-10
+# and with 10 steps, an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps
+# (table 1 there).
 #
 # So on our digits DDIM does not buy better pictures. It buys three other things. It can be run with better solvers than
-# Euler's, such as DPM-Solver++ (chapter 7). It is the starting point of all methods that shorten the way by training. And its noise
-# means something, as the next three sections show.
+# Euler's, such as DPM-Solver++ (chapter 7). It is the starting point of all methods that shorten the way by training.
+# And its noise means something, as the next three sections show.
 #
 # ## 9. The same noise gives the same digit
 #
@@ -759,9 +761,9 @@ show(
 # ## 10. From a picture to its noise
 #
 # A differential equation can be solved in either direction. Follow (6) upwards, from $t = 0$ to $t = 1$, and a picture
-# should become a noise that it could have come from; follow it down, and the picture is back. At $t = 0$ there is no noise whose
-# direction could be predicted, so we must begin a little later, at $t = 0.01$, where $x_t = \alpha_t x_0 + \sigma_t
-# \epsilon$. The noise there is hardly visible. May we leave it out?
+# should become a noise that it could have come from; follow it down, and the picture is back. At $t = 0$ there is no
+# noise whose direction could be predicted, so we must begin a little later, at $t = 0.01$, where $x_t = \alpha_t x_0 +
+# \sigma_t \epsilon$. The noise there is hardly visible. May we leave it out?
 
 
 # %%
@@ -823,13 +825,13 @@ if test.name == "mnist":
 # %% [markdown]
 # We may not (figure 2.13). Without its first trace of noise the code is much too weak: its standard deviation is far
 # below 1, and the digit can be seen in it. The reason is that a real picture is not among the states $x_t$ that the
-# network was trained on, nor where $p_t$ has its mass: its background is exactly $-1$, with no noise from which the walk
-# upwards could unfold the noise of $t = 1$. Begun from a proper sample of $p_t$, the code has standard deviation
+# network was trained on, nor where $p_t$ has its mass: its background is exactly $-1$, with no noise from which the
+# walk upwards could unfold the noise of $t = 1$. Begun from a proper sample of $p_t$, the code has standard deviation
 # nearly 1, and is what we were looking for.
 #
 # The way back is not exact either. With 50 steps up and 50 down most digits return; with 10, most come back as other
-# digits, for Euler's errors on the way up are not undone on the way down. The proper code even returns less exactly than
-# the weak one, which never strays far from its picture.
+# digits, for Euler's errors on the way up are not undone on the way down. The proper code even returns less exactly
+# than the weak one, which never strays far from its picture.
 #
 # On the book's site you can try it on a digit of your own: draw one, and see its code (divided by 3, so that it can be
 # seen) and what comes back. In the last row the drawing is only noised to time $t$, five times, and brought back from
@@ -1038,9 +1040,10 @@ check(dial_step)
 # ```
 #
 # With $\sigma_\eta = \sigma_s$ all noise is replaced: $x_s = \alpha_s \hat x_0 + \sigma_s z$. Of $x_t$ nothing is kept
-# but $\hat x_0$. If that were the true $x_0$, the distributions (2) would be right. But it is a mean, so each step loses
-# some of the variance: the modes come out too narrow, the upper one gets too many points, and more steps do not mend
-# it. With $\eta \le 1$ the fraction of fresh noise goes to zero with the length of the step, and the error goes with it.
+# but $\hat x_0$. If that were the true $x_0$, the distributions (2) would be right. But it is a mean, so each step
+# loses some of the variance: the modes come out too narrow, the upper one gets too many points, and more steps do not
+# mend it. With $\eta \le 1$ the fraction of fresh noise goes to zero with the length of the step, and the error goes
+# with it.
 #
 # </details>
 #

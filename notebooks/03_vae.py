@@ -162,10 +162,10 @@ show(
 )
 
 # %% [markdown]
-# Two things are missing. First, a linear map fits digits badly: a stroke that moves sideways cannot be written as a sum of
-# other strokes. Networks are not linear. Second, we do not know *which codes occur*. Coordinates that are plausible one by
-# one need not be plausible together, as the last row shows. We begin with the second point, and write down a model of
-# how pictures arise.
+# Two things are missing. First, a linear map fits digits badly: a stroke that moves sideways cannot be written as a sum
+# of other strokes. Networks are not linear. Second, we do not know *which codes occur*. Coordinates that are plausible
+# one by one need not be plausible together, as the last row shows. We begin with the second point, and write down a
+# model of how pictures arise.
 #
 # ## 2. A latent variable model
 #
@@ -279,10 +279,10 @@ show(
 # \qquad q(z) = \mathbb E_x\, q(z \mid x).$$
 #
 # The mutual information $I(x; z)$ is what the latent says about the picture; the rate is an upper bound of it. (Write
-# $\log \frac{q(z \mid x)}{p(z)}$ as $\log \frac{q(z \mid x)}{q(z)} + \log \frac{q(z)}{p(z)}$ and average over pictures and
-# latents: the first part is $I(x; z)$ by definition.) The second part compares the *aggregate posterior* $q(z)$, the
-# latents of all pictures together, with the prior. Keep it in mind: it
-# decides whether the model can generate (section 14).
+# $\log \frac{q(z \mid x)}{p(z)}$ as $\log \frac{q(z \mid x)}{q(z)} + \log \frac{q(z)}{p(z)}$ and average over pictures
+# and latents: the first part is $I(x; z)$ by definition.) The second part compares the *aggregate posterior* $q(z)$,
+# the latents of all pictures together, with the prior. Keep it in mind: it decides whether the model can generate
+# (section 14).
 
 # %% tags=["nbval-check-output"]
 mu, log_variance = torch.tensor([0.0, 1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, -1.0, -6.0])
@@ -521,8 +521,8 @@ show(
 )
 
 # %% [markdown]
-# Figure 3.8 shows two of the 32 dimensions. Only the ones keep apart: 0, 2, 3, 5, 6 and 8 overlap, and so do 4, 7 and 9. Digits
-# that look alike lie close together, although no label was used.
+# Figure 3.8 shows two of the 32 dimensions. Only the ones keep apart: 0, 2, 3, 5, 6 and 8 overlap, and so do 4, 7 and
+# 9. Digits that look alike lie close together, although no label was used.
 #
 # Let us go further: the latents of `vae-2d` have only two dimensions, so that figure 3.9 shows the whole latent space.
 
@@ -613,9 +613,9 @@ if train.name == "mnist":
 #
 # ## 12. Rate against distortion
 #
-# The toy gives a forecast. With the ideal encoder (3), $\sigma^2 = \gamma^2 / (|w|^2 + \gamma^2)$, and the average of $\mu^2$
-# over the data is $|w|^2 / (|w|^2 + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log
-# \sigma^2$ is left:
+# The toy gives a forecast. With the ideal encoder (3), $\sigma^2 = \gamma^2 / (|w|^2 + \gamma^2)$, and the average of
+# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12
+# \log \sigma^2$ is left:
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}} = \tfrac12 \log \frac{|w|^2 + \gamma^2}{\gamma^2}. \tag{8}$$
 #
@@ -804,8 +804,9 @@ check(bits)
 #     return nats.sum(dim=(1, 2, 3)) / math.log(2)
 # ```
 #
-# A PNG of a 28 × 28 digit takes some two thousand bits, and restores every grey level. A latent of the shipped VAE takes about an eighth
-# of that. Its reconstruction is off by about ten levels, but its decoder knows what digits look like.
+# A PNG of a 28 × 28 digit takes some two thousand bits, and restores every grey level. A latent of the shipped VAE
+# takes about an eighth of that. Its reconstruction is off by about ten levels, but its decoder knows what digits look
+# like.
 #
 # </details>
 #

@@ -308,8 +308,8 @@ if train.name == "mnist":
 # = r^2\,\frac{\alpha_t^2}{\sigma_t^2} = r^2\,\mathrm{SNR}(t). \tag{3}$$
 #
 # A factor on the data is a shift in time. Divide $x_t = \alpha_t r z_0 + \sigma_t \epsilon$ by $c = \sqrt{r^2
-# \alpha_t^2 + \sigma_t^2}$: the new factors $r\alpha_t/c$ and $\sigma_t/c$ again have squares that sum to 1. So the state
-# is, up to its size, that of *unit* data at another time $t'$:
+# \alpha_t^2 + \sigma_t^2}$: the new factors $r\alpha_t/c$ and $\sigma_t/c$ again have squares that sum to 1. So the
+# state is, up to its size, that of *unit* data at another time $t'$:
 #
 # $$\frac{x_t}{c} = \alpha_{t'} z_0 + \sigma_{t'} \epsilon, \qquad
 # \frac{\sigma_{t'}}{\alpha_{t'}} = \frac{1}{r} \cdot \frac{\sigma_t}{\alpha_t}. \tag{4}$$
@@ -379,8 +379,8 @@ if train.name == "mnist":
     assert min(distances[1 / 30], distances[30.0]) > 3 * distances[1.0]
 
 # %% [markdown]
-# At the wrong scale most samples are smudged, or stop halfway between two digits, although the denoiser knows as much as
-# before. Section 8 shows what happens to a network that has to *learn* at the wrong scale.
+# At the wrong scale most samples are smudged, or stop halfway between two digits, although the denoiser knows as much
+# as before. Section 8 shows what happens to a network that has to *learn* at the wrong scale.
 #
 # So the library measures the mean and the standard deviation of each channel on the training set, once, after the VAE
 # is trained. They are stored with its weights, and `encode` and `decode` apply them.
@@ -484,9 +484,9 @@ assert results["latents_shipped_cfid"] < results["pixels_shipped_cfid"]
 # as long as the shipped pixel model, and it ended up better. And the autoencoder is paid for once: all latent models of
 # the next chapters use the same one.
 #
-# The wrong scale is the same network on the same data. It stays behind at every stop, and leaves blots among its samples
-# (second row of figure 4.9). Nothing warned us: the code ran without an error. A wrong scale is among the most common
-# faults of latent models, and the easiest to find: print the standard deviation of what the network is fed.
+# The wrong scale is the same network on the same data. It stays behind at every stop, and leaves blots among its
+# samples (second row of figure 4.9). Nothing warned us: the code ran without an error. A wrong scale is among the most
+# common faults of latent models, and the easiest to find: print the standard deviation of what the network is fed.
 #
 # ## 9. The shipped weights
 #
@@ -663,7 +663,8 @@ for row in figures(card):
 # <details><summary>What differs from the paper</summary>
 #
 # - **Autoencoder.** Theirs is trained with a perceptual loss and an adversarial one, which keep textures sharp. Ours
-#   has the squared error of chapter 3. Both have a small weight on the divergence; the paper also tries quantised latents.
+#   has the squared error of chapter 3. Both have a small weight on the divergence; the paper also tries quantised
+#   latents.
 # - **Compression.** Each side shrinks by a factor $f$. They try 1 to 32 and find 4 to 16 best. Ours is 8. Stable
 #   Diffusion's 512 × 512 × 3 pixels become 64 × 64 × 4, which divides the dimension by 48. Ours is divided by 32. Later
 #   models chose otherwise: Stable Diffusion 3 (Esser et al. 2024) has 16 channels, and the autoencoder of Chen et al.

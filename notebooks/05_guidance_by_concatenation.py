@@ -16,10 +16,10 @@
 #
 # *Runs in one to two minutes on two CPU cores, without a network connection. Needs chapters 1, 2 and 4.*
 #
-# So far the models draw whatever they like. How do you ask for *a three, please*? Giving a network the label is easy: it
-# takes four more input channels. The surprise comes afterwards. A network that can draw with a label and without one can
-# be pushed further towards the label than any data ever went, by one line of arithmetic. That line is at work in nearly
-# every text-to-image system.
+# So far the models draw whatever they like. How do you ask for *a three, please*? Giving a network the label is easy:
+# it takes four more input channels. The surprise comes afterwards. A network that can draw with a label and without one
+# can be pushed further towards the label than any data ever went, by one line of arithmetic. That line is at work in
+# nearly every text-to-image system.
 #
 # You will
 #
@@ -33,8 +33,8 @@
 # The source is Ho & Salimans, *Classifier-Free Diffusion Guidance* (2022).
 #
 # *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the small
-# digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the results
-# of sections 7, 9 and 12 then differ from the text.
+# digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the
+# results of sections 7, 9 and 12 then differ from the text.
 
 # %% [markdown]
 # ## Set-up, and what we are after
@@ -85,11 +85,11 @@ show(
 #
 # ## 1. A world in which everything is known
 #
-# As in chapter 2, we begin where the optimal denoiser can be written down. The data are points in the plane, drawn from a
-# mixture of five Gaussians, the *clusters*. Two clusters are of class 0, two of class 1, one of class 2. With noise added,
-# each cluster is still a Gaussian. So for every noisy point $x_t$ we know the posterior probability of each cluster, and
-# the posterior mean of $x_0$ within it. A label restricts the mixture to the clusters of its class; `NO_CLASS` keeps
-# them all.
+# As in chapter 2, we begin where the optimal denoiser can be written down. The data are points in the plane, drawn from
+# a mixture of five Gaussians, the *clusters*. Two clusters are of class 0, two of class 1, one of class 2. With noise
+# added, each cluster is still a Gaussian. So for every noisy point $x_t$ we know the posterior probability of each
+# cluster, and the posterior mean of $x_0$ within it. A label restricts the mixture to the clusters of its class;
+# `NO_CLASS` keeps them all.
 
 # %%
 MEANS = torch.tensor([[-0.5, 0.55], [-1.5, -0.9], [0.5, 0.55], [1.3, -0.2], [0.2, -1.2]], dtype=torch.float64)
@@ -117,8 +117,8 @@ def toy(x_t, t, labels):
 
 
 # %% [markdown]
-# This has the interface of the library's denoisers: `(x_t, t, labels=...)` in, a prediction of $x_0$ and $\epsilon$ out.
-# Whatever works for it works for the trained network too.
+# This has the interface of the library's denoisers: `(x_t, t, labels=...)` in, a prediction of $x_0$ and $\epsilon$
+# out. Whatever works for it works for the trained network too.
 #
 # ## 2. From the score to a direction
 #
@@ -141,8 +141,8 @@ def toy(x_t, t, labels):
 # trained network it is an approximation. With a label it holds in the same way, for the density of noisy data of class
 # $c$.
 #
-# Now take the logarithm of Bayes' rule, $p_t(c \mid x_t) = p_t(x_t \mid c)\, p(c) / p_t(x_t)$, and its gradient. The prior
-# $p(c)$ does not depend on $x_t$ and drops out:
+# Now take the logarithm of Bayes' rule, $p_t(c \mid x_t) = p_t(x_t \mid c)\, p(c) / p_t(x_t)$, and its gradient. The
+# prior $p(c)$ does not depend on $x_t$ and drops out:
 #
 # $$\nabla \log p_t(c \mid x_t) = \nabla \log p_t(x_t \mid c) - \nabla \log p_t(x_t)
 # = \frac{\hat\epsilon(x_t, t) - \hat\epsilon(x_t, t, c)}{\sigma_t}. \tag{2}$$
@@ -189,8 +189,8 @@ show(
 )
 
 # %% [markdown]
-# The arrows in the first two panels of figure 5.2 lead to data of any class, and to data of class 0. In the left half of
-# the plane they agree, since all data there are of class 0. In the third panel the part on which they agree has
+# The arrows in the first two panels of figure 5.2 lead to data of any class, and to data of class 0. In the left half
+# of the plane they agree, since all data there are of class 0. In the third panel the part on which they agree has
 # cancelled. What is left points away from the other classes, whether or not there are any data where it points.
 #
 # ## 3. Turn it up
@@ -202,8 +202,8 @@ show(
 # \quad\Longleftrightarrow\quad
 # \hat\epsilon_w = \hat\epsilon(x_t, t) + w \left[ \hat\epsilon(x_t, t, c) - \hat\epsilon(x_t, t) \right]. \tag{3}$$
 #
-# This is *classifier-free guidance*, and $w$ is the *guidance scale*. (Its predecessor, *classifier guidance*, takes the
-# gradient from a classifier trained on noisy pictures: Dhariwal & Nichol 2021.)
+# This is *classifier-free guidance*, and $w$ is the *guidance scale*. (Its predecessor, *classifier guidance*, takes
+# the gradient from a classifier trained on noisy pictures: Dhariwal & Nichol 2021.)
 
 # %%
 show(
@@ -214,8 +214,8 @@ show(
 )
 
 # %% [markdown]
-# At $w = 0$ the label is ignored; $w = 1$ is the plain conditional model (figure 5.3). In code, guidance turns a denoiser
-# into a denoiser, so samplers need not know about it.
+# At $w = 0$ the label is ignored; $w = 1$ is the plain conditional model (figure 5.3). In code, guidance turns a
+# denoiser into a denoiser, so samplers need not know about it.
 
 
 # %% tags=["nbval-check-output"]
@@ -270,9 +270,9 @@ show(
 # %% [markdown]
 # At $w = 0$ the samples cover all clusters (figure 5.4). At 1 they cover exactly the two of class 0, half the points
 # each, and about as many points lie outside two standard deviations as should. Beyond 1 two things happen, and you will
-# meet both again with digits. The upper cluster, which lies close to class 1, loses its points: what could be mistaken for
-# another class is no longer drawn. And the samples *leave the data*: at 8 most of them lie beyond the far side of their
-# cluster. Guidance trades variety for certainty, and then exaggerates. Move the scale yourself in figure 5.5.
+# meet both again with digits. The upper cluster, which lies close to class 1, loses its points: what could be mistaken
+# for another class is no longer drawn. And the samples *leave the data*: at 8 most of them lie beyond the far side of
+# their cluster. Guidance trades variety for certainty, and then exaggerates. Move the scale yourself in figure 5.5.
 
 # %%
 turns = [0.5 * step for step in range(17)]
@@ -294,8 +294,8 @@ show(
 
 # %% [markdown]
 # There the denoisers are exact. Below, a network learns one in your browser, on three clusters; every other point hides
-# its label, so that it learns both fields (section 6). Press Play, and when the loss is flat, move the guidance scale: the
-# samples of the class draw together, and leave the cluster that they were asked for.
+# its label, so that it learns both fields (section 6). Press Play, and when the loss is flat, move the guidance scale:
+# the samples of the class draw together, and leave the cluster that they were asked for.
 
 # %%
 toys.toy("mixture", "v", label=1, guidance_scale=3.0)
@@ -303,8 +303,8 @@ toys.toy("mixture", "v", label=1, guidance_scale=3.0)
 # %% [markdown]
 # ## 4. What guidance does not sample
 #
-# Is there a distribution that guidance samples? It is tempting to say: a sharpened, or *tilted*, density. At a single time
-# (3) is indeed the score of
+# Is there a distribution that guidance samples? It is tempting to say: a sharpened, or *tilted*, density. At a single
+# time (3) is indeed the score of
 #
 # $$p_t^{(w)}(x) \;\propto\; p_t(x \mid c)^w\, p_t(x)^{1-w} \;\propto\; p_t(x \mid c)\; p_t(c \mid x)^{w-1}. \tag{4}$$
 #
@@ -338,10 +338,10 @@ show(
 
 # %% [markdown]
 # Beyond $w = 1$ the samples of figure 5.6 are somewhere else, while the tilted density keeps its upper cluster and only
-# avoids the ambiguous edge. The sampler is not to blame. To sample a density $q$, it needs at each $t$ the score of *that
-# $q$ with noise added*. Write $N_t$ for adding the noise of time $t$. Guidance raises noisy densities to powers,
-# $(N_t\, p_c)^w (N_t\, p)^{1-w}$. What is needed is $N_t (p_c^w\, p^{1-w})$. Adding noise averages over neighbours, and a
-# power of an average is not the average of powers. So **the guided field is not the score of the noised tilted
+# avoids the ambiguous edge. The sampler is not to blame. To sample a density $q$, it needs at each $t$ the score of
+# *that $q$ with noise added*. Write $N_t$ for adding the noise of time $t$. Guidance raises noisy densities to powers,
+# $(N_t\, p_c)^w (N_t\, p)^{1-w}$. What is needed is $N_t (p_c^w\, p^{1-w})$. Adding noise averages over neighbours, and
+# a power of an average is not the average of powers. So **the guided field is not the score of the noised tilted
 # distribution**, except at $w = 0$ and $1$. On the mesh we can compute the right denoiser, as a sum, and compare.
 
 # %% tags=["nbval-check-output"]
@@ -371,8 +371,8 @@ for w, density in tilted.items():
 #
 # Whenever you read "guidance scale 3", ask which of the two it is.
 #
-# A denoiser predicts both a noise and a picture. Which one should be guided? Either. $\hat x_0$ is an affine function of
-# $\hat\epsilon$, and the weights in (3), $1 - w$ and $w$, sum to 1:
+# A denoiser predicts both a noise and a picture. Which one should be guided? Either. $\hat x_0$ is an affine function
+# of $\hat\epsilon$, and the weights in (3), $1 - w$ and $w$, sum to 1:
 #
 # $$\hat x_{0,w} = \hat x_0(x_t, t) + w\left[\hat x_0(x_t, t, c) - \hat x_0(x_t, t)\right]
 # \quad\text{has}\quad \alpha_t \hat x_{0,w} + \sigma_t \hat\epsilon_w = x_t. \tag{6}$$
@@ -390,14 +390,14 @@ late, early = both.x0.clamp(-1, 1), clip[0] + w * (clip[1] - clip[0])
 print(f"clipped before it was guided, x0 reaches {early.abs().max():.1f}; clipped after, {late.abs().max():.1f}")
 
 # %% [markdown]
-# The last line is about order. Pixels lie in $[-1, 1]$, and $\hat x_0$ is clipped to that range. Guidance leads out of it
-# again, so: guide, then clip. Latents have no such range and are not clipped at all.
+# The last line is about order. Pixels lie in $[-1, 1]$, and $\hat x_0$ is clipped to that range. Guidance leads out of
+# it again, so: guide, then clip. Latents have no such range and are not clipped at all.
 #
 # ## 6. One network for both
 #
-# Where do the two denoisers come from? One could train two networks. It is simpler to train one, and to hide the label of
-# some pictures from it. Instead of the label these get one of their own, the null condition $\varnothing$ (`NO_CLASS`).
-# This is *condition dropout*:
+# Where do the two denoisers come from? One could train two networks. It is simpler to train one, and to hide the label
+# of some pictures from it. Instead of the label these get one of their own, the null condition $\varnothing$
+# (`NO_CLASS`). This is *condition dropout*:
 #
 # $$\tilde c = \begin{cases} \varnothing & \text{with probability } p \\ c & \text{otherwise}\end{cases}
 # \qquad
@@ -418,13 +418,13 @@ print("twenty labels:", *dropped[:20].tolist())
 print(f"dropped: {(dropped == NO_CLASS).double().mean():.3f} of {len(some):,}")
 
 # %% [markdown]
-# In the library it happens in the loss, in plain sight, and never in the network. Ho & Salimans find $p = 0.1$ and $0.2$
-# about equally good, and $0.5$ worse.
+# In the library it happens in the loss, in plain sight, and never in the network. Ho & Salimans find $p = 0.1$ and
+# $0.2$ about equally good, and $0.5$ worse.
 #
-# What does the network learn for the null condition? A squared error is smallest at the posterior mean. So without a label
-# the optimal prediction is the average of the optimal predictions with each label, weighted by how likely each label is:
-# $\hat\epsilon(x_t, t) = \sum_c p_t(c \mid x_t)\, \hat\epsilon(x_t, t, c)$. For the optimal denoiser of the toy this must
-# hold exactly.
+# What does the network learn for the null condition? A squared error is smallest at the posterior mean. So without a
+# label the optimal prediction is the average of the optimal predictions with each label, weighted by how likely each
+# label is: $\hat\epsilon(x_t, t) = \sum_c p_t(c \mid x_t)\, \hat\epsilon(x_t, t, c)$. For the optimal denoiser of the
+# toy this must hold exactly.
 
 # %% tags=["nbval-check-output"]
 prior = torch.tensor([2, 2, 1], dtype=torch.float64) / 5
@@ -463,10 +463,10 @@ show(
 as_shipped = train.name == "mnist" and MODEL == "ldm-concat"
 
 # %% [markdown]
-# The left column of figure 5.7 is the mean of everything, ten times. At 1 stand the mean three and the mean seven. Beyond
-# comes a three that is above all *not something else*, and in the end fat, torn strokes: the decoder has never seen such
-# latents. Guided sampling begins like this. At $t = 1$ the input is nothing but noise, and the optimal predictions are
-# exactly these means. How close does the trained network come?
+# The left column of figure 5.7 is the mean of everything, ten times. At 1 stand the mean three and the mean seven.
+# Beyond comes a three that is above all *not something else*, and in the end fat, torn strokes: the decoder has never
+# seen such latents. Guided sampling begins like this. At $t = 1$ the input is nothing but noise, and the optimal
+# predictions are exactly these means. How close does the trained network come?
 
 # %%
 with torch.no_grad():
@@ -532,8 +532,8 @@ assert_close(stacked, of_x + of_label, rtol=1e-4, atol=1e-4)
 print("stacked", (11, 6, 4, 4), "-> first layer", tuple(stacked.shape), "= latent's part + label's part")
 
 # %% [markdown]
-# Do not look for digits in the learned maps. They began as random numbers, and random maps already differ from each other
-# as much as they need to. They are names, not pictures: the layers behind have learned what each stands for.
+# Do not look for digits in the learned maps. They began as random numbers, and random maps already differ from each
+# other as much as they need to. They are names, not pictures: the layers behind have learned what each stands for.
 #
 # ## 9. A live training that learns classes
 #
@@ -568,9 +568,9 @@ show(
 )
 
 # %% [markdown]
-# In the second row of figure 5.9 the label is ignored. In the third most digits can be recognised, but some are doubtful
-# or broken. In the last, drawn by the very same network, they are bolder and clearer. The predictions of a weak network
-# stay too close to the average of all digits; guidance pushes them away from it.
+# In the second row of figure 5.9 the label is ignored. In the third most digits can be recognised, but some are
+# doubtful or broken. In the last, drawn by the very same network, they are bolder and clearer. The predictions of a
+# weak network stay too close to the average of all digits; guidance pushes them away from it.
 #
 # ## 10. The shipped weights
 #
@@ -600,12 +600,13 @@ show(
 
 # %% [markdown]
 # In the first column of figure 5.10 the request is ignored, and some shapes are no digits at all. In the second the
-# request is heard, and the handwriting varies as people's does: slanted or upright, thin or bold. Towards the right it is
-# the same digit in the same position, more and more like a printed one, and its strokes grow fat.
+# request is heard, and the handwriting varies as people's does: slanted or upright, thin or bold. Towards the right it
+# is the same digit in the same position, more and more like a printed one, and its strokes grow fat.
 #
-# Why is $w = 0$ so poor? There are two suspects. Only a tenth of the training pictures came without a label, and drawing
-# without one may simply be harder. Chapter 4's `ldm` separates them: a network of nearly the same size, trained on
-# latents without any labels. We count *doubtful* digits, those of which a classifier of real digits is less than 90 % sure.
+# Why is $w = 0$ so poor? There are two suspects. Only a tenth of the training pictures came without a label, and
+# drawing without one may simply be harder. Chapter 4's `ldm` separates them: a network of nearly the same size, trained
+# on latents without any labels. We count *doubtful* digits, those of which a classifier of real digits is less than 90
+# % sure.
 
 # %%
 cases = {"ldm": {}}
@@ -628,9 +629,9 @@ if as_shipped:
 
 # %% [markdown]
 # Both are guilty. `ldm`, whose whole training went into drawing without labels, makes far fewer doubtful digits than
-# `ldm-concat` at $w = 0$, and still more than `ldm-concat` with labels. For guidance this matters little: as the starting
-# point of (3), the unconditional prediction need not draw well. It only has to say what *any* digit looks like at this
-# $x_t$.
+# `ldm-concat` at $w = 0$, and still more than `ldm-concat` with labels. For guidance this matters little: as the
+# starting point of (3), the unconditional prediction need not draw well. It only has to say what *any* digit looks like
+# at this $x_t$.
 #
 # How early is a digit decided? Follow the prediction $\hat x_0$ from one noise, asked for a two.
 
@@ -646,25 +647,25 @@ show(
 )
 
 # %% [markdown]
-# The first prediction in each row of figure 5.11 is one of section 7's pictures: the mean of everything, the mean two, two
-# caricatures. The later steps only refine it. A large $w$ leads the first steps to where there are no twos, and the rest
-# of the path has to make the best of that.
+# The first prediction in each row of figure 5.11 is one of section 7's pictures: the mean of everything, the mean two,
+# two caricatures. The later steps only refine it. A large $w$ leads the first steps to where there are no twos, and the
+# rest of the path has to make the best of that.
 #
 # ## 11. Gains and losses, measured
 #
-# How much guidance is right? For each scale we draw 200 digits, 20 of each class, with 10 steps, from the shipped network
-# and from the small one, and measure
+# How much guidance is right? For each scale we draw 200 digits, 20 of each class, with 10 steps, from the shipped
+# network and from the small one, and measure
 #
 # - *class accuracy*: the fraction that a second classifier takes for what was asked;
-# - *recall* (Kynkäänniemi et al. 2019), in the feature space of a classifier: around each sample lies a ball that reaches
-#   to its third nearest neighbour among the samples, and recall is the fraction of real digits inside some ball. It asks
-#   whether all of the variety is there. (*Precision* swaps the two: the fraction of samples inside the balls of real
-#   digits. Chapter 8 has both.)
+# - *recall* (Kynkäänniemi et al. 2019), in the feature space of a classifier: around each sample lies a ball that
+#   reaches to its third nearest neighbour among the samples, and recall is the fraction of real digits inside some
+#   ball. It asks whether all of the variety is there. (*Precision* swaps the two: the fraction of samples inside the
+#   balls of real digits. Chapter 8 has both.)
 # - *distance*: the mean distance between two samples of one class, in the same space;
 # - *cFID*: the Fréchet distance between samples and test pictures.
 #
-# All but the first depend on the number of pictures. So the yardstick is what 200 *real* digits reach: mean and standard
-# deviation over ten random sets.
+# All but the first depend on the number of pictures. So the yardstick is what 200 *real* digits reach: mean and
+# standard deviation over ten random sets.
 
 # %%
 NUMBER = 200
@@ -728,9 +729,9 @@ if as_shipped:
 
 # %% [markdown]
 # Look at the shipped network first (figure 5.12). Nearly all of its digits are right at $w = 1$. Beyond that there is
-# little left to gain, and variety is lost: recall falls, and samples of a class lie much closer together than real ones.
-# It is the deserted cluster of section 3. So the best cFID lies near $w = 1$. The small network is the other case. Some
-# of its digits are wrong, and at first guidance repairs more than it costs.
+# little left to gain, and variety is lost: recall falls, and samples of a class lie much closer together than real
+# ones. It is the deserted cluster of section 3. So the best cFID lies near $w = 1$. The small network is the other
+# case. Some of its digits are wrong, and at first guidance repairs more than it costs.
 #
 # This is guidance in practice: it repairs what a model is unsure of, and pays with variety. Models of all the world's
 # pictures, asked by texts that fit many of them, are never sure, and are used at 5 to 10. The library's default of
@@ -759,10 +760,10 @@ if as_shipped:
     assert list(apart.values()) == sorted(apart.values(), reverse=True)
 
 # %% [markdown]
-# In strong noise the label says all there is to know, and a push of 5 or 10 throws the prediction far away from the data.
-# In weak noise the latent shows its digit, both predictions agree, and there is nothing to push. Kynkäänniemi et al.
-# (2024) conclude that guidance does harm early, does nothing late, and should act only in an interval in the **middle**.
-# Outside of it, $w = 1$. Try $w = 5$ in different intervals.
+# In strong noise the label says all there is to know, and a push of 5 or 10 throws the prediction far away from the
+# data. In weak noise the latent shows its digit, both predictions agree, and there is nothing to push. Kynkäänniemi et
+# al. (2024) conclude that guidance does harm early, does nothing late, and should act only in an interval in the
+# **middle**. Outside of it, $w = 1$. Try $w = 5$ in different intervals.
 
 # %%
 rows, judged = {"w = 1": pipe.sample(NUMBER, labels=wanted, guidance_scale=1.0, steps=10, seed=1)}, {}
@@ -808,9 +809,9 @@ if as_shipped:
 # $$\hat\epsilon_w = \hat\epsilon_{\text{bad}}(x_t, t, c)
 # + w \left[\hat\epsilon(x_t, t, c) - \hat\epsilon_{\text{bad}}(x_t, t, c)\right].$$
 #
-# Both know the label, so the difference no longer points away from other classes. It points away from the errors that the
-# bad model makes more of. This is *autoguidance*. The bad model should fail where the good one does, only more: same data
-# and task, a smaller network, a shorter training. We have one, the small network of section 9.
+# Both know the label, so the difference no longer points away from other classes. It points away from the errors that
+# the bad model makes more of. This is *autoguidance*. The bad model should fail where the good one does, only more:
+# same data and task, a smaller network, a shorter training. We have one, the small network of section 9.
 
 
 # %%
@@ -850,15 +851,16 @@ if as_shipped:
         assert auto["cFID"] > 0.85 * judged["w = 1"]["cFID"]
 
 # %% [markdown]
-# At the same scale autoguidance keeps more variety than classifier-free guidance: its recall and its distances are higher
-# in each pair of lines (see figure 5.14). It does not add quality here: no scale has a clearly better cFID than $w = 1$.
-# That depends on how well the bad model's errors resemble the good one's. Karras et al. choose theirs with care; ours was
-# at hand. The lesson is that guidance needs no unconditional model. It needs two predictions, one better than the other.
+# At the same scale autoguidance keeps more variety than classifier-free guidance: its recall and its distances are
+# higher in each pair of lines (see figure 5.14). It does not add quality here: no scale has a clearly better cFID than
+# $w = 1$. That depends on how well the bad model's errors resemble the good one's. Karras et al. choose theirs with
+# care; ours was at hand. The lesson is that guidance needs no unconditional model. It needs two predictions, one better
+# than the other.
 #
 # ## 14. Your turn
 #
-# Move the slider below, or choose a single digit. Where a kernel runs, each move draws anew; on the page it shows what was drawn
-# beforehand. The noise stays the same all the time.
+# Move the slider below, or choose a single digit. Where a kernel runs, each move draws anew; on the page it shows what
+# was drawn beforehand. The noise stays the same all the time.
 
 # %%
 guidance_explorer(pipe)
@@ -874,7 +876,8 @@ in_page.drawing_board(("ldm-concat", "sdedit"), ("ldm-concat", "change"))
 # %% [markdown]
 # ## The scoreboard
 #
-# The card of the weights holds measurements with 2,000 samples and 50 steps for each scale. (Chapter 8 compares the models.)
+# The card of the weights holds measurements with 2,000 samples and 50 steps for each scale. (Chapter 8 compares the
+# models.)
 
 # %%
 card = weights.read_card("ldm-concat")
@@ -893,16 +896,16 @@ if as_shipped:
     assert of_scale[1.5]["cfid"] > 1.25 * of_scale[1.2]["cfid"]
 
 # %% [markdown]
-# Look between 1 and 1.5, which section 11 skipped. At $w = 1.2$ most of what was drawn wrong is put right, and cFID hardly
-# changes. A little guidance pays, even here.
+# Look between 1 and 1.5, which section 11 skipped. At $w = 1.2$ most of what was drawn wrong is put right, and cFID
+# hardly changes. A little guidance pays, even here.
 #
 # <details><summary>What differs from the papers</summary>
 #
 # - **The label.** Ho & Salimans add an embedding of the class to that of the time. Maps beside the picture are how
-#   Rombach et al. (2022, section 3.3) condition on what has a *position*: a sketch, a low-resolution picture, a mask. For
-#   a class it is more than is needed, and the simplest thing that works.
-# - **The sampler and the target.** They sample stochastically and predict the noise; we use DDIM and predict $v$. (3) and
-#   (6) hold for all of them.
+#   Rombach et al. (2022, section 3.3) condition on what has a *position*: a sketch, a low-resolution picture, a mask.
+#   For a class it is more than is needed, and the simplest thing that works.
+# - **The sampler and the target.** They sample stochastically and predict the noise; we use DDIM and predict $v$. (3)
+#   and (6) hold for all of them.
 # - **The best scale.** On ImageNet their FID is best at $w = 1.1$ (64 × 64) and $1.3$ (128 × 128), in our counting. The
 #   inception score, a kind of class accuracy, keeps rising: our two curves.
 #
@@ -915,7 +918,8 @@ if as_shipped:
 #   prediction that means nothing (exercise 3).
 # - **Label 0 as the null label.** Then nobody can ask for a zero.
 # - **Dropping labels in evaluation.** It belongs in the training loss alone.
-# - **Comparing losses.** A conditional loss is lower because the label says something, not because the network is better.
+# - **Comparing losses.** A conditional loss is lower because the label says something, not because the network is
+#   better.
 # - **Reporting a metric at the best $w$** without naming it.
 #
 # ## Exercises
@@ -923,8 +927,8 @@ if as_shipped:
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
 # **1. Away from something.** Text-to-image systems have a *negative prompt*: an unwanted text in the place of the null
-# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$ draw
-# in (3), asked for a three? Try it on the toy first, then with digits.
+# label. Write that step for classes, so that $w = 1$ is the wanted class and nothing else. And what should $w = -2$
+# draw in (3), asked for a three? Try it on the toy first, then with digits.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -953,8 +957,8 @@ check(away_from)
 # pictures_of.show_sweep(sampling.sweep(pipe, range(10), (-4, -2, 0, 1)), range(10), (-4, -2, 0, 1))
 # ```
 #
-# In the toy most points flee far to the right. A few stay in class 0: where everything is of class 0 anyway, (2) is zero,
-# and nothing pushes. Among digits it is anything but a three, exaggerated.
+# In the toy most points flee far to the right. A few stay in class 0: where everything is of class 0 anyway, (2) is
+# zero, and nothing pushes. Among digits it is anything but a three, exaggerated.
 #
 # </details>
 #
@@ -991,9 +995,9 @@ check(of_both)
 # grids.show_grid(pipe.to_images(end.x), columns=10)
 # ```
 #
-# In logarithms the sum asks for $p(a \mid x)\, p(b \mid x)$ to be large. You get eights with an open side, threes that are
-# nearly closed, and some that decide. (Du et al. 2023 say what (3) misses for exactly this kind of product, and mend it
-# with further steps at each time.)
+# In logarithms the sum asks for $p(a \mid x)\, p(b \mid x)$ to be large. You get eights with an open side, threes that
+# are nearly closed, and some that decide. (Du et al. 2023 say what (3) misses for exactly this kind of product, and
+# mend it with further steps at each time.)
 #
 # </details>
 #
@@ -1030,8 +1034,8 @@ check(hidden)
 #
 # </details>
 #
-# **4. An interval for the small network.** Section 12 tried intervals on a model that hardly needs guidance. Try them on
-# `small`, at $w = 3$. Is early guidance still only harmful?
+# **4. An interval for the small network.** Section 12 tried intervals on a model that hardly needs guidance. Try them
+# on `small`, at $w = 3$. Is early guidance still only harmful?
 #
 # <details><summary>Solution</summary>
 #

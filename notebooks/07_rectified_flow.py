@@ -17,10 +17,10 @@
 # *Runs in about a minute on two CPU cores, without a network connection. Needs chapters 1 and 2; section 14 also needs
 # chapters 4 and 5.*
 #
-# Can a network draw a digit in one step, from noise straight to picture? Chapter 2 followed smooth paths, and every step
-# that cut a bend short cost quality. Along a straight path, one step could go from end to end. So this chapter asks for
-# straight paths from the start: mix a picture with noise along a straight line, and let a network learn the velocity.
-# You will
+# Can a network draw a digit in one step, from noise straight to picture? Chapter 2 followed smooth paths, and every
+# step that cut a bend short cost quality. Along a straight path, one step could go from end to end. So this chapter
+# asks for straight paths from the start: mix a picture with noise along a straight line, and let a network learn the
+# velocity. You will
 #
 # - see why straight paths cross and a flow cannot, and prove that it still turns noise into data;
 # - find that DDPM, DDIM, EDM and rectified flow describe *one* flow, read by different clocks;
@@ -153,16 +153,16 @@ show(
 # $$L = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad \text{smallest for } \;
 # u^*(x_t, t) = \mathbb E[\, \epsilon - x_0 \mid x_t \,]. \tag{3}$$
 #
-# Least squares gives the mean: at a crossing, the flow goes in the *mean* direction of all lines that pass there. By (1)
-# the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
+# Least squares gives the mean: at a crossing, the flow goes in the *mean* direction of all lines that pass there. By
+# (1) the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
 #
 # $$u^*(x_t, t) = \frac{x_t - \hat x_0}{t}, \qquad \hat x_0 = \mathbb E[x_0 \mid x_t]. \tag{4}$$
 #
 # This is the denoiser of chapter 1 in another form: walk back by the whole of $t$ along $u^*$, and you arrive at the
 # posterior mean.
 #
-# We check both for data at $-1$ and $1$, where Bayes' rule gives $\hat x_0 = \tanh((1 - t)\, x_t / t^2)$. We compare (4)
-# with the mean of all those of three million draws that pass close by.
+# We check both for data at $-1$ and $1$, where Bayes' rule gives $\hat x_0 = \tanh((1 - t)\, x_t / t^2)$. We compare
+# (4) with the mean of all those of three million draws that pass close by.
 
 
 # %% tags=["nbval-check-output"]
@@ -261,15 +261,15 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 #
 # ## 4. Why it ends in the data
 #
-# If the flow pairs noise and data in its own way, why are its end points still distributed as the data? Let $p_t$ be the
-# density of $x_t$ in (1). The claim is:
+# If the flow pairs noise and data in its own way, why are its end points still distributed as the data? Let $p_t$ be
+# the density of $x_t$ in (1). The claim is:
 #
 # > *Points that start from $p_1$, the noise, and follow $u^*$ have the density $p_t$ at every time $t$.*
 #
 # Take any smooth *test function* $\varphi$ that vanishes far out. It measures a density through a single number, the
-# mean $\mathbb E[\varphi(x_t)]$. How does this number change? On each straight path, by the chain rule and (2), $\varphi$
-# changes at the rate $\nabla\varphi(x_t) \cdot (\epsilon - x_0)$. Average over all paths, those with the same $x_t$
-# first:
+# mean $\mathbb E[\varphi(x_t)]$. How does this number change? On each straight path, by the chain rule and (2),
+# $\varphi$ changes at the rate $\nabla\varphi(x_t) \cdot (\epsilon - x_0)$. Average over all paths, those with the same
+# $x_t$ first:
 #
 # $$\frac{d}{dt}\, \mathbb E[\varphi(x_t)] = \mathbb E\big[\nabla\varphi(x_t) \cdot (\epsilon - x_0)\big]
 # = \mathbb E\big[\nabla\varphi(x_t) \cdot u^*(x_t, t)\big].$$
@@ -285,14 +285,14 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 # $$\frac{\partial p_t}{\partial t} = - \nabla \cdot (p_t\, u^*). \tag{6}$$
 #
 # This is the *continuity equation*: probability is neither made nor lost, only carried along. Now let points follow
-# $u^*$, and call their density $q_t$. Each of them moves with the velocity $u^*$ itself, so the same lines give the same
-# equation for $q_t$. Both densities start as $p_1$. Where $u^*$ is smooth enough, as it is for $t > 0$, the solution is
-# unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the distribution of the data.
-# $\blacksquare$
+# $u^*$, and call their density $q_t$. Each of them moves with the velocity $u^*$ itself, so the same lines give the
+# same equation for $q_t$. Both densities start as $p_1$. Where $u^*$ is smooth enough, as it is for $t > 0$, the
+# solution is unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the distribution of the
+# data. $\blacksquare$
 #
-# On the line of section 2 we check the second step, for $\varphi(x) = \cos 2x$ and the three million draws, and then the
-# claim. Points on a line cannot overtake, so each keeps its rank: one that starts at a quantile of the noise must stay at
-# the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
+# On the line of section 2 we check the second step, for $\varphi(x) = \cos 2x$ and the three million draws, and then
+# the claim. Points on a line cannot overtake, so each keeps its rank: one that starts at a quantile of the noise must
+# stay at the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
 
 # %% tags=["nbval-check-output"]
 slope = -2 * torch.sin(2 * x_t)  # of the test function
@@ -348,8 +348,8 @@ show(
 
 # %% [markdown]
 # Take any path $x_t = \alpha_t x_0 + \sigma_t \epsilon$, and write dots for derivatives by $t$. A point moves with the
-# velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. Nowhere did the proof of section 4 use that the path is straight. So
-# on every path the flow along the mean velocity,
+# velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. Nowhere did the proof of section 4 use that the path is straight.
+# So on every path the flow along the mean velocity,
 #
 # $$u(x_t, t) = \mathbb E[\, \dot\alpha_t x_0 + \dot\sigma_t \epsilon \mid x_t \,]
 # = \dot\alpha_t\, \hat x_0 + \dot\sigma_t\, \hat\epsilon, \tag{7}$$
@@ -372,10 +372,11 @@ show(
 # \hat\epsilon)}{\alpha^2} = \hat\epsilon\; \frac{d}{dt}\Big(\frac{\sigma}{\alpha}\Big),
 # \qquad\text{or}\qquad d\Big(\frac{x}{\alpha}\Big) = \hat\epsilon\; d\Big(\frac{\sigma}{\alpha}\Big). \tag{8}$$
 #
-# What does $\hat\epsilon$ depend on? The state $x / \alpha = x_0 + (\sigma / \alpha)\, \epsilon$ is a picture with noise
-# of level $\sigma / \alpha$, whatever the path. So neither path nor time is left in (8). *All Gaussian paths have one
-# and the same flow. A schedule only says at which time it passes which noise level: it is a clock.* Karras et al. (2022,
-# EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads $dx / d\sigma = (x - \hat x_0) / \sigma$.
+# What does $\hat\epsilon$ depend on? The state $x / \alpha = x_0 + (\sigma / \alpha)\, \epsilon$ is a picture with
+# noise of level $\sigma / \alpha$, whatever the path. So neither path nor time is left in (8). *All Gaussian paths have
+# one and the same flow. A schedule only says at which time it passes which noise level: it is a clock.* Karras et al.
+# (2022, EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads $dx / d\sigma = (x - \hat x_0) /
+# \sigma$.
 #
 # We test it with an exact denoiser, which we shall need again: data around $-1$ and $1$ with standard deviation 0.4.
 
@@ -480,7 +481,8 @@ show(
 )
 
 # %% [markdown]
-# The loss of this *reflow* is (3) with another coupling: $x_0$ is not drawn from the data, it belongs to its $\epsilon$.
+# The loss of this *reflow* is (3) with another coupling: $x_0$ is not drawn from the data, it belongs to its
+# $\epsilon$.
 #
 # $$L_{\text{reflow}} = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad
 # x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad x_0 = \mathrm{flow}(\epsilon). \tag{11}$$
@@ -608,10 +610,10 @@ for name in SOLVERS:
 # ## 8. A solver with memory
 #
 # Can we have order 2 for *one* evaluation a step? DDIM freezes $\hat x_0$ during a step. But as noise goes, the picture
-# is known better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error. *DPM-Solver++*,
-# by Lu and others (2022), lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and the steps that led to (8)
-# give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$, half the logarithm of the
-# signal-to-noise ratio, this integrates to
+# is known better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error.
+# *DPM-Solver++*, by Lu and others (2022), lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and the
+# steps that led to (8) give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$,
+# half the logarithm of the signal-to-noise ratio, this integrates to
 #
 # $$\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \int_{\lambda_t}^{\lambda_s} e^\lambda\, \hat x_0\, d\lambda.$$
 #
@@ -623,7 +625,8 @@ for name in SOLVERS:
 # $$x_s = \frac{\sigma_s}{\sigma_t}\, x_t + \Big( \alpha_s - \alpha_t \frac{\sigma_s}{\sigma_t} \Big)
 # \Big[ \hat x_0 + \frac{h}{2 h'} \big( \hat x_0 - \hat x_0' \big) \Big]. \tag{13}$$
 #
-# The first step has nothing to remember, and the last, where $\lambda_s$ is infinite, ends in $\hat x_0$: both are DDIM's.
+# The first step has nothing to remember, and the last, where $\lambda_s$ is infinite, ends in $\hat x_0$: both are
+# DDIM's.
 
 
 # %% tags=["nbval-check-output"]
@@ -669,10 +672,10 @@ assert all(of_dpm < 0.5 * of_euler for (_, of_dpm), (_, of_euler) in zip(errors[
 assert all(errors["dpm++"][n][1] < errors["heun"][n - 1][1] for n in (1, 2))  # at 10 and 20 evaluations, and 9 and 19
 
 # %% [markdown]
-# In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2: their lines are parallel, and
-# not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps.) DPM-Solver++ has order 2 only away
-# from both ends of time. All the way it falls less steeply than those two, but with few evaluations it keeps up with
-# Heun, and at every budget it has less than half of Euler's error.
+# In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2: their lines are parallel,
+# and not the same. (Heun's last step stays Euler's, hence 19 evaluations for ten steps.) DPM-Solver++ has order 2 only
+# away from both ends of time. All the way it falls less steeply than those two, but with few evaluations it keeps up
+# with Heun, and at every budget it has less than half of Euler's error.
 #
 # An order is a promise for short steps and an exact velocity. What remains of it with a network and few steps? Equation
 # (13) holds on every path, so figure 7.13 tries it on the `ddpm` of chapter 1.
@@ -696,23 +699,25 @@ show(
 assert off["dpm++, 10"] < off["ddim, 10"] < off["dpm++, 5"] < off["ddim, 5"]
 
 # %% [markdown]
-# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser: with
-# few steps no step is short, and the network is not exact. Doubling the evaluations helps more than changing the solver.
+# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser:
+# with few steps no step is short, and the network is not exact. Doubling the evaluations helps more than changing the
+# solver.
 
 # %% [markdown]
 # ## 9. Which times to train on
 #
-# The loss (3) is an average over $t$. Must it be an even one? At $t = 1$ the best answer is $\epsilon - \mathbb E[x_0]$,
-# so there is no more to learn than one mean. Near $t = 0$ the picture is almost clean. It is in between that it becomes
-# a 3 or an 8. So Esser et al. (2024, the paper behind Stable Diffusion 3) draw the logit of $t$ from a normal
-# distribution:
+# The loss (3) is an average over $t$. Must it be an even one? At $t = 1$ the best answer is $\epsilon - \mathbb
+# E[x_0]$, so there is no more to learn than one mean. Near $t = 0$ the picture is almost clean. It is in between that
+# it becomes a 3 or an 8. So Esser et al. (2024, the paper behind Stable Diffusion 3) draw the logit of $t$ from a
+# normal distribution:
 #
 # $$t = \frac{1}{1 + e^{-z}}, \quad z \sim \mathcal N(m, s^2), \qquad
 # p(t) = \frac{1}{s\sqrt{2\pi}}\, \frac{1}{t (1 - t)}\, \exp\!\Big( \!-\frac{(\operatorname{logit} t -
 # m)^2}{2 s^2} \Big).
 # \tag{14}$$
 #
-# We can measure where a picture is decided: follow the shipped flow, and see how fast its prediction $\hat x_0$ changes.
+# We can measure where a picture is decided: follow the shipped flow, and see how fast its prediction $\hat x_0$
+# changes.
 
 
 # %%
@@ -745,8 +750,8 @@ show(
 #
 # ## 10. A flow of digits
 #
-# `rf` has the very network of chapter 1's `ddpm` and learned from the same data. Figure 7.15 follows it in few steps and
-# in many.
+# `rf` has the very network of chapter 1's `ddpm` and learned from the same data. Figure 7.15 follows it in few steps
+# and in many.
 
 # %%
 card = weights.read_card("rf")
@@ -833,8 +838,8 @@ assert quality["rf", "dpm++"][10] < quality["rf", "euler"][10]
 assert quality["rf", "euler"][1] > 50
 
 # %% [markdown]
-# At equal cost the flow is ahead of the diffusion model. Between five and twenty evaluations it pays to replace Euler by
-# Heun or DPM-Solver++. But at one and two evaluations no solver helps: there the digits are lost.
+# At equal cost the flow is ahead of the diffusion model. Between five and twenty evaluations it pays to replace Euler
+# by Heun or DPM-Solver++. But at one and two evaluations no solver helps: there the digits are lost.
 #
 # <details><summary>Try another data set</summary>
 #
@@ -853,9 +858,9 @@ assert quality["rf", "euler"][1] > 50
 # Now the second training. First the coupling: 40,000 noises, each followed by `rf` to its digit in ten steps of
 # midpoint. Then (11), beginning with the weights of `rf`. In the library the pair is stacked as channels.
 #
-# Where lines hardly cross, the middle leaves little to decide. What is left to learn lies at the ends, and a single step
-# asks at $t = 1$ alone. So reflow draws its times from a U, $p(t) \propto \cosh(2\,(2t - 1))$, as Lee et al. (2024)
-# proposed.
+# Where lines hardly cross, the middle leaves little to decide. What is left to learn lies at the ends, and a single
+# step asks at $t = 1$ alone. So reflow draws its times from a U, $p(t) \propto \cosh(2\,(2t - 1))$, as Lee et al.
+# (2024) proposed.
 
 # %% tags=["nbval-check-output"]
 network, its_noise = copy.deepcopy(pipe.network).cpu(), pipe.noise(4, seed=6)
@@ -927,8 +932,8 @@ show(
 # %% [markdown]
 # Look at figure 7.21 column by column. Most noises keep the digit that fifty steps gave them, and the distilled network
 # draws it more cleanly than one step of reflow does. This answers the question of the chapter: yes, one evaluation can
-# draw a digit. It can, not because this network denoises better (with independent pairs, the best answer at $t = 1$ is a
-# blur), but because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
+# draw a digit. It can, not because this network denoises better (with independent pairs, the best answer at $t = 1$ is
+# a blur), but because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
 # that picture.
 #
 # Some digits are broken all the same, and more steps do not mend them, for at other times this network was never
@@ -962,10 +967,11 @@ assert min(child.values()) > 1.2 * best
 assert grandchild[1] > 2 * best
 
 # %% [markdown]
-# Read figure 7.22 from left to right. At one, two and four evaluations the child beats its parent by far, and at one the
-# distilled network beats both; the parent needs more than four Euler steps to draw as well. From about ten evaluations
-# on the order is reversed. The parent, followed by a solver of order 2, overtakes the child, and neither child nor
-# grandchild ever reaches the best of the parent. They learn from what it draws, with its errors, and add their own.
+# Read figure 7.22 from left to right. At one, two and four evaluations the child beats its parent by far, and at one
+# the distilled network beats both; the parent needs more than four Euler steps to draw as well. From about ten
+# evaluations on the order is reversed. The parent, followed by a solver of order 2, overtakes the child, and neither
+# child nor grandchild ever reaches the best of the parent. They learn from what it draws, with its errors, and add
+# their own.
 #
 # So the price is paid three times: in the time to draw the coupling, in another training, and in quality that no number
 # of steps brings back. It is worth paying where a picture must appear at once. If ten or twenty evaluations can be
@@ -993,8 +999,8 @@ if MODEL == "rf":
 
 # %% [markdown]
 # The decoder paints firm strokes even from the mean of all latents (figure 7.23, first row). And these paths bend more
-# than those of `rf`. In pixels, most of the way is the removal of noise from a thousand dimensions, which goes straight.
-# Each of 32 latents takes part in deciding what to draw, and there paths bend.
+# than those of `rf`. In pixels, most of the way is the removal of noise from a thousand dimensions, which goes
+# straight. Each of 32 latents takes part in deciding what to draw, and there paths bend.
 #
 # With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
 # distilled model can take the guidance into its pairs: one evaluation then stands for the forty (ten steps of midpoint,

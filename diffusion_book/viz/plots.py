@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from diffusion_book.schedules import Schedule, signal_to_noise
-from diffusion_book.viz.style import COLOURS, SEQUENCE, new_figure, styled
+from diffusion_book.viz.style import COLOURS, GREY, SEQUENCE, new_figure, styled
 
 CYCLE = [COLOURS[name] for name in ("ddpm", "ddim", "ldm", "rf", "ldm-concat")]
 
