@@ -104,7 +104,7 @@ def euler(prediction: Prediction, x_t: Tensor, t: Tensor, s: Tensor, *, schedule
     On the straight path of a rectified flow that is x_t + (s - t) (eps - x0), Euler's step along the velocity.
     On any path it is `ddim` with eta = 0, for x_t = alpha_t x0 + sigma_t eps cancels.
 
-    Source: Liu et al. 2022, section 2.1.
+    Source: Liu, Gong & Liu 2022, section 2.1.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     return x_t + expand(alpha_s - alpha_t, x_t) * prediction.x0 + expand(sigma_s - sigma_t, x_t) * prediction.eps

@@ -88,7 +88,7 @@ def rectified(t: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         alpha and sigma, of the shape of t.
 
-    Source: Liu et al. 2022, equation 1 (there time runs the other way, from noise at 0 to data at 1).
+    Source: Liu, Gong & Liu 2022, equation 1 (there time runs the other way, from noise at 0 to data at 1).
     """
     return 1 - t, t.clone()
 

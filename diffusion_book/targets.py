@@ -44,7 +44,7 @@ def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 def velocity(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Predict eps - x0, the velocity dx/dt along the straight path of `schedules.rectified`.
 
-    Source: Liu et al. 2022, equation 1 (there x0 - eps, for time runs the other way).
+    Source: Liu, Gong & Liu 2022, equation 1 (there x0 - eps, for time runs the other way).
     """
     return -torch.ones_like(alpha), torch.ones_like(alpha)
 

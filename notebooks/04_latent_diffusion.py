@@ -184,7 +184,8 @@ assert off["diffused pixels"] > 20 * off["diffused z"]
 # The pixel model has to learn two things, what a spot looks like and where spots are. In the same training it does not
 # finish: its spots are smeared, doubled or grainy (figure 4.3). The other model learns only where. Whatever it gets
 # wrong, the decoder draws a perfect spot. This is the division of labour in latent diffusion: **the decoder knows what
-# pictures look like from near; the diffusion model decides what is in them.** (For the error of position, the sorted
+# pictures look like from near; the diffusion model decides what is in them.** (Rombach et al. call the two parts
+# *perceptual* and *semantic compression*. For the error of position, the sorted
 # positions are compared with those of other data.)
 #
 # ## 3. The data set, encoded
@@ -296,8 +297,10 @@ if train.name == "mnist":
 
 # %% [markdown]
 # The same $\alpha$ and $\sigma$ leave less of a latent than of a picture. A picture is redundant: a stroke covers a
-# hundred pixels with a hundred independent noises, and a denoiser averages them. A latent says everything once. So the
-# schedule alone does not say how noisy a state is. It depends on the data, and first of all on their size.
+# hundred pixels with a hundred independent noises, and a denoiser averages them. A latent says everything once. (Part
+# of the gap comes from the reading: a mean of pictures is a blur that a classifier can still read, a decoded mean of
+# latents often is not.) So the schedule alone does not say how noisy a state is. It depends on the data, and first of
+# all on their size.
 #
 # ## 6. Why latents are scaled
 #
@@ -334,11 +337,11 @@ for r in (1 / 30, 1.0, 30.0):
 
 # %% [markdown]
 # Small latents drown at once: nearly all times show pure noise, and the digit has to be decided in the last few steps.
-# Large ones hardly get noisy: everything is decided in the first step or two. The cosine schedule was made for data of
-# unit size.
+# Large ones hardly get noisy: everything is decided in the first step or two. The cosine schedule spreads its
+# steps well for data of about unit size.
 #
 # What does that do to samples? Equation (4) lets us see it without any training. It turns the shipped denoiser into the
-# one that a perfect training on latents $r$ times as large would give: divide the state by $c$, ask at $t'$, and
+# one that an equally good training on latents $r$ times as large would give: divide the state by $c$, ask at $t'$, and
 # multiply the answer by $r$. In figure 4.7 all rows use the same network. Only the steps fall on other times.
 
 
@@ -479,10 +482,12 @@ assert results["latents_shipped_cfid"] < results["pixels_shipped_cfid"]
 # %% [markdown]
 # The latent model is ahead at every stop. After an eighth of the time its samples are nearer to real digits than those
 # of the pixel model at the end, since it need not learn what a stroke is. But is the race fair? The latent model stands
-# on an autoencoder that was trained before. With that time counted, it starts only when the pixel model has been
-# training for long. Two things speak for latents all the same. With the autoencoder the shipped latent model took about
-# as long as the shipped pixel model, and it ended up better. And the autoencoder is paid for once: all latent models of
-# the next chapters use the same one.
+# on an autoencoder that was trained before. Its network also has more than twice as many parameters (on 16 positions,
+# so that a step takes about the same time), and each curve is a single training. The race compares two whole systems,
+# not latents alone. With that time counted, it starts only when the pixel model has been training for long. Two things
+# speak for latents all the same. With the autoencoder the shipped latent model took about as long as the shipped pixel
+# model, and it ended up better. And the autoencoder is paid for once: all latent models of the next chapters use the
+# same one.
 #
 # The wrong scale is the same network on the same data. It stays behind at every stop, and leaves blots among its
 # samples (second row of figure 4.9). Nothing warned us: the code ran without an error. A wrong scale is among the most
@@ -669,9 +674,13 @@ for row in figures(card):
 #   Diffusion's 512 × 512 × 3 pixels become 64 × 64 × 4, which divides the dimension by 48. Ours is divided by 32. Later
 #   models chose otherwise: Stable Diffusion 3 (Esser et al. 2024) has 16 channels, and the autoencoder of Chen et al.
 #   (2024) shrinks each side by 32 and more.
-# - **Scale.** They divide by one standard deviation, measured on the first batch. Stable Diffusion keeps it as the
-#   constant 0.18215. We shift and scale each channel.
-# - **Diffusion.** They predict the noise on a linear schedule; we predict $v$ on the cosine.
+# - **Scale.** They divide by one standard deviation, measured on the first batch. Stable Diffusion keeps its reciprocal
+#   as a constant: latents are multiplied by 0.18215, so that their standard deviation was about 5.5. We shift and scale
+#   each channel.
+# - **Diffusion.** They predict the noise, on a schedule that their code calls linear: $\sqrt\beta$, and not $\beta$,
+#   grows linearly. We predict $v$ on the cosine.
+# - **Two stages.** Rombach et al. train the autoencoder first, as we do: so it serves many models. Vahdat et al. (2021)
+#   train it together with the diffusion in its latents, which then shapes them.
 #
 # </details>
 #

@@ -203,7 +203,8 @@ show(
 # \hat\epsilon_w = \hat\epsilon(x_t, t) + w \left[ \hat\epsilon(x_t, t, c) - \hat\epsilon(x_t, t) \right]. \tag{3}$$
 #
 # This is *classifier-free guidance*, and $w$ is the *guidance scale*. (Its predecessor, *classifier guidance*, takes
-# the gradient from a classifier trained on noisy pictures: Dhariwal & Nichol 2021.)
+# the gradient from a classifier trained on noisy pictures: Song et al. 2021 for $w = 1$; Dhariwal & Nichol 2021 turned
+# it up.)
 
 # %%
 show(
@@ -342,7 +343,11 @@ show(
 # *that $q$ with noise added*. Write $N_t$ for adding the noise of time $t$. Guidance raises noisy densities to powers,
 # $(N_t\, p_c)^w (N_t\, p)^{1-w}$. What is needed is $N_t (p_c^w\, p^{1-w})$. Adding noise averages over neighbours, and
 # a power of an average is not the average of powers. So **the guided field is not the score of the noised tilted
-# distribution**, except at $w = 0$ and $1$. On the mesh we can compute the right denoiser, as a sum, and compare.
+# distribution**, except at $w = 0$ and $1$. (The alternative is to let points settle at every $t$ by Langevin steps,
+# which need only the score of that time. Bradley & Nakkiran 2024 show that, for small steps, a guided DDPM is a DDIM
+# step of the conditional model, followed by such a Langevin step: predictor and corrector. Chidambaram et al. 2024
+# prove where guided samples of a mixture go: to the edge of their class.) On the mesh we can compute the right
+# denoiser, as a sum, and compare.
 
 # %% tags=["nbval-check-output"]
 half = torch.tensor(0.5, dtype=torch.float64)
@@ -569,8 +574,8 @@ show(
 
 # %% [markdown]
 # In the second row of figure 5.9 the label is ignored. In the third most digits can be recognised, but some are
-# doubtful or broken. In the last, drawn by the very same network, they are bolder and clearer. The predictions of a
-# weak network stay too close to the average of all digits; guidance pushes them away from it.
+# doubtful or broken. In the last, drawn by the very same network, they are bolder and clearer. One explanation is that
+# the predictions of a weak network stay too close to the average of all digits, and guidance pushes them away from it.
 #
 # ## 10. The shipped weights
 #
@@ -628,10 +633,11 @@ if as_shipped:
     assert max(sizes) < 1.1 * min(sizes)
 
 # %% [markdown]
-# Both are guilty. `ldm`, whose whole training went into drawing without labels, makes far fewer doubtful digits than
-# `ldm-concat` at $w = 0$, and still more than `ldm-concat` with labels. For guidance this matters little: as the
-# starting point of (3), the unconditional prediction need not draw well. It only has to say what *any* digit looks like
-# at this $x_t$.
+# Probably both. `ldm`, whose whole training went into drawing without labels, makes far fewer doubtful digits than
+# `ldm-concat` at $w = 0$, and still more than `ldm-concat` with labels. (It was also trained for more steps, so the
+# first suspect's share is uncertain.) Guidance works all the same: as the starting point of (3), the unconditional
+# prediction need not draw well. It only has to say what *any* digit looks like at this $x_t$. But its weakness is not
+# neutral, as section 13 shows.
 #
 # How early is a digit decided? Follow the prediction $\hat x_0$ from one noise, asked for a two.
 
@@ -648,7 +654,8 @@ show(
 
 # %% [markdown]
 # The first prediction in each row of figure 5.11 is one of section 7's pictures: the mean of everything, the mean two,
-# two caricatures. The later steps only refine it. A large $w$ leads the first steps to where there are no twos, and the
+# two caricatures. With a label, the later steps refine it; without one (first row)
+# they first have to decide. A large $w$ leads the first steps to where there are no twos, and the
 # rest of the path has to make the best of that.
 #
 # ## 11. Gains and losses, measured
@@ -730,8 +737,10 @@ if as_shipped:
 # %% [markdown]
 # Look at the shipped network first (figure 5.12). Nearly all of its digits are right at $w = 1$. Beyond that there is
 # little left to gain, and variety is lost: recall falls, and samples of a class lie much closer together than real
-# ones. It is the deserted cluster of section 3. So the best cFID lies near $w = 1$. The small network is the other
-# case. Some of its digits are wrong, and at first guidance repairs more than it costs.
+# ones, as in section 3. So the best cFID lies near $w = 1$. The small network is the other case. Some of its digits are
+# wrong, and at first guidance repairs more than it costs. (At small $w$ its recall is above that of real digits, which
+# is not better than real. Bad samples are scattered and have distant neighbours, so their balls are large and cover
+# much: Naeem et al. 2020. Read recall together with cFID.)
 #
 # This is guidance in practice: it repairs what a model is unsure of, and pays with variety. Models of all the world's
 # pictures, asked by texts that fit many of them, are never sure, and are used at 5 to 10. The library's default of
@@ -803,7 +812,10 @@ if as_shipped:
 #
 # ## 13. Guided by a worse version of itself
 #
-# Why does guidance make digits *better*, and not only more typical? Karras et al. (2024) separate the two. They
+# Why does guidance make digits *better*, and not only more typical? The unconditional prediction differs from the
+# conditional one in two ways. It does not know the class. And it is the worse model: it has the harder task, and here a
+# tenth of the pictures (section 10). The first difference pushes towards the class, at the cost of variety. The second
+# pushes away from errors. Classifier-free guidance cannot have one without the other. Karras et al. (2024) can: they
 # replace the unconditional prediction by that of a **worse model for the same class**:
 #
 # $$\hat\epsilon_w = \hat\epsilon_{\text{bad}}(x_t, t, c)
@@ -851,11 +863,12 @@ if as_shipped:
         assert auto["cFID"] > 0.85 * judged["w = 1"]["cFID"]
 
 # %% [markdown]
-# At the same scale autoguidance keeps more variety than classifier-free guidance: its recall and its distances are
-# higher in each pair of lines (see figure 5.14). It does not add quality here: no scale has a clearly better cFID than
-# $w = 1$. That depends on how well the bad model's errors resemble the good one's. Karras et al. choose theirs with
-# care; ours was at hand. The lesson is that guidance needs no unconditional model. It needs two predictions, one better
-# than the other.
+# At the same scale autoguidance leaves recall and distances higher than classifier-free guidance, in each pair of lines
+# (see figure 5.14). In part its push is merely weaker, for the small network is closer to the good one than the
+# unconditional prediction is: an equal $w$ is not an equal strength. It does not add quality here: no scale has a
+# clearly better cFID than $w = 1$. That depends on how well the bad model's errors resemble the good one's. Karras et
+# al. choose theirs with care; ours was at hand. The lesson is that guidance needs no unconditional model. It needs two
+# predictions, one better than the other.
 #
 # ## 14. Your turn
 #
@@ -996,7 +1009,8 @@ check(of_both)
 # ```
 #
 # In logarithms the sum asks for $p(a \mid x)\, p(b \mid x)$ to be large. You get eights with an open side, threes that
-# are nearly closed, and some that decide. (Du et al. 2023 say what (3) misses for exactly this kind of product, and
+# are nearly closed, and some that decide. (This is the composition of Liu, Li, Du, Torralba & Tenenbaum 2022. Du et al.
+# 2023 say what (3) misses for exactly this kind of product, and
 # mend it with further steps at each time.)
 #
 # </details>
@@ -1059,7 +1073,7 @@ check(hidden)
 # - Guidance makes samples surer and more alike, and drives them out of the data. It does not sample (4).
 # - In this book $w = 1$ is the plain conditional model. Guide, then clip.
 # - The worse the model, the more guidance helps. For a good one it costs variety, most of all early.
-#   Autoguidance keeps more of it.
+#   Autoguidance costs less of it, and added no quality here.
 #
 # ## References
 #
@@ -1069,6 +1083,14 @@ check(hidden)
 #   convention; text.)
 # - Rombach, Blattmann, Lorenz, Esser & Ommer (2022), *High-Resolution Image Synthesis with Latent Diffusion Models*.
 #   CVPR. arXiv:2112.10752.
+# - Liu, Li, Du, Torralba & Tenenbaum (2022), *Compositional Visual Generation with Composable Diffusion Models*. ECCV.
+#   arXiv:2206.01714.
+# - Naeem, Oh, Uh, Choi & Yoo (2020), *Reliable Fidelity and Diversity Metrics for Generative Models*. ICML.
+#   arXiv:2002.09797.
+# - Chidambaram, Gatmiry, Chen, Lee & Lu (2024), *What Does Guidance Do? A Fine-Grained Analysis in a Simple Setting*.
+#   NeurIPS. arXiv:2409.13074.
+# - Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021), *Score-Based Generative Modeling through Stochastic
+#   Differential Equations*. ICLR. arXiv:2011.13456.
 # - Du et al. (2023), *Reduce, Reuse, Recycle*. ICML. arXiv:2302.11552.
 # - Bradley & Nakkiran (2024), *Classifier-Free Guidance is a Predictor-Corrector*. arXiv:2408.09000.
 # - Kynkäänniemi et al. (2024), *Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in

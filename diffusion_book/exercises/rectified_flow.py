@@ -14,7 +14,7 @@ from diffusion_book.targets import Prediction
 
 
 def flow_step(x_t, x0, t, s):
-    """Euler's step along the flow, from a prediction of the picture. Source: Liu et al. 2022, section 2.1."""
+    """Euler's step along the flow, from a prediction of the picture. Source: Liu, Gong & Liu 2022, section 2.1."""
     return samplers.euler(Prediction(x0, (x_t - (1 - t) * x0) / t), x_t, t, s, schedule=rectified)
 
 

@@ -67,7 +67,7 @@ def draw_couplings(
     Raises:
         BookError: the parent does not follow a straight path, or its samples are not finite.
 
-    Source: Liu et al. 2022, algorithm 1.
+    Source: Liu, Gong & Liu 2022, algorithm 1.
     """
     if parent.recipe.diffusion.schedule != "rectified":
         raise BookError(f"reflow starts from a rectified flow, not from a '{parent.recipe.model}': give one of those")

@@ -101,7 +101,7 @@ function batchOf({ points, labels, noise }, random) {
   return { x0, eps, t: Float64Array.from({ length: BATCH }, (_, n) => 1 - (n + random()) / BATCH), labels: told };
 }
 
-/** The loss of a batch and its gradient. Source: Ho et al. 2020, equation 14; Liu et al. 2022, equation 1. */
+/** The loss of a batch and its gradient. Source: Ho et al. 2020, equation 14; Liu, Gong & Liu 2022, equation 1. */
 function lossAndGradient(parameters, target, { x0, eps, t, labels }) {
   const { schedule, pair } = TARGETS[target], count = labels.length, wanted = new Float64Array(2 * count);
   const x = wanted.map((_, i) => {
@@ -137,7 +137,7 @@ function predict({ parameters, target }, x, t, labels, scale = 1) {
 }
 
 /** A step from t to s along the differential equation dx = x0 dalpha + eps dsigma: `ddim`, which on the straight path is
- * Euler's. Source: Song et al. 2020 (DDIM), equation 13; Liu et al. 2022, section 2.1.
+ * Euler's. Source: Song et al. 2020 (DDIM), equation 13; Liu, Gong & Liu 2022, section 2.1.
  */
 function step(model, x, t, s, labels, scale) {
   const { schedule } = TARGETS[model.target], [alphaT, sigmaT] = schedule(t), [alphaS, sigmaS] = schedule(s);
@@ -163,7 +163,7 @@ function* walk(model, noise, labels, steps, scale, piece = 64) {
 }
 
 /** How far ways are from straight ones at constant speed: the squared distance of the velocity from the chord, over the
- * squared length of the chord. 0: one step is enough. Source: Liu et al. 2022, section 2.2.
+ * squared length of the chord. 0: one step is enough. Source: Liu, Gong & Liu 2022, section 2.2.
  */
 function straightness(states) {
   const first = states[0], last = states.at(-1), steps = states.length - 1;
@@ -177,7 +177,7 @@ function straightness(states) {
 }
 
 /** Pairs of noise and the point that the model makes of it, to learn from once more: again a generator of pieces.
- * Half of them are told no class. Source: Liu et al. 2022, section 2.2.
+ * Half of them are told no class. Source: Liu, Gong & Liu 2022, section 2.2.
  */
 function* pairsOf(model, { labels }, random, count = 2048, steps = 30) {
   const noise = normals(random, 2 * count);

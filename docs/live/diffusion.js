@@ -34,7 +34,7 @@ function linearBetas(t, first = 1e-4, last = 0.02) {
   return [Math.exp(log / 2), Math.sqrt(-Math.expm1(log))];
 }
 
-/** Source: Liu et al. 2022, equation 1 (there time runs the other way). */
+/** Source: Liu, Gong & Liu 2022, equation 1 (there time runs the other way). */
 const rectified = t => [1 - t, t];
 
 const SCHEDULES = { cosine, linear: linearBetas, rectified };
@@ -108,7 +108,7 @@ function ddim({ x0, eps }, x, t, s, { schedule, noise, eta = 0 }) {
   return mix(alpha, x0, Math.sqrt(Math.max(0, sigma ** 2 - fresh ** 2)), eps, fresh, noise);
 }
 
-/** Source: Liu et al. 2022, section 2.1. */
+/** Source: Liu, Gong & Liu 2022, section 2.1. */
 function euler({ x0, eps }, x, t, s, { schedule }) {
   const [alphaT, sigmaT] = schedule(t), [alphaS, sigmaS] = schedule(s);
   return mix(1, x, alphaS - alphaT, x0, sigmaS - sigmaT, eps);

@@ -41,7 +41,7 @@ def reflow(count: int = 12) -> Diagram:
     Args:
         count: of paths.
 
-    Source: Liu et al. 2022, figure 2.
+    Source: Liu, Gong & Liu 2022, figure 2.
     """
     quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     noise = torch.special.ndtri(quantiles)  # (N,)
