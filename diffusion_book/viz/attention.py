@@ -20,7 +20,7 @@ from diffusion_book.viz.scrubber import scrubber
 from diffusion_book.viz.style import DPI, PAPER, new_figure, styled
 from diffusion_book.viz.tables import HEAD, show_table
 
-# One colour a token. The first two mix to grey, and so do the next two.
+# One colour for each token.
 TOKEN_COLOURS: list[str] = ["#F2C14E", "#7B6BD6", "#3FB5A3", "#E0607E"]
 
 INK = 0.75  # share of a lit picture's brightness that is ink; the rest is the light on its ground
@@ -128,7 +128,7 @@ def show_readers(
     tokens: Sequence[str] | None = None,
     scale: float = 2.0,
 ) -> Figure:
-    """A table of pictures, each place in the mixture of the colours of those tokens that it reads.
+    """A table of pictures, each position in the colour of the token that it reads most: the paler, the less decided.
 
     Args:
         pictures: (R, C, 1, 28, 28) in [-1, 1], drawn in dark ink.
@@ -148,9 +148,10 @@ def show_readers(
         raise BookError(f"pictures, weights and names are of {shapes} rows and columns: they must be of the same")
     colours = torch.tensor([to_rgb(colour) for colour in TOKEN_COLOURS[:number]])  # (tokens, 3)
     light = torch.stack([paint(each) for row in weights for each in row])  # (R * C, tokens, 28, 28)
-    ground = torch.einsum("nthw,tc->nchw", light, colours)
+    most, which = light.max(dim=1)  # both (R * C, 28, 28)
+    ground = most[:, None] * colours[which].permute(0, 3, 1, 2) + 1 - most[:, None]  # (R * C, 3, 28, 28)
     ink = (pictures.flatten(0, 1) + 1) / 2  # (R * C, 1, 28, 28), in [0, 1]
-    tinted = 2 * ground * (1 - 0.85 * ink) - 1
+    tinted = 2 * ground * (1 - 0.6 * ink) - 1
     channels = [grid(tinted[:, [channel]], columns=len(columns)) for channel in range(3)]
     picture = torch.stack(channels, dim=-1)  # (height, width, 3)
 
