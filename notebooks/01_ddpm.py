@@ -854,7 +854,7 @@ network = UNet(config)
 untrained = copy.deepcopy(network.state_dict())
 trainer = Trainer(network, loss_of_diffusion(diffusion), train, settings)
 reports = list(itertools.islice(trainer.steps(), 250))
-print(f"loss {reports[0].loss:.2f} at first, {reports[-1].loss:.2f} after {reports[-1].seconds:.0f} seconds")
+print(f"loss {reports[0].loss:.2f} at first, {reports[-1].loss:.2f} after {len(reports)} steps")
 
 recipe = Recipe("ddpm", settings, config, diffusion)
 stages = {"before": untrained, "after 250 steps": trainer.ema.network.state_dict()}

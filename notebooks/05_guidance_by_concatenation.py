@@ -559,10 +559,7 @@ loss = loss_of_latent_diffusion(recipe.diffusion, recipe.condition)
 trainer = Trainer(fresh, loss, encoded, settings)
 reports = list(trainer.steps())
 small = pipelines.build(recipe, trainer.ema.network.state_dict(), autoencoder=vae)
-seconds = reports[-1].seconds
-print(
-    f"{len(reports)} steps in {seconds:.0f} s, loss {reports[0].loss:.2f} at first, {reports[-1].loss:.2f} at the end"
-)
+print(f"{len(reports)} steps, loss {reports[0].loss:.2f} at first, {reports[-1].loss:.2f} at the end")
 
 # %%
 learned = {f"w = {w}": small.sample(10, steps=20, seed=2, guidance_scale=w) for w in (0, 1, 3)}

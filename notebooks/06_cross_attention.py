@@ -14,13 +14,13 @@
 # %% [markdown]
 # # Cross-attention: a network that reads
 #
-# *Runs in about two minutes on two CPU cores, without a network connection. Half of that is live training. Needs chapters
-# 4 and 5.*
+# *Runs in about two minutes on two CPU cores, without a network connection. Half of that is live training. Needs
+# chapters 4 and 5.*
 #
-# In chapter 5 a label was a map, stacked on the latent. How would you stack a sentence? It has no position in the picture
-# and no fixed length, and most sentences have never been seen before. Text-to-image models turn the request into a list
-# of *tokens*, a few vectors, and let every position of the picture look up in that list what it needs. This look-up is
-# called *cross-attention*. Here requests have one word or two, so that everything can be seen.
+# In chapter 5 a label was a map, stacked on the latent. How would you stack a sentence? It has no position in the
+# picture and no fixed length, and most sentences have never been seen before. Text-to-image models turn the request
+# into a list of *tokens*, a few vectors, and let every position of the picture look up in that list what it needs. This
+# look-up is called *cross-attention*. Here requests have one word or two, so that everything can be seen.
 #
 # You will
 #
@@ -35,13 +35,14 @@
 # Models* (2022), section 3.3; attention itself is from Vaswani et al., *Attention Is All You Need* (2017).
 #
 # *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the small
-# digits that come with scikit-learn. All cells run, but section 9 then trains on few pictures, and its numbers differ from
-# the text.
+# digits that come with scikit-learn. All cells run, but section 9 then trains on few pictures, and its numbers differ
+# from the text.
 
 # %% [markdown]
 # ## Set-up, and what we are after
 #
-# Figure 6.1 shows ten digits, drawn at guidance scale 3, and below each how much one layer reads each of its four tokens.
+# Figure 6.1 shows ten digits, drawn at guidance scale 3, and below each how much one layer reads each of its four
+# tokens.
 
 # %%
 import copy
@@ -90,8 +91,8 @@ show(
 #
 # A thermometer was read at midnight, at six, at noon and at six in the evening. What was the temperature at any other
 # hour? Give each reading a *key*, the direction in which the hour hand of a 24-hour dial points, and a *value*, the
-# degrees. The question is a *query*, a direction too. Compare it with each key by a scalar product, turn the four scores
-# into *weights* by softmax, and average the values with these weights.
+# degrees. The question is a *query*, a direction too. Compare it with each key by a scalar product, turn the four
+# scores into *weights* by softmax, and average the values with these weights.
 
 
 # %% tags=["nbval-check-output"]
@@ -133,7 +134,7 @@ panels = {f"length {length}": look_up(length * hand(asked))[1] for length in (2,
 show(
     attention.show_matrices(panels, [f"{hour} h" for hour in asked], ["0 h", "6 h", "12 h", "18 h"], "key", "query"),
     "6.3",
-    "The weights behind it. With a longer query they concentrate on the nearest readings.",
+    "The weights behind figure 6.2. With a longer query they concentrate on the nearest readings.",
 )
 
 # %% [markdown]
@@ -142,8 +143,8 @@ show(
 #
 # ## 2. The equation
 #
-# Stack $N$ queries into a matrix $Q$, and $M$ keys and values into $K$ and $V$, one in a row. Let a key have $d$ entries.
-# Then
+# Stack $N$ queries into a matrix $Q$, and $M$ keys and values into $K$ and $V$, one in a row. Let a key have $d$
+# entries. Then
 #
 # $$\mathrm{Attention}(Q, K, V) = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right) V. \tag{1}$$
 #
@@ -176,8 +177,8 @@ print(
 )
 
 # %% [markdown]
-# (Real code subtracts the largest score of each row before `exp`. This changes nothing in (1) and keeps large scores from
-# overflowing. `softmax` does it for us.)
+# (Real code subtracts the largest score of each row before `exp`. This changes nothing in (1) and keeps large scores
+# from overflowing. `softmax` does it for us.)
 #
 # ## 3. Why divide by the root of $d$?
 #
@@ -187,8 +188,8 @@ print(
 # $$\operatorname{Var}[q \cdot k] = \sum_{i=1}^{d} \operatorname{Var}[q_i k_i] = d. \tag{2}$$
 #
 # So the scores of a wider layer are larger, for no reason but its width. Divided by $\sqrt d$, they have variance 1 at
-# any width. Does it matter? Measure the largest of four weights $a$, and the slope of a weight as its score $s$ changes,
-# $\partial a / \partial s = a\,(1 - a)$.
+# any width. Does it matter? Measure the largest of four weights $a$, and the slope of a weight as its score $s$
+# changes, $\partial a / \partial s = a\,(1 - a)$.
 
 # %% tags=["nbval-check-output"]
 widths = (2, 8, 32, 128, 512)
@@ -221,10 +222,10 @@ show(
 #
 # A U-Net has positions, here 4 × 4 of them, each with a vector of channels. Stack these vectors into $X$. In
 # *self-attention* queries, keys and values all come from the positions. In *cross-attention* the positions ask, and the
-# tokens of the request answer, stacked into $C$ (figure 6.5):
+# tokens of the request answer, stacked into $Y$ (figure 6.5):
 #
 # $$\text{self: } Q = X W_Q,\; K = X W_K,\; V = X W_V \qquad\qquad
-# \text{cross: } Q = X W_Q,\; K = C\, W_K,\; V = C\, W_V.
+# \text{cross: } Q = X W_Q,\; K = Y\, W_K,\; V = Y\, W_V.
 # \tag{3}$$
 
 # %%
@@ -242,7 +243,7 @@ show(
 # Notice what (3) does not fix. The number of tokens appears nowhere in the weights: $W_K$ and $W_V$ take each token by
 # itself. The same layer reads one token, four, or the 77 of a sentence.
 #
-# ## 5. One token is none
+# ## 5. One token gives no choice
 #
 # A digit is one thing, so why not give it one token? Because a softmax over a single score is 1, whatever the score:
 #
@@ -268,9 +269,9 @@ for number in (1, 4):
     assert same == (number == 1)
 
 # %% [markdown]
-# With one token, cross-attention is a long way of adding a vector to every position, and its map a white square that
-# means nothing. (You will find such maps in print.) So each class of the shipped model has four tokens of 128 numbers,
-# learned with everything else, and so has `NO_CLASS`. What matters is that a position has a choice.
+# With one token, cross-attention is a long way of adding a vector to every position, and its map is constant: 1
+# everywhere. It has no meaning, although such maps are published. So each class of the shipped model has four tokens of
+# 128 numbers, learned with everything else, and so has `NO_CLASS`. What matters is that a position has a choice.
 #
 # ## 6. Several heads
 #
@@ -281,7 +282,8 @@ for number in (1, 4):
 # $$\mathrm{head}_n = \mathrm{Attention}(Q_n, K_n, V_n), \qquad
 # X' = X + \left[\mathrm{head}_1, \dots, \mathrm{head}_h\right] W_O. \tag{5}$$
 #
-# That completes the layer. Written out, and compared with the library's:
+# Here $Q_n$, $K_n$ and $V_n$ are the $n$-th blocks of channels, $W_O$ is the last layer, and $X'$ is the output: what
+# is read is *added* to $X$. That completes the layer. Written out, and compared with the library's:
 
 
 # %% tags=["nbval-check-output"]
@@ -301,8 +303,8 @@ with torch.no_grad():
 print(f"{layer.heads} heads of {64 // layer.heads} channels; my_cross_attention is layers.Attention")
 
 # %% [markdown]
-# Do heads really look at different things? The middle of the shipped network has several. Figure 6.6 shows two of them, in
-# one step, for one digit.
+# Do heads really look at different things? The middle of the shipped network has several. Figure 6.6 shows two of them,
+# in one step, for one digit.
 
 # %%
 with torch.no_grad(), cross_attention_maps(pipe.network) as maps:
@@ -324,14 +326,14 @@ assert decided.max(dim=1).values.min() > 0.6
 assert decided[0].argmax() != decided[1].argmax()
 
 # %% [markdown]
-# In figure 6.6 each head has made up its mind: both see the same positions and the same request, and yet they read different
-# tokens. So one layer looks up several things at once. (The later figures show averages over heads, in which decided heads
-# can look undecided.)
+# In figure 6.6 each head has made up its mind: both see the same positions and the same request, and yet they read
+# different tokens. So one layer looks up several things at once. (The later figures show averages over heads, in which
+# decided heads can look undecided.)
 #
 # ## 7. A list without an order
 #
-# Does the order of the tokens matter? Shuffle them by a permutation matrix $\Pi$. Keys and values are shuffled alike, and
-# the sum over tokens does not change:
+# Does the order of the tokens matter? Shuffle them by a permutation matrix $\Pi$. Keys and values are shuffled alike,
+# the softmax of a shuffled row is the shuffled softmax, and the sum over tokens does not change:
 #
 # $$\operatorname{softmax}\!\left(\tfrac{1}{\sqrt d}\, Q (\Pi K)^\top\right) \Pi V
 # = \operatorname{softmax}\!\left(\tfrac{1}{\sqrt d}\, Q K^\top\right) \Pi^\top \Pi V = \mathrm{Attention}(Q, K, V).
@@ -350,8 +352,8 @@ print("tokens of another class, same output:   ", bool((out - others).abs().max(
 
 # %% [markdown]
 # To cross-attention a request is a *set*. If "dog bites man" is to differ from "man bites dog", the order has to be
-# written into the tokens before they come here; text encoders do that. It also follows that "token 1" of the three and
-# "token 1" of the eight have nothing to do with each other.
+# written into the tokens before they come here; text encoders do that. It also follows that token 1 of the digit 3
+# and token 1 of the digit 8 have nothing to do with each other.
 #
 # ## 8. Where it sits
 #
@@ -370,7 +372,8 @@ extra = sum(size(reader) for reader in readers.values())
 print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: {size(network):,} parameters")
 
 # %% [markdown]
-# Only about a twentieth of the network is new. The layers at 4 × 4 have one head each, the wider one in the middle several. `up.1.0`, shown in figure 6.1, is the first block at 4 × 4 on the way up.
+# Only about a twentieth of the network is new. The layers at 4 × 4 have one head each, the wider one in the middle
+# several. `up.1.0`, shown in figure 6.1, is the first block at 4 × 4 on the way up.
 #
 # From here it is a short way to the *DiT* of Peebles & Xie (2022): drop the convolutions, cut the picture into patches,
 # and stack blocks of self-attention, cross-attention and a small *feed-forward* network, two linear layers that act on
@@ -380,8 +383,8 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 #
 # What does reading buy? Ten labels cannot show it, so let requests have two words: a digit, and a stroke, *thin* or
 # *bold*. The stroke's width can be measured from the picture, as twice its area over the length of its contour. We keep
-# the thinnest and the boldest third of 12,000 pictures, and **hold out six combinations**: the network never sees a bold
-# two, though it sees thin twos and bold sevens. Can it draw one? Three networks of the same size try:
+# the thinnest and the boldest third of 12,000 pictures, and **hold out six combinations**: the network never sees a
+# bold two, though it sees thin twos and bold threes. Can it draw one? Three networks of nearly the same size try:
 #
 # - *a map for each combination*: chapter 5's way, with 20 labels;
 # - *a map for each word*: two maps are looked up and both are stacked on the latent;
@@ -425,7 +428,11 @@ class Words(nn.Module):
 
 by_tokens = dataclasses.replace(pipe.recipe.network, base_channels=16, context_dim=32)
 by_maps = dataclasses.replace(by_tokens, context_dim=0, concat_channels=4)
-ways = {"map a combination": (by_maps, None), "map a word": (by_maps, (2, 4, 4)), "tokens a word": (by_tokens, (2, 32))}
+ways = {
+    "one map per combination": (by_maps, None),
+    "one map per word": (by_maps, (2, 4, 4)),
+    "tokens per word": (by_tokens, (2, 32)),
+}
 epochs = round(340 * 32 / len(latents))
 settings = TrainingConfig(epochs=epochs, batch_size=32, lr=4e-3, warmup_steps=20, ema_decay=0.98, cooldown=0.5)
 loss = loss_of_latent_diffusion(pipe.recipe.diffusion, pipe.recipe.condition)
@@ -448,7 +455,7 @@ for name, (config, shape) in ways.items():
     hidden = torch.isin(labels, held_out)
     right_of[name] = seen, new = [right[each].double().mean().item() for each in (~hidden, hidden)]
     print(
-        f"{name:>17}: {report.seconds:3.0f} s; digit and stroke right: {seen:.0%} of what was trained, {new:.0%} of the rest"
+        f"{name:>23}: {report.step} steps; digit and stroke right: {seen:.0%} of what was trained, {new:.0%} of the rest"
     )
     rows.append(drawn[held_out])
 
@@ -471,10 +478,11 @@ if train.name == "mnist":
     assert word > tokens_of_words
 
 # %% [markdown]
-# Look at figure 6.7 and the table above it. With a map for each combination, a request that was never trained is a label
-# that was never trained, and what is drawn for it is arbitrary. Both networks that get the words apart do far better:
-# each word was trained, and its meaning carries over. So the credit goes to *separate words*, not to cross-attention. For
-# two words at fixed positions in the request, maps do it too; in this short training they even do it better.
+# Look at figure 6.7 and the table above it. With a map for each combination, a request that was never trained is a
+# label that was never trained, and what is drawn for it is arbitrary. Both networks that get the words apart do far
+# better: each word was trained, and its meaning carries over. So the credit goes to *separate words*, not to
+# cross-attention. For two words at fixed positions in the request, maps do it too; in this short training they even do
+# it better.
 #
 # What tokens add is freedom. A map for each word needs its own channels in the first layer for every word of a request:
 # 77 words, 77 sets of channels, mostly empty. Tokens need none. By (3) the same weights read a list of any length, and
@@ -498,14 +506,15 @@ show(
 )
 
 # %% [markdown]
-# In figure 6.8 the first row ignores the request. In the second nearly all digits are what was asked for, and where one is
-# broken, guidance mends it in the rows below.
+# In figure 6.8 the first row ignores the request. In the second nearly all digits are what was asked for, and where one
+# is broken, guidance mends it in the rows below.
 #
 # ## 11. What the positions read
 #
 # `sampling.watch` samples, and keeps the map of each layer at each step. (A guided step runs the network on a batch of
-# two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure 6.9 gives
-# each token a colour and paints each position in the mixture of what it reads, at the last step.
+# two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure 6.9
+# gives each token a colour, and paints each position in that of the token it reads most, the paler the less decided, at
+# the last step.
 
 # %%
 names = list(watched.maps)
@@ -513,13 +522,13 @@ last = watched.pictures[-1].expand(len(names), -1, -1, -1, -1)  # (4, 10, 1, 28,
 show(
     attention.show_readers(last, [list(watched.maps[name][-1]) for name in names], names, DIGITS),
     "6.9",
-    "Four layers and ten digits: each position in the colours of the tokens that it reads.",
+    "Four layers and ten digits: each position in the colour of the token that it reads most.",
 )
 
 # %% [markdown]
 # Each layer divides the picture in its own way, and each digit differently; by section 7 colours cannot be compared
-# across columns. The middle has only four positions. In the layers on the way up the patches follow the digit: strokes are
-# often read from one token and the background beside them from another. Figure 6.10 follows one digit over time.
+# across columns. The middle has only four positions. In the layers on the way up the patches follow the digit: strokes
+# are often read from one token and the background beside them from another. Figure 6.10 follows one digit over time.
 
 # %%
 steps = [0, 2, 4, 6, 8, 10, 12, 14, 16, 19]
@@ -535,11 +544,12 @@ show(
 )
 
 # %% [markdown]
-# The weights are about as decided at $t = 1$, on pure noise, as at the end. The latent shows nothing yet, but a position
-# still knows where it is (convolutions feel the edge of the picture), and the tokens say what belongs there. Later the
-# maps follow what is drawn. Move through it yourself in figure 6.11, this time without guidance, so that the predictions
-# take longer to decide. (On the book's site the button below it loads the model into the page. Then click a place in a
-# picture, or go there with the arrow keys, to see what every layer reads there.)
+# The weights are about as decided at $t = 1$, on pure noise, as at the end. (Figure 6.10 shows the guided *prediction*,
+# which is a clear 3 from the start; the latent itself is still noise.) A position knows where it is, for convolutions
+# feel the edge of the picture, and the tokens say what belongs there. Later the maps change little. Move through it
+# yourself in figure 6.11, this time without guidance, so that the predictions take longer to decide. (On the book's site
+# the button below it loads the model into the page. Then click a place in a picture, or go there with the arrow keys, to
+# see what every layer reads there.)
 
 # %%
 plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
@@ -553,8 +563,8 @@ show(
 # %% [markdown]
 # ## 12. Same noise, another label
 #
-# Is it the label that moves the maps, or the noise? At $t = 1$ we can hold either fixed. Figure 6.12 shows one noise and
-# ten labels: the latent is the same in each column, so whatever differs comes from the tokens.
+# Is it the label that moves the maps, or the noise? At $t = 1$ we can hold either fixed. Figure 6.12 shows one noise
+# and ten labels: the latent is the same in each column, so whatever differs comes from the tokens.
 
 # %%
 one_noise = pipe.noise(1, seed=3).expand(10, -1, -1, -1)
@@ -577,15 +587,15 @@ show(
 )
 
 # %% [markdown]
-# At $t = 1$ all predictions are mean digits, exaggerated by guidance. On the way up the label decides which token is read
-# where, and the noise has little influence. On the way down it has more: there the network is still looking at the
+# At $t = 1$ all predictions are mean digits, exaggerated by guidance. On the way up the label decides which token is
+# read where, and the noise has little influence. On the way down it has more: there the network is still looking at the
 # latent.
 #
 # ## 13. Take a token away
 #
-# A map says where the network *looked*, not what it did with what it saw. To find out what a token is for, take it away:
-# cross-attention reads as many as it is given. (The network never trained with fewer than four, so it is outside of what
-# it knows. What we see is how much it leans on each.)
+# A map says where the network *looked*, not what it did with what it saw. To find out what a token is for, take it
+# away: cross-attention reads as many as it is given. (The network never trained with fewer than four, so it is outside
+# of what it knows. What we see is how much it leans on each.)
 
 
 # %%
@@ -632,16 +642,22 @@ show(
     "Digits drawn with all four tokens, with three, and with one, from the same noise in each column.",
 )
 
+# %% tags=["remove-cell"]
+alone = [accuracy(rows[f"only {token + 1}"], labels) for token in range(4)]
+assert 0.5 < sum(alone) / 4 < 0.9  # "most are still read as asked"
+assert sum(accuracy(rows[f"without {token + 1}"], labels) for token in range(4)) / 4 > sum(alone) / 4 + 0.1
+
 # %% [markdown]
-# One token can nearly always be spared (figure 6.13). Its positions turn to the others, and the digit survives with a
-# changed stroke. One alone gives a caricature, or another digit: by (4) it tells every position the same, so all that was
+# One token can nearly always be spared (figure 6.13). The positions that read it now read the others, and the digit
+# survives with a changed stroke. With one alone, most are still read as asked, some of them as caricatures; others are
+# damaged, or become another digit: by (4) the token tells every position the same, so all that was
 # said *by position* is lost. The meaning of a class is spread over its tokens; none is "the loop" or "the bar".
 #
 # ## 14. Which digits are alike?
 #
 # Tokens are vectors, and vectors have distances. Does the four lie near the nine? The left panel of figure 6.14 has the
-# distance between the tokens of two digits, matched as well as they can be. The right panel has how far the *predictions*
-# of the network are apart, for the same noise at $t = 0.9$.
+# distance between the tokens of two digits, matched as well as they can be. The right panel has how far the
+# *predictions* of the network are apart, for the same noise at $t = 0.9$.
 
 # %%
 orders = [list(order) for order in itertools.permutations(range(4))]
@@ -665,11 +681,11 @@ show(
 )
 
 # %% [markdown]
-# The left panel shows nearly nothing: all digits are about equally far apart, and pairs that are a little nearer do not
-# look alike. The tokens started as random vectors of 128 numbers, any two of which are nearly orthogonal, and training had
-# no reason to move them far. It changed the matrices that read them. **A distance between embeddings means something only
-# if something made it meaningful.** In the right panel similarity is back: digits that look alike are near each other. It
-# lies in what the network does with tokens.
+# The left panel shows nearly nothing: all digits are about equally far apart, and the pairs that are a little nearer
+# are mostly not those that look alike. The tokens started as random vectors of 128 numbers, any two of which are nearly
+# orthogonal, and training had no reason to move them far. It changed the matrices that read them. **A distance between
+# embeddings means something only if something made it meaningful.** In the right panel similarity is back: digits that
+# look alike are near each other. It lies in what the network does with tokens.
 #
 # ## 15. Between two requests
 #
@@ -689,7 +705,7 @@ show(
 
 # %% [markdown]
 # Digits do not fade into each other (figure 6.15). Over most of the way it is one of the two, and near the middle it
-# turns. The network has never seen a blend, and makes of it what it knows.
+# turns. The network has never seen a blend, and draws the digit that it knows best nearby.
 #
 # Or give it *both* lists, eight tokens, and let each position choose (figure 6.16):
 
@@ -708,9 +724,9 @@ show(
 )
 
 # %% [markdown]
-# Now one picture follows two lists. Some pictures take one digit's strokes here and the other's there, some take one list
-# nearly everywhere, and some are hybrids that are no digits. In text-to-image systems the same thing goes wrong as "a red
-# cube beside a blue ball" in which the ball is red: nothing in (1) ties a word to a position.
+# Now one picture follows two lists. Some pictures take one digit's strokes here and the other's there, some take one
+# list nearly everywhere, and some are hybrids that are no digits. In text-to-image systems the same thing goes wrong as
+# "a red cube beside a blue ball" in which the ball is red: nothing in (1) ties a word to a position.
 #
 # ## 16. Stacked or read? A comparison
 #
@@ -737,7 +753,7 @@ cpu = {name: copy.deepcopy(model.network).cpu().float() for name, model in model
 taken = {name: [] for name in models}
 with torch.no_grad():
     for _ in range(12):
-        for name, each in cpu.items():  # in turn, so that both see the same moods of the machine
+        for name, each in cpu.items():  # in turn, so that other work slows both alike
             begun = time.perf_counter()
             each(torch.zeros(64, 2, 4, 4), one, labels=zero)
             taken[name].append(time.perf_counter() - begun)
@@ -753,9 +769,9 @@ for name, each in cpu.items():
             print(f"class accuracy {row['class_accuracy']:.1%}, recall {row['recall']:.2f}, cFID {row['cfid']:.2f}")
 
 # %% [markdown]
-# Two networks of different build, trained apart, make nearly the same picture of the same noise. With $\eta = 0$ sampling
-# follows a differential equation that is fixed by the data (chapter 2), so whoever learns the data well takes the same
-# path. What is left to compare is small: their losses on test latents in figure 6.18.
+# Two networks of different architecture, trained apart, make nearly the same picture of the same noise. Without fresh
+# noise ($\eta = 0$) sampling follows a differential equation that is fixed by the data (chapter 2), so whoever learns
+# the data well takes the same path. What is left to compare is small: their losses on test latents in figure 6.18.
 
 # %%
 curves = {name: [row["eval_loss"] for row in weights.read_card(name)["learning_curve"]] for name in models}
@@ -771,10 +787,10 @@ show(
 assert curves["ldm-cross-attention"][-1] > 0.99 * curves["ldm-concat"][-1]
 
 # %% [markdown]
-# Here cross-attention does not win: its loss is no lower, and each call costs a little more. That is no accident. Ten
-# classes on a grid of 4 × 4 are easy for concatenation: each label has a bias of its own at every position from the first
-# layer on (chapter 5, section 8), and there is nothing to look up, whereas reading has to be learned. For ten digits take
-# the map. For a sentence, section 9 says what you would miss.
+# Here cross-attention does not win: its loss is no lower, and each call takes longer. That is no accident. Ten classes
+# on a grid of 4 × 4 are easy for concatenation: each label has a bias of its own at every position from the first layer
+# on (chapter 5, section 8), and there is nothing to look up, whereas reading has to be learned. For ten digits take the
+# map. For a sentence, section 9 says what you would miss.
 #
 # ## The scoreboard
 
@@ -803,8 +819,8 @@ for w, row in sorted(of_scale.items()):
 #   nothing complains.
 # - **Maps of the wrong half.** In guided sampling one batch holds both branches. Here the first half is the
 #   unconditional one.
-# - **Heads split by `view` alone.** Without the transposition heads mix up positions and channels. Again the shapes fit.
-#   Compare with a loop, as in section 6.
+# - **Heads split by `view` alone.** Without the transposition heads mix up positions and channels. Again the shapes
+#   fit. Compare with a loop, as in section 6.
 # - **Softmax in half precision.** The library turns scores into fp32 first. Rounded to three digits, the rows of
 #   a map no longer sum to 1.
 # - **Padding tokens.** Sentences in one batch have different lengths. What fills them up must be masked, or it is read.
@@ -816,8 +832,8 @@ for w, row in sorted(of_scale.items()):
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
 # **1. A token that says nothing.** Add to each class a fifth token of zeros. What does the map do with it, and the
-# picture? What would have to be true of a token that nobody reads? Write (1) for lists of different lengths that were
-# filled up: `real` says which tokens count.
+# picture? Which score must a token have, so that no position reads it? Write (1) for lists of different lengths that
+# were filled up: `real` says which tokens count.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -851,8 +867,8 @@ check(read_masked)
 #
 # </details>
 #
-# **2. Different requests in different places.** Let the upper half of the positions draw a two and the lower half a five,
-# by blending the two predictions with a mask. What is the sum?
+# **2. Different requests in different places.** Let the upper half of the positions draw a two and the lower half a
+# five, by blending the two predictions with a mask. What is drawn?
 
 
 # %% tags=["nbval-check-output"]
@@ -884,35 +900,36 @@ check(in_two_places)
 # grids.show_grid(pipe.to_images(end.x), columns=10)
 # ```
 #
-# Many are threes, which nobody asked for. The halves fit together because each prediction sees the whole latent. This is how
-# "regional prompts" work. A mask on the maps would do the same inside the network.
+# Many are threes, which nobody asked for. The halves fit together because each prediction sees the whole latent. This
+# is how "regional prompts" work. A mask on the maps would do the same inside the network.
 #
 # </details>
 #
-# **3. How many tokens?** Train section 9's last network with 1 and with 4 tokens a word: change the shapes in `Words`.
-# What does the first lose?
+# **3. How many tokens?** Train section 9's last network with 1 and with 4 tokens per word: change the shapes in
+# `Words`. What does the first lose?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# ways = {f"{number} a word": (by_tokens, (number, 32)) for number in (1, 2, 4)}  # and run the loop again
+# ways = {f"{number} per word": (by_tokens, (number, 32)) for number in (1, 2, 4)}  # and run the loop again
 # ```
 #
-# Less than one would think. One token a word still leaves a choice between the two words. For a request of one
+# Less than one would think. One token per word still leaves a choice between the two words. For a request of one
 # word, a vector added to all positions is enough to *name* a digit, and the rest of the network can
 # work out what that means here or there: it is how Dhariwal & Nichol (2021) hand over classes. What is lost then is
 # the map.
 #
 # </details>
 #
-# **4. Cheaper when it is done.** The tokens do not change during sampling, so neither do $C\,W_K$ and $C\,W_V$. How
-# many FLOPs do these two products take in one layer, for one picture? (A FLOP is one addition or one multiplication.
-# Leave out the biases.) How much of the arithmetic of a call could be kept from the first step?
+# **4. Compute keys and values once.** The tokens do not change during sampling, so neither do $Y\,W_K$ and $Y\,W_V$.
+# How many FLOPs do these two products take in one layer, for one picture? (A FLOP is one addition or one
+# multiplication. Leave out the biases.) Which fraction of the FLOPs of a call is saved if both are computed once and
+# stored?
 
 
 # %% tags=["nbval-check-output"]
 def flops_of_tokens(tokens, context_dim, channels):
-    """How many tokens, numbers a token, channels of a place -> FLOPs, a number."""
+    """Number of tokens, entries of a token, channels of a position -> FLOPs, a number."""
     ...  # your code here
 
 
@@ -945,7 +962,7 @@ check(flops_of_tokens)
 #   soft at any width (2).
 # - In cross-attention positions ask and tokens answer (3). The number of tokens is free, and their order means nothing
 #   (6).
-# - Over one token the softmax is 1 (4). A class needs several, or the map is empty.
+# - Over one token the softmax is 1 (4). A class needs several, or the map is constant.
 # - Maps move with the label, differ from layer to layer, and are decided early. They show where the network
 #   looks, not why. Take tokens away to learn what they do.
 # - What is alike shows in what the network does, not in the distance of tokens.
