@@ -207,12 +207,16 @@ show(
 # received about half of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody
 # knows a formula for $\hat x_0$. A network has to learn it.
 #
-# You can watch one learn. The small laboratory below trains a network of 5,500 parameters in your browser, on points of
+# You can watch one learn. Figure 1.6 trains a network of 5,500 parameters in your browser, on points of
 # the plane: press Play. It learns the noise in $x_t$; the arrows show which way the steps back then move a point, and
 # on the right are 400 points that it makes of noise.
 
 # %%
-toy.toy("moons", "noise")
+show(
+    toy.toy("moons", "noise"),
+    "1.6",
+    "A denoiser that trains in the page, on points of the plane. Left: the data. Right: points that it makes from noise.",
+)
 
 # %% [markdown]
 # ## 3. Adding noise to digits
@@ -224,12 +228,12 @@ noisy = [add_noise(cosine, x0[:4], eps, t) for t in times]
 noisy = torch.stack(noisy, dim=1)  # (4, 11, 1, 32, 32)
 show(
     strips.show_strip(times.tolist(), noisy),
-    "1.6",
+    "1.7",
     "The same mixing, done to pictures: $x_t$ for growing $t$. Each row keeps its noise.",
 )
 
 # %% [markdown]
-# Find the last column of figure 1.6 in which you can still read the digit. To its left the network has to clean a
+# Find the last column of figure 1.7 in which you can still read the digit. To its left the network has to clean a
 # picture up; to its right it has to invent one.
 #
 # ## 4. One step of noise
@@ -237,13 +241,13 @@ show(
 # %%
 show(
     diagrams.markov_chain(),
-    "1.7",
+    "1.8",
     "The chain of DDPM. To the right, the forward process $q$ adds noise and has nothing to learn. To the left, the "
     "model $p_θ$ removes it.",
 )
 
 # %% [markdown]
-# DDPM defines the forward process step by step (figure 1.7). There are $T = 1000$ steps, counted by $k$, and $t =
+# DDPM defines the forward process step by step (figure 1.8). There are $T = 1000$ steps, counted by $k$, and $t =
 # k/T$. Step $k$ shrinks the picture a little and adds noise of variance $\beta_k$:
 #
 # $$q(x_k \mid x_{k-1}) = \mathcal N\!\left(\sqrt{1 - \beta_k}\; x_{k-1},\ \beta_k I\right). \tag{1}$$
@@ -313,7 +317,7 @@ print("equation (2) holds at all", T, "steps")
 both = {"cosine": schedules.cosine, "linear": schedules.linear}
 show(
     plots.plot_schedule(both),
-    "1.8",
+    "1.9",
     "Two schedules. The linear one (at the right, the lower curve) has destroyed the picture long before it ends.",
 )
 
@@ -323,13 +327,13 @@ for name, schedule in both.items():
     print(f"{name:>6}: SNR above 1 in {(snr > 1).sum()} steps, below 0.01 in {(snr < 0.01).sum()}")
 
 # %% [markdown]
-# The linear schedule (figure 1.8) spends a third of its steps where the SNR is below a hundredth. For small pictures,
+# The linear schedule (figure 1.9) spends a third of its steps where the SNR is below a hundredth. For small pictures,
 # those steps have little to teach.
 #
 # ## 6. One step back
 #
 # Now the heart of the matter: which $x_{k-1}$ did $x_k$ come from? Suppose for a moment that the clean $x_0$ were
-# known. Then there are two sources of information about $x_{k-1}$ (figure 1.9), and Bayes' rule multiplies them:
+# known. Then there are two sources of information about $x_{k-1}$ (figure 1.10), and Bayes' rule multiplies them:
 #
 # $$q(x_{k-1} \mid x_k, x_0) \propto q(x_k \mid x_{k-1})\; q(x_{k-1} \mid x_0).$$
 #
@@ -338,7 +342,7 @@ for name, schedule in both.items():
 # %%
 show(
     diagrams.posterior_product(),
-    "1.9",
+    "1.10",
     "One step back with a known picture. The noisy $x_k$ and the clean $x_0$ each say where $x_{k-1}$ may be. The "
     "product of the two is a narrower Gaussian between them.",
 )
@@ -479,7 +483,7 @@ for step in (1, 500, 900, 990, 1000):
 # Kingma, Kumar, Ermon & Poole 2021). The score alone can sample too: *Langevin dynamics*, $x \leftarrow x +
 # \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, repeated, ends in samples of $p_t$ for small $\delta$. Song & Ermon
 # (2019) drew pictures so, lowering the noise level by level. On the toy, $p_t$ is a mixture of two Gaussians, and
-# autograd finds its score (figure 1.10) without any denoiser.
+# autograd finds its score (figure 1.11) without any denoiser.
 
 
 # %%
@@ -499,7 +503,7 @@ for t in torch.tensor([0.3, 0.4, 0.6, 0.8], dtype=torch.float64):
     curves[f"t = {t:.2f}"] = score
 show(
     plots.plot_curves(line, curves, "$x_t$", "score"),
-    "1.10",
+    "1.11",
     "The score of the toy. Where it is positive, points are denser to the right. With little noise ($t = 0.3$) it "
     "changes its sign three times, for each of the two modes attracts; with much noise only one bell curve is left.",
 )
@@ -509,7 +513,7 @@ show(
 #
 # The network maps a noisy picture and a time to $v$, which has the shape of the picture. Every pixel of the answer
 # depends on the whole picture (is this stroke part of a 3 or of an 8?) and on exactly where the edges are. A *U-Net*
-# (Ronneberger, Fischer & Brox 2015) serves both needs. Figure 1.11 shows ours, figures 1.12 and 1.13 what its blocks
+# (Ronneberger, Fischer & Brox 2015) serves both needs. Figure 1.12 shows ours, figures 1.13 and 1.14 what its blocks
 # are made of. *GroupNorm* is batch normalisation over groups of channels of a single picture; *SiLU*, $x \cdot
 # \mathrm{sigmoid}(x)$, is a smooth ReLU; an *MLP* is a few linear layers with an activation between. The last layer of
 # each block starts with zero weights, so that an untrained block passes on its shortcut.
@@ -520,7 +524,7 @@ channels, size = config.base_channels, config.image_size // config.patch_size
 deepest, smallest = channels * config.channel_multipliers[-1], size // 2 ** (len(config.channel_multipliers) - 1)
 show(
     diagrams.unet(config),
-    "1.11",
+    "1.12",
     "Our U-Net, sizes as channels × height × width. The way down trades positions for channels, until one "
     "convolution sees nearly the whole picture. The way up restores the size, and the skip connections (dashed) bring "
     "back the exact edges. The time reaches every block.",
@@ -529,7 +533,7 @@ show(
 # %%
 show(
     diagrams.residual_block(2 * channels, channels, size, 4 * channels, 2 * channels),
-    "1.12",
+    "1.13",
     "A residual block, the last one. What is learned is added to a shortcut. The time acts by a scale and a shift of "
     "each channel, so that the same convolutions work for all noise levels.",
 )
@@ -537,7 +541,7 @@ show(
 # %%
 show(
     diagrams.attention_block(deepest, smallest),
-    "1.13",
+    "1.14",
     "Self-attention, on the smallest level. Each position compares its query with the keys of all positions, and reads "
     "their values in proportion: distant strokes can agree. Chapter 6 takes it apart.",
 )
@@ -679,14 +683,14 @@ curves = {"T times the bound": T * of_bound, "v": snr + 1, "min-SNR, 5": snr.cla
 curves = {name: weight[2:] for name, weight in curves.items()}
 show(
     plots.plot_curves(k[2:] / T, curves, "time t", "weight", yscale="log", ylim=(1e-3, 1e8)),
-    "1.14",
+    "1.15",
     "How much an error of $x_0$ counts in each loss, on a logarithmic axis. The curve of the noise covers that of $v$ at "
     "the left and that of min-SNR at the right. (The losses are means over the $T$ steps, the bound is a sum, hence "
     "the factor.)",
 )
 
 # %% [markdown]
-# Taken literally, the bound spends nearly all its care on the last traces of noise, which no eye can see (figure 1.14).
+# Taken literally, the bound spends nearly all its care on the last traces of noise, which no eye can see (figure 1.15).
 # DDPM's decisive finding is to **ignore its weights**: let the network predict the noise, and count
 # $\|\epsilon - \hat\epsilon\|^2$ the same at all steps.
 #
@@ -787,14 +791,14 @@ figure.axes[0].set(xscale="log", xticks=edges, xticklabels=["1", "3", "10", "30"
 figure.axes[0].minorticks_off()
 show(
     figure,
-    "1.15",
+    "1.16",
     "Where the bits go, from the weakest noise to the strongest. The many steps at which a digit takes shape, at the "
     "right, cost few bits.",
 )
 
 # %% [markdown]
 # (The black border is part of what is encoded, so dividing by $28 \cdot 28$ keeps this an upper bound.) Most bits pay
-# for shades of grey that hardly an eye can tell apart (figure 1.15), as Ho et al. found for photographs. (Learning the
+# for shades of grey that hardly an eye can tell apart (figure 1.16), as Ho et al. found for photographs. (Learning the
 # variances of the steps shortens the code: so Nichol & Dhariwal improved the likelihood.) A high likelihood and good
 # samples are different goals. The loss without weights serves the second: it spends the network on the steps that
 # decide what is drawn.
@@ -863,18 +867,18 @@ for stage, tensors in stages.items():
     stages[stage] = young.sample(12, sampler="ddpm", steps=50, seed=0)
 show(
     grids.show_rows(stages),
-    "1.16",
+    "1.17",
     "Samples before and after a short training: where ink may be is learned first, and how thick a stroke is.",
 )
 
 # %% [markdown]
-# Few of the samples in figure 1.16 are digits yet. Which strokes belong together takes the many passes over the data
+# Few of the samples in figure 1.17 are digits yet. Which strokes belong together takes the many passes over the data
 # that the shipped weights have made.
 #
 # ## 14. The shipped weights
 #
 # A *card* lies beside the weights and says how they were made. With them we sample four digits in all 1,000 steps.
-# `states` yields every state on the way (figure 1.17).
+# `states` yields every state on the way (figure 1.18).
 
 # %%
 card = weights.read_card("ddpm")
@@ -887,14 +891,14 @@ _, predicted = strips.denoising_strip(states, pipe, frames=11, what="x0")
 pairs = torch.stack([seen, predicted], dim=1).flatten(0, 1)  # (4, 2, 11, ...) -> (8, 11, ...)
 show(
     strips.show_strip(times, pairs),
-    "1.17",
+    "1.18",
     "Four samples on their way. In each pair, above the state $x_t$, below the picture predicted from it, which goes "
     "from the mean of all digits to a blurred digit to sharp strokes.",
 )
 
 # %% [markdown]
 # The large decisions fall early, in noise in which *you* see nothing. Move through the same walk yourself (figure
-# 1.18).
+# 1.19).
 
 # %%
 times, seen = strips.denoising_strip(states[1:], pipe, frames=30)
@@ -907,11 +911,11 @@ control = scrubber.scrubber(
     alt="Above the noisy state at each time, below the picture predicted from it",
     start=12,
 )
-show(control, "1.18", "The walk of figure 1.17, step by step: states above, predictions below.")
+show(control, "1.19", "The walk of figure 1.18, step by step: states above, predictions below.")
 
 # %% [markdown]
 # Where is the task hard? One average loss hides it, so we measure the error of $\hat x_0$ at eight times, on test
-# pictures (figure 1.19).
+# pictures (figure 1.20).
 
 # %%
 centres = (torch.arange(8) + 0.5) / 8
@@ -923,7 +927,7 @@ edges = torch.linspace(0, 1, 9)
 variance = (x_test[:128] - x_test.mean(0)).square().mean().item()  # the error of the mean digit
 show(
     plots.plot_bins(edges, {"shipped": errors}, "time t", "mean squared error of $x_0$", level=variance),
-    "1.19",
+    "1.20",
     "The error grows with the noise, and must. Towards $t = 1$ even the ideal denoiser knows little more than the mean "
     "digit, and its error approaches the variance of the data (grey line).",
 )
@@ -932,7 +936,7 @@ show(
 # ## 15. Breaking it on purpose
 #
 # Pictures live in $[-1, 1]$. So it seems tidy to clamp the state to $[-1, 1]$ after each step. It is a common mistake.
-# A second one is to leave out the fresh noise $z$. Figure 1.20 shows what both do.
+# A second one is to leave out the fresh noise $z$. Figure 1.21 shows what both do.
 
 
 # %%
@@ -959,7 +963,7 @@ kept, _, _ = schedules.posterior(pipe.schedule, grid_of_50[0], grid_of_50[1])
 print(f"the first of 50 steps back multiplies the start by {kept:.4f}")
 show(
     grids.show_rows(rows),
-    "1.20",
+    "1.21",
     "Three samplers from the same ten starts. A clamped state gives heavy digits. Without fresh noise, all ten starts "
     "end at the same picture.",
 )
@@ -1016,7 +1020,7 @@ for name, pictures in drawn.items():
         rows |= {name: pictures[:10], f"nearest\nto {name}": neighbours[:10]}
 show(
     grids.show_rows(rows),
-    "1.21",
+    "1.22",
     "Above, the optimum of the training returns training pictures, pixel by pixel. Below, the network's samples "
     "mostly resemble their nearest training pictures, and differ in slant, thickness and the ends of the strokes. A "
     "malformed sample may lie nearest to another digit.",
@@ -1025,13 +1029,13 @@ show(
 # %%
 show(
     diagrams.memorisation(),
-    "1.22",
+    "1.23",
     "The optimum of the training draws training pictures only. A network that does not reach it also draws what lies "
     "between them.",
 )
 
 # %% [markdown]
-# The optimum *memorises* (figures 1.21 and 1.22): with little noise one weight is nearly 1, and every path ends at a
+# The optimum *memorises* (figures 1.22 and 1.23): with little noise one weight is nearly 1, and every path ends at a
 # training picture. The network's samples are about as far from the training set as digits that it has never seen. It
 # *generalises*, and only because it does not reach the optimum. It has far fewer parameters than the training set has
 # pixels, and convolutions, which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With
@@ -1090,7 +1094,7 @@ assert other["ratio"] < same["ratio"]
 # - **Off by one.** $k = 1000$ is $t = 1$, in training and in sampling.
 # - **Noise prediction at the end of the cosine schedule**, where errors of $x_0$ explode (section 7). Cap $\beta$, clip
 #   $\hat x_0$, or predict $v$.
-# - **Judging by the loss.** Most of it is the error of the ideal denoiser (figure 1.19), which no training takes away.
+# - **Judging by the loss.** Most of it is the error of the ideal denoiser (figure 1.20), which no training takes away.
 #   Two models with nearly the same loss can draw very different digits.
 #
 # ## Exercises
@@ -1194,7 +1198,7 @@ check(ideal_x0)
 # <details><summary>Solution</summary>
 #
 # By section 10 the losses weigh the same error by $\mathrm{SNR}$ and by $\mathrm{SNR}+1$, and each has a minimum of its
-# own. To compare, turn both into an error of $x_0$ by `targets.prediction` and bin it by time, as in figure 1.19. At
+# own. To compare, turn both into an error of $x_0$ by `targets.prediction` and bin it by time, as in figure 1.20. At
 # large $t$ the noise target is the worse one: nearly all of $x_t$ is noise, so repeating the input already gives a
 # small loss.
 #

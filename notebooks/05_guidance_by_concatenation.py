@@ -294,12 +294,16 @@ show(
 )
 
 # %% [markdown]
-# There the denoisers are exact. Below, a network learns one in your browser, on three clusters; every other point hides
-# its label, so that it learns both fields (section 6). Press Play, and when the loss is flat, move the guidance scale:
-# the samples of the class draw together, and leave the cluster that they were asked for.
+# There the denoisers are exact. In figure 5.6 a network learns one in your browser, on three clusters; every other
+# point hides its label, so that it learns both fields (section 6). Press Play, and when the loss is flat, move the
+# guidance scale: the samples of the class draw together, and leave the cluster that they were asked for.
 
 # %%
-toys.toy("mixture", "v", label=1, guidance_scale=3.0)
+show(
+    toys.toy("mixture", "v", label=1, guidance_scale=3.0),
+    "5.6",
+    "A conditional denoiser that trains in the page. Move the guidance scale when the loss is flat.",
+)
 
 # %% [markdown]
 # ## 4. What guidance does not sample
@@ -332,13 +336,13 @@ contours = {f"w = {w}": density for w, density in tilted.items()}
 panels = {name: clouds[w] for name, w in zip(contours, tilted, strict=True)}
 show(
     pictures_of.show_clouds(panels, points, asked, contours),
-    "5.6",
+    "5.7",
     "Samples of guidance (orange), and the tilted density: the contours hold half and nine tenths of it. They agree at "
     "$w$ = 1 and nowhere else.",
 )
 
 # %% [markdown]
-# Beyond $w = 1$ the samples of figure 5.6 are somewhere else, while the tilted density keeps its upper cluster and only
+# Beyond $w = 1$ the samples of figure 5.7 are somewhere else, while the tilted density keeps its upper cluster and only
 # avoids the ambiguous edge. The sampler is not to blame. To sample a density $q$, it needs at each $t$ the score of
 # *that $q$ with noise added*. Write $N_t$ for adding the noise of time $t$. Guidance raises noisy densities to powers,
 # $(N_t\, p_c)^w (N_t\, p)^{1-w}$. What is needed is $N_t (p_c^w\, p^{1-w})$. Adding noise averages over neighbours, and
@@ -459,7 +463,7 @@ decoded = pipe.to_images(exaggerated.flatten(0, 1)).unflatten(0, exaggerated.sha
 print(f"{len(few):,} pictures of {few.name} as latents of shape {tuple(z0.shape[1:])}")
 show(
     pictures_of.show_sweep(decoded.transpose(0, 1), few.class_names, SCALES),
-    "5.7",
+    "5.8",
     "Mean latents, decoded: the mean of everything ($w$ = 0), the mean of each class (1), and caricatures of it.",
 )
 
@@ -468,7 +472,7 @@ show(
 as_shipped = train.name == "mnist" and MODEL == "ldm-concat"
 
 # %% [markdown]
-# The left column of figure 5.7 is the mean of everything, ten times. At 1 stand the mean three and the mean seven.
+# The left column of figure 5.8 is the mean of everything, ten times. At 1 stand the mean three and the mean seven.
 # Beyond comes a three that is above all *not something else*, and in the end fat, torn strokes: the decoder has never
 # seen such latents. Guided sampling begins like this. At $t = 1$ the input is nothing but noise, and the optimal
 # predictions are exactly these means. How close does the trained network come?
@@ -512,12 +516,12 @@ if as_shipped:
 # %%
 show(
     diagrams.stacked_maps(pipe.recipe.network),
-    "5.8",
+    "5.9",
     "Concatenation: the maps of a class are looked up in a learned table and stacked on the latent, two channels become six.",
 )
 
 # %% [markdown]
-# What can the first layer in figure 5.8 do with these maps? A convolution is linear in its input, so it splits:
+# What can the first layer in figure 5.9 do with these maps? A convolution is linear in its input, so it splits:
 #
 # $$\mathrm{conv}([x_t, m_c]) = \mathrm{conv}_x(x_t) + \mathrm{conv}_m(m_c). \tag{8}$$
 #
@@ -565,12 +569,12 @@ print(f"{len(reports)} steps, loss {reports[0].loss:.2f} at first, {reports[-1].
 learned = {f"w = {w}": small.sample(10, steps=20, seed=2, guidance_scale=w) for w in (0, 1, 3)}
 show(
     grids.show_rows({"untrained": before} | learned),
-    "5.9",
+    "5.10",
     "The small network, asked for 0 to 9, from the same noise in each column.",
 )
 
 # %% [markdown]
-# In the second row of figure 5.9 the label is ignored. In the third most digits can be recognised, but some are
+# In the second row of figure 5.10 the label is ignored. In the third most digits can be recognised, but some are
 # doubtful or broken. In the last, drawn by the very same network, they are bolder and clearer. One explanation is that
 # the predictions of a weak network stay too close to the average of all digits, and guidance pushes them away from it.
 #
@@ -596,12 +600,12 @@ print("w = 1 is the conditional model, w = 0 the unconditional, w = 5 is equatio
 swept = sampling.sweep(pipe, range(10), SCALES, steps=20, seed=0)
 show(
     pictures_of.show_sweep(swept, range(10), SCALES),
-    "5.10",
+    "5.11",
     "The shipped model at six guidance scales, one noise a row.",
 )
 
 # %% [markdown]
-# In the first column of figure 5.10 the request is ignored, and some shapes are no digits at all. In the second the
+# In the first column of figure 5.11 the request is ignored, and some shapes are no digits at all. In the second the
 # request is heard, and the handwriting varies as people's does: slanted or upright, thin or bold. Towards the right it
 # is the same digit in the same position, more and more like a printed one, and its strokes grow fat.
 #
@@ -645,12 +649,12 @@ for w in (0, 1, 3, 10):
     times, strip[w] = strips.denoising_strip(list(states), pipe, frames=10, what="x0")
 show(
     strips.show_strip(times, torch.cat(list(strip.values()))),
-    "5.11",
+    "5.12",
     "The prediction of $x_0$ along one sampling path, asked for a two: $w$ = 0, 1, 3, 10 from the top.",
 )
 
 # %% [markdown]
-# The first prediction in each row of figure 5.11 is one of section 7's pictures: the mean of everything, the mean two,
+# The first prediction in each row of figure 5.12 is one of section 7's pictures: the mean of everything, the mean two,
 # two caricatures. With a label, the later steps refine it; without one (first row)
 # they first have to decide. A large $w$ leads the first steps to where there are no twos, and the
 # rest of the path has to make the best of that.
@@ -716,7 +720,7 @@ keys = ("class accuracy", "recall", "distance", "cFID")
 panels = {key: {name: [float(row[key]) for row in rows] for name, rows in measured.items()} for key in keys}
 show(
     pictures_of.plot_against_scale(scales, panels, real, log=("cFID",), columns=2),
-    "5.12",
+    "5.13",
     "Four measures against the guidance scale (the axis is not to scale). Dotted: 200 real digits, with a band of one "
     "standard deviation over ten sets.",
 )
@@ -732,7 +736,7 @@ if as_shipped:
     assert weak[1]["class accuracy"] < 0.95 < weak[3]["class accuracy"]
 
 # %% [markdown]
-# Look at the shipped network first (figure 5.12). Nearly all of its digits are right at $w = 1$. Beyond that there is
+# Look at the shipped network first (figure 5.13). Nearly all of its digits are right at $w = 1$. Beyond that there is
 # little left to gain, and variety is lost: recall falls, and samples of a class lie much closer together than real
 # ones, as in section 3. So the best cFID lies near $w = 1$. The small network is the other case. Some of its digits are
 # wrong, and at first guidance repairs more than it costs. (At small $w$ its recall is above that of real digits, which
@@ -742,7 +746,7 @@ if as_shipped:
 # This is guidance in practice: it repairs what a model is unsure of, and pays with variety. Models of all the world's
 # pictures, asked by texts that fit many of them, are never sure, and are used at 5 to 10. The library's default of
 # $w = 3$ is for those who want *one* unmistakable digit. Whoever wants the distribution of handwriting chooses less.
-# Guided digits are also too bold (figure 5.10). Distances in feature space notice that, and class accuracy does not, so
+# Guided digits are also too bold (figure 5.11). Distances in feature space notice that, and class accuracy does not, so
 # do not judge guidance by class accuracy alone.
 #
 # ## 12. When to insist
@@ -786,7 +790,7 @@ for name, drawn in rows.items():
     print(f"{name.split(chr(10))[0]:>7}:", ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
 show(
     grids.show_rows({name: drawn[10:20] for name, drawn in rows.items()}),
-    "5.13",
+    "5.14",
     "Plain conditional samples, and $w$ = 5 within an interval of times; the same noise in each column.",
 )
 
@@ -801,7 +805,7 @@ if as_shipped:
     assert judged["w = 1"]["cFID"] == min(found["cFID"] for found in judged.values())
 
 # %% [markdown]
-# Guided early only, the digits of figure 5.13 are as uniform as if guided always: that is where variety is lost. Guided
+# Guided early only, the digits of figure 5.14 are as uniform as if guided always: that is where variety is lost. Guided
 # in the middle only, they keep more of it, and no fewer are what was asked for than at $w = 1$. Guided late only, they
 # stay closest to $w = 1$, but here late guidance is not quite idle: some variety is lost even then. And none of the
 # intervals has a better cFID than $w = 1$, since this model hardly needs guidance (exercise 4 tries one that does). An
@@ -847,7 +851,7 @@ for name, drawn in rows.items():
     print(f"{name:>24}:", ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
 show(
     grids.show_rows({name: rows[name][10:20] for name in ("w = 1", "classifier-free\nw = 2", "autoguidance\nw = 2")}),
-    "5.14",
+    "5.15",
     "Two ways to guide, from the same noise: away from all digits, and away from the errors of a worse model.",
 )
 
@@ -861,7 +865,7 @@ if as_shipped:
 
 # %% [markdown]
 # At the same scale autoguidance leaves recall and distances higher than classifier-free guidance, in each pair of lines
-# (see figure 5.14). In part its push is merely weaker, for the small network is closer to the good one than the
+# (see figure 5.15). In part its push is merely weaker, for the small network is closer to the good one than the
 # unconditional prediction is: an equal $w$ is not an equal strength. It does not add quality here: no scale has a
 # clearly better cFID than $w = 1$. That depends on how well the bad model's errors resemble the good one's. Karras et
 # al. choose theirs with care; ours was at hand. The lesson is that guidance needs no unconditional model. It needs two
@@ -1056,7 +1060,7 @@ check(hidden)
 #     print(interval, judge(features(drawn), logits(drawn).argmax(1)))
 # ```
 #
-# Compare with $w = 1$ in figure 5.12. A weak model makes mistakes at all times, so guidance mends some in each
+# Compare with $w = 1$ in figure 5.13. A weak model makes mistakes at all times, so guidance mends some in each
 # interval, the early one too: class accuracy rises and cFID falls in all three.
 #
 # </details>
