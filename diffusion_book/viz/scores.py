@@ -15,9 +15,8 @@ from diffusion_book.evaluation.scoreboard import Row, one_number
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz.flows import colour_of
 from diffusion_book.viz.html import Html
-from diffusion_book.viz.style import COLOURS, new_figure, styled
+from diffusion_book.viz.style import COLOURS, GREY, new_figure, styled
 
-GREY = "#999999"  # of a model without a colour, and of what belongs to no model
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)))  # none like the floor's
 

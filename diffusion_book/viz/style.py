@@ -31,6 +31,8 @@ DIGIT_COLOURS: list[str] = [
 # From few steps (or much noise) to many steps (or none): light to dark, also in grey print.
 SEQUENCE: list[str] = ["#E8C547", "#C9A257", "#A08A70", "#757478", "#475F7C", "#1F4B7F", "#00275C"]
 
+GREY = "#999999"  # of a model without a colour, and of what belongs to no model
+
 PAPER = "#F7F7F5"  # an opaque, nearly white card: dark text on it is legible on light and on dark pages
 
 DPI = 100
