@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from diffusion_book.evaluation.scoreboard import Row, scoreboard
 from diffusion_book.system.errors import BookError
 from diffusion_book.viz import scores
-from diffusion_book.viz.style import COLOURS
+from diffusion_book.viz.style import COLOURS, GREY
 
 
 def row(model="ddpm", cfid=1.0, evaluations=10, number=2000, scale=None, **measures):
@@ -111,7 +111,7 @@ def test_a_setting_is_named_by_what_differs():
 def test_models_of_one_colour_differ_in_marker_and_line():
     looks = scores.looks(["rf", "ddpm", "rf-reflow", "unheard-of"])
     assert looks["rf"]["color"] == COLOURS["rf"]
-    assert looks["unheard-of"]["color"] == scores.GREY
+    assert looks["unheard-of"]["color"] == GREY
     assert len({(look["color"], look["marker"]) for look in looks.values()}) == 4
     assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == 4
 
