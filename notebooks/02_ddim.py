@@ -459,13 +459,13 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # fixed $x_0$ and $\epsilon$, the point $x_t$ moves with the velocity $\dot\alpha_t x_0 + \dot\sigma_t \epsilon$. So
 #
 # $$\frac{d}{dt}\, \mathbb E[h(x_t)]
-# = \mathbb E\big[\nablah(x_t) \cdot (\dot\alpha_t x_0 + \dot\sigma_t \epsilon)\big]
-# = \mathbb E\big[\nablah(x_t) \cdot u(x_t, t)\big].$$
+# = \mathbb E\big[\nabla h(x_t) \cdot (\dot\alpha_t x_0 + \dot\sigma_t \epsilon)\big]
+# = \mathbb E\big[\nabla h(x_t) \cdot u(x_t, t)\big].$$
 #
 # The second step takes the mean over all $x_0$ and $\epsilon$ with the same $x_t$ first. Write the two ends as
 # integrals, and integrate by parts:
 #
-# $$\int h\, \frac{\partial p_t}{\partial t}\, dx = \int \nablah \cdot u\, p_t\, dx
+# $$\int h\, \frac{\partial p_t}{\partial t}\, dx = \int \nabla h \cdot u\, p_t\, dx
 # = -\int h\; \nabla \cdot (p_t\, u)\, dx.$$
 #
 # This holds for every $h$, so the integrands agree:

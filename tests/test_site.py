@@ -220,9 +220,9 @@ def test_page_works_in_a_browser(site, open_page, name):
         assert "_images/" not in words
 
     # Those that play what was drawn beforehand. The others compute: see test_live.py and test_toy.py.
-    for slider in page.locator("article figure:not(.toy) input[type=range]:enabled").all():
+    for slider in page.locator("article figure input[type=range]:enabled:not(.toy *)").all():
         controls.move_slider(slider)
-    for choices in page.locator("article figure:not(.toy) select:enabled").all():
+    for choices in page.locator("article figure select:enabled:not(.toy *)").all():
         controls.choose(choices)
 
     assert not barriers(page)
