@@ -656,14 +656,15 @@ show(
 )
 
 # %% tags=["remove-cell"]
-forecasts = torch.stack(
-    [0.5 * (pixel_variances[:32] / elbo.decoder_std(w) ** 2).log().clamp(min=0).sum() for w in weights]
-)
-below = torch.tensor(weights) <= 1.1e-3
-ratio = forecasts[below] / sweep["rate"][below]
-assert ((ratio > 0.7) & (ratio < 1.4)).all()
-assert (ratio.diff() < 0).all()
-assert ratio[0] > 1 > ratio[-1]
+if train.name == "mnist":  # the forecast is of the pictures that are here, the sweep of MNIST
+    forecasts = torch.stack(
+        [0.5 * (pixel_variances[:32] / elbo.decoder_std(w) ** 2).log().clamp(min=0).sum() for w in weights]
+    )
+    below = torch.tensor(weights) <= 1.1e-3
+    ratio = forecasts[below] / sweep["rate"][below]
+    assert ((ratio > 0.7) & (ratio < 1.4)).all()
+    assert (ratio.diff() < 0).all()
+    assert ratio[0] > 1 > ratio[-1]
 rate, of_copies, of_samples = sweep["rate"], sweep["copies_cfid"], sweep["samples_cfid"]
 assert sweep["active"][0] == 0  # posterior collapse at the largest weight
 assert (rate.diff() > 0).all()
