@@ -44,7 +44,7 @@ def test_a_package_of_the_system_is_looked_into_before_a_download(tmp_path, monk
     write_packed(tmp_path / "system" / FASHION, 100)
     found = data.load(FASHION, "test", root=tmp_path / "empty")
     assert found.images[:, 0, 0, 0].tolist() == [100, 101, 102, 103]
-    assert found.label_names[found.labels[1]] == "trouser"
+    assert found.class_names[found.labels[1]] == "trouser"
     write_packed(tmp_path / "own" / "FashionMNIST" / "raw", 200)  # a root of one's own comes first
     assert data.load(FASHION, root=tmp_path / "own").images[0, 0, 0, 0] == 200
 
