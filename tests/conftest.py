@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from diffusion_book.system import streams
+
 # No GPU, nothing in the background, and no network but this machine's own.
 ARGUMENTS = [
     "--no-sandbox",
@@ -32,6 +34,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_cache(tmp_path_factory, monkeypatch):
+    """A cache in which nothing lies, and notices that nobody has read: for tests of what is made and said once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    streams.say_once.cache_clear()
 
 
 @pytest.fixture(scope="module")  # Playwright keeps an event loop running, which other modules could not live with

@@ -1,7 +1,13 @@
 """Moves the controls of a page as a reader does, and looks whether the picture follows."""
 
+import contextlib
+import functools
+import http.server
 import json
 import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 # Where the frames of a picture stand.
 PLACES = "picture => [picture, ...picture.querySelectorAll('[style]')].map(part => part.style.cssText)"
@@ -85,3 +91,18 @@ def tasks_seen(browser) -> list[float]:
         for event in events
         if (event["pid"], event["tid"]) == main and event["name"].endswith("RunTask")
     ]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a folder on a server of this machine."""
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

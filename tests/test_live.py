@@ -1,13 +1,10 @@
 """The models inside the page: the second implementation agrees with the first, and its figures keep their promises."""
 
 import base64
-import functools
-import http.server
 import json
 import math
 import re
 import sys
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -556,19 +553,11 @@ def test_figure_draws_pytorchs_pixels_and_loads_nothing_before_the_press(folder,
     assert len(loaded) == len(set(loaded)), "the autoencoder serves both latent models, and is loaded once"
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def served(folder):
     """The address of the same folder on a server of this machine."""
-    handler = functools.partial(QuietHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with controls.serving(folder) as address:
+        yield address
 
 
 def test_figure_draws_from_a_server_too(served, open_page):

@@ -21,7 +21,6 @@ from diffusion_book.models.checkpoints import load_checkpoint
 from diffusion_book.models.configs import Setting, TrainingConfig
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import recipe_of
-from diffusion_book.system import streams
 from diffusion_book.system.errors import BookError
 
 SHAPES = ("circle", "square", "triangle")
@@ -53,10 +52,7 @@ def write_shapes(folder, each: int = 20, paper: int = 255):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    streams.say_once.cache_clear()
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 @pytest.fixture

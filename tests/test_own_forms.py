@@ -15,7 +15,6 @@ from diffusion_book.data import own
 from diffusion_book.models import configs, pipelines
 from diffusion_book.models.configs import Recipe, TrainingConfig, recipe_from_dict
 from diffusion_book.models.recipes import RECIPES
-from diffusion_book.system import streams
 from diffusion_book.viz.animation import save_animation
 from diffusion_book.viz.grids import GAP, grid
 from diffusion_book.viz.scrubber import sprite_sheet
@@ -38,10 +37,7 @@ def write_discs(folder: Path, each: int = 50, size: int = 40) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    streams.say_once.cache_clear()
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def run(capsys, command: str) -> str:

@@ -20,13 +20,8 @@ from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.checkpoints import save_checkpoint
 from diffusion_book.models.configs import ConditionConfig, DiffusionConfig, ELBOConfig, Recipe, TrainingConfig
 from diffusion_book.models.pipelines import build_network
-from diffusion_book.system import streams
 
-
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    streams.say_once.cache_clear()
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 @pytest.fixture

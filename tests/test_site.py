@@ -1,12 +1,10 @@
 """The site: it has every page and needs nothing from outside, and in a browser everything on its pages works."""
 
 import functools
-import http.server
 import io
 import re
 import subprocess
 import sys
-import threading
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -255,16 +253,8 @@ def test_chapters_have_the_controls_that_they_speak_of(site):
 @pytest.fixture
 def served(site):
     """The address of the site on a server of this machine."""
-    handler = functools.partial(QuietHandler, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+    with controls.serving(site) as address:
+        yield address
 
 
 def test_site_works_on_a_server_too(served, open_page):

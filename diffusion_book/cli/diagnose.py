@@ -20,6 +20,7 @@ from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
+from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
 from diffusion_book.models.request import Request
@@ -52,8 +53,7 @@ def diagnose(model: str, options: Diagnose) -> Path:
     check_range(options, "seed", 0, prefix="--")
     if model in AUTOENCODERS:
         return diagnose_autoencoder(model, options)
-    run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
-    pipe = load_model(model, ModelOptions(options.checkpoint, **run_on))
+    pipe = load_chosen(model, options)
     shown = class_shown(pipe, options.class_label)
     ways = diagnosis.ways_of(pipe, options.sampling_steps, ddpm_steps(pipe, options))
     requests = {name: request_of(pipe, way, options, shown) for name, way in ways.items()}
@@ -68,6 +68,12 @@ def diagnose(model: str, options: Diagnose) -> Path:
         measured = dataclasses.replace(measured, ways=ways)
         draw_pictures(folder, measured, grids, pipe.recipe.class_names)
     return write_report(folder, model, options, measured)
+
+
+def load_chosen(model: str, options: Diagnose) -> Pipeline | Autoencoder:
+    """The model that the options name, where they want it."""
+    run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
+    return load_model(model, ModelOptions(options.checkpoint, **run_on))
 
 
 def load_data(options: Diagnose, recipe: Recipe) -> data.Dataset:
@@ -101,8 +107,7 @@ def write_report(folder: Path, model: str, options: Diagnose, measured: Diagnosi
 
 def diagnose_autoencoder(model: str, options: Diagnose) -> Path:
     """Measure an autoencoder: its weights, its latents, and what it brings back."""
-    where = {"vae": options.vae, "device": options.device, "precision": options.precision}
-    autoencoder = load_model(model, ModelOptions(options.checkpoint, **where))
+    autoencoder = load_chosen(model, options)
     dataset = load_data(options, autoencoder.recipe)
     check_folder(options.output_dir)
     folder = timestamped_folder(options.output_dir, f"diagnose-{model}")

@@ -15,7 +15,7 @@ def too_old(requirements: Iterable[str] | None = None) -> list[str]:
     Args:
         requirements: as `pyproject.toml` has them; default: those of the library itself, as it is installed.
     """
-    from packaging.requirements import Requirement  # matplotlib brings it
+    from packaging.requirements import Requirement
 
     if requirements is None:
         try:
