@@ -3,12 +3,15 @@
 import pytest
 
 from diffusion_book.cli.main import main
+from diffusion_book.training.trainer import Trainer
 
 
-def refused(capsys, *arguments):
-    """The one line on stderr with which a command refuses."""
+def refused(capsys, *arguments, after_training=False):
+    """The one line on stderr with which a command refuses: at the door, before any training."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        if not after_training:
+            patch.setattr(Trainer, "steps", lambda trainer: pytest.fail("it was not refused: a training began"))
         main([str(argument) for argument in arguments])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -92,7 +92,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, capsys):
 
 
 def test_the_command_measures_an_autoencoder_and_without_a_model_all(capsys, monkeypatch):
-    monkeypatch.setattr(pipelines, "list_models", lambda: ["vae-2d", "rf-one-step"])
+    monkeypatch.setattr(pipelines, "list_models", lambda dataset="mnist": ["vae-2d", "rf-one-step"])
     main(["bench", *QUICK])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:-1]] == ["vae-2d", "rf-one-step"]
 

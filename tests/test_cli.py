@@ -126,7 +126,7 @@ def test_models_are_listed(capsys):
         ("train ddpm --rewind", "--rewind goes with --resume"),
         ("train ddpm --epochs", "Missing value for argument '--epochs'"),
         ("train ddpm --epcohs 3", "Unrecognized options: --epcohs, 3 Perhaps you meant: --epochs"),
-        ("train ddpm --image_size 28", "Unrecognized options: --image_size, 28"),
+        ("train ddpm --image_size 30", "image_size is 30: choose 28, 32 or 64"),
         ("train ddpm --epochs 0", "epochs is 0: it must be at least 1"),
         ("train ddpm --schedule sigmoid", "unknown schedule 'sigmoid': choose one of cosine, linear"),
         ("train ddpm --target x", "unknown target 'x': choose one of"),

@@ -68,7 +68,7 @@ def test_one_checkpoint_draws_that_model_alone(checkpoints, tmp_path, capsys):
 
 def test_without_checkpoints_all_shipped_models_are_drawn(monkeypatch):
     asked = []
-    monkeypatch.setattr(visualize_guidance, "list_models", lambda: ["ddpm", *MODELS])
+    monkeypatch.setattr(visualize_guidance, "list_models", lambda dataset="mnist": ["ddpm", *MODELS])
     monkeypatch.setattr(
         visualize_guidance, "load_model", lambda model, options: asked.append((model, options.checkpoint))
     )

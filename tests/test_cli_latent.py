@@ -278,7 +278,7 @@ def test_latents_that_cannot_be_halved_are_refused(tmp_path, capsys):
         ("train vae --kl_weight nan", "kl_weight is nan: it must be at least 0"),
         ("train vae --latent_channels 0", "latent_channels is 0: it must be at least 1"),
         ("train vae --channel_multipliers 1 1 1 1 1 1", "cannot be folded by 2 and halved 5 times"),
-        ("train vae --image_size 28", "Unrecognized options: --image_size, 28"),
+        ("train vae --image_size 30", "image_size is 30: choose 28, 32 or 64"),
         ("train vae --timesteps 10", "Unrecognized options: --timesteps, 10"),
         ("train vae --vae somewhere.pt", "Unrecognized options: --vae"),
         ("train ddpm --vae somewhere.pt", "Unrecognized options: --vae"),

@@ -1,7 +1,6 @@
 """Latent diffusion: the pixel pipeline with an autoencoder at its end, and only with its own."""
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -253,10 +252,7 @@ def test_a_checkpoint_of_a_vae_is_an_autoencoder(autoencoder, tmp_path):
 @pytest.fixture
 def shelf(tmp_path, monkeypatch, autoencoder, pipe):
     """A folder of weights with a VAE and a latent model, in the place of the book's own."""
-    for function in (weights.read_card, weights.read_weights):
-        here = functools.partial(lambda read, name, folder=tmp_path: read(name, folder), function)
-        monkeypatch.setattr(weights, function.__name__, here)
-    monkeypatch.setattr(weights, "shipped", lambda: ["classifier", "ldm", "vae"])
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
     weights.write_weights(
         "vae", autoencoder.network.state_dict(), {"model": "vae", "recipe": autoencoder.recipe.to_dict()}, tmp_path
     )

@@ -14,7 +14,7 @@ from diffusion_book.system.errors import BookError
 from diffusion_book.system.versions import too_old
 
 LIBRARY = (
-    "torch", "numpy", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro", "accelerate",
+    "torch", "numpy", "packaging", "scikit-learn", "matplotlib", "pillow", "psutil", "safetensors", "tqdm", "tyro", "accelerate",
 )  # fmt: skip
 BOOK = ("jupyterlab", "jupytext", "ipywidgets", "sphinx", "myst-nb")  # for the chapters and the site
 PROGRAMS = ("screen", "chromium")  # nothing needs them

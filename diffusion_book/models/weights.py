@@ -52,13 +52,13 @@ def set_of(name: str, dataset: str) -> str | None:
     return dataset if dataset in SETS and name in shipped(folder_of(dataset)) else None
 
 
-def read_card(name: str, folder: Path = FOLDER) -> dict:
+def read_card(name: str, folder: Path | None = None) -> dict:
     """The card of shipped weights.
 
     Raises:
         BookError: there is none, or it is damaged.
     """
-    path = folder / f"{name}.json"
+    path = (folder or FOLDER) / f"{name}.json"
     if not path.is_file():
         raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped(folder)) or 'none'}")
     try:
@@ -73,14 +73,14 @@ def read_card(name: str, folder: Path = FOLDER) -> dict:
     return card
 
 
-def read_weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
+def read_weights(name: str, folder: Path | None = None) -> dict[str, Tensor]:
     """The tensors of shipped weights, floats as float32, checked against the hash in the card.
 
     Raises:
         BookError: there are none, or the file is not the one that the card describes.
     """
     card = read_card(name, folder)
-    path = folder / f"{name}.safetensors"
+    path = (folder or FOLDER) / f"{name}.safetensors"
     digest = hash_of(path) if path.is_file() else "no file"
     if digest != card["sha256"]:
         raise BookError(
@@ -108,17 +108,17 @@ def strangers(folder: Path) -> list[str]:
     ]
 
 
-def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path = FOLDER) -> Path:
+def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path | None = None) -> Path:
     """Store tensors, floats as float16, and the card with their hash. Both files are written whole."""
     half = {key: _half(value) for key, value in tensors.items()}
-    path = write_tensors(folder / f"{name}.safetensors", half)
+    path = write_tensors((folder or FOLDER) / f"{name}.safetensors", half)
     write_card(name, {**card, "sha256": hash_of(path)}, folder)
     return path
 
 
-def write_card(name: str, card: dict, folder: Path = FOLDER) -> Path:
+def write_card(name: str, card: dict, folder: Path | None = None) -> Path:
     """Store a card."""
-    return write_text(folder / f"{name}.json", json.dumps(card, indent=2) + "\n")
+    return write_text((folder or FOLDER) / f"{name}.json", json.dumps(card, indent=2) + "\n")
 
 
 def _half(value: Tensor) -> Tensor:
