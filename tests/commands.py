@@ -6,13 +6,13 @@ from diffusion_book.cli.main import main
 from diffusion_book.training.trainer import Trainer
 
 
-def refused(capsys, *arguments, after_training=False):
+def refused(capsys, *arguments):
     """The one line on stderr with which a command refuses: at the door, before any training."""
     capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        if not after_training:
-            patch.setattr(Trainer, "steps", lambda trainer: pytest.fail("it was not refused: a training began"))
-        main([str(argument) for argument in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "steps", lambda trainer: pytest.fail("it was not refused: a training began"))
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
