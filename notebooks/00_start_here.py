@@ -29,9 +29,9 @@
 # - learn how the quality of samples is measured;
 # - check that everything works on your machine.
 #
-# *Note.* The pictures are MNIST's, 60,000 handwritten digits. Where MNIST is neither found nor can be downloaded, the
-# book takes the 1,797 small digits that come with scikit-learn, and says so. All cells of all chapters run. The weights
-# and the measurements that come with the book were made with MNIST, whatever is found on your machine.
+# *Note.* The pictures are MNIST's, 60,000 handwritten digits. If MNIST is not on your machine and cannot be downloaded,
+# the book takes the 1,797 small digits that come with scikit-learn, and says so. All cells of all chapters run. The
+# weights and the measurements that come with the book were made with MNIST, whatever is found on your machine.
 
 # %% [markdown]
 # ## A first look
@@ -61,8 +61,9 @@ show(
 )
 
 # %% [markdown]
-# Nobody ever wrote the digits of figure 0.1. Two lines of code drew them: one loads a trained model, the other samples
-# from it. The trained weights of every model come with the book.
+# Nobody ever wrote the digits of figure 0.1. (If no classes are given, the model draws 0 to 9 in turn. The
+# `guidance_scale` says how strongly it obeys; chapter 5 explains it.) Two lines of code drew them: one loads a trained
+# model, the other samples from it. The trained weights of every model come with the book.
 #
 # ## The idea: from noise to data
 #
@@ -82,14 +83,14 @@ show(
 # is trained: noise is added to a training picture, and a neural network learns to predict what was added. The blue
 # arrow is *sampling*. It starts from fresh noise, and at each step the trained network removes a little of it.
 #
-# The lower half shows why the results are new. Think of a picture as a point in a space with one dimension for each
-# pixel. Digits fill only a thin part of that space, here drawn as a curve. Noise is everywhere. Sampling moves a cloud
-# of random points onto the curve. Each point ends at some digit, and most end between the training pictures, not on
-# them.
+# The lower half illustrates why the results are new. Think of a picture as a point in a space with one dimension for
+# each pixel. Digits fill only a thin part of that space, here drawn as a curve. Noise is everywhere. Sampling moves a
+# cloud of random points onto the curve. Each point ends at some digit, and most end between the training pictures, not
+# on them.
 #
 # ### Watch it happen
 #
-# The first model of the book works on pixels. Pull the slider, or click it and use the arrow keys.
+# The first model of the book works on pixels. Drag the slider, or click it and use the arrow keys.
 
 # %%
 ddpm = diffusion_book.load("ddpm")
@@ -101,13 +102,13 @@ stored = scrubber.scrubber(frames, times, label="time", alt="Eight digits formin
 show(
     in_page.live_after("ddpm", stored, steps=25, seed=0, until=0.5),
     "0.3",
-    "Eight samples on the way from noise (slider at the left) to digits (slider at the right): the first eight of seed 0, as they come. What "
+    "Eight samples on the way from noise (slider at the left) to digits (slider at the right): the first eight of seed 0, not selected. What "
     "the model does on average is measured below.",
 )
 
 # %% [markdown]
-# In figure 0.3, large shapes appear first and fine strokes last. Between two stops of the slider, the network was
-# evaluated twice. On the web page of this chapter, a button draws other samples in your browser.
+# In figure 0.3, large shapes appear first and fine strokes last. Between two stops of the slider lie two steps of
+# sampling. On the web page of this chapter, a button draws other samples in your browser.
 #
 # ## The models
 #
@@ -153,12 +154,14 @@ show(
 #   noise from these 32 dimensions, which takes far less computation.
 # - **The right column takes a class too.** You ask for a seven and get a seven.
 #
-# From `ddim` downwards, the boxes of the left column start from the same noise and turn it into similar digits, for
-# their samplers add no noise of their own. The same holds for the other two columns, the `vae` excepted.
+# All boxes of a column start from the same noise, the `vae` excepted. The sampler of `ddpm` adds fresh noise on its
+# way. Those below it do not, so that there the start alone decides which digit appears. Their digits are similar
+# although the networks differ, because all of them learned the same data.
 #
 # The minutes are those of one or two cores of an ordinary processor, and everything that the weights were made from is
 # counted: those of a latent model include its autoencoder, those of `rf-one-step` the two flows before it. `ddim` is
-# not trained at all, and so has the minutes of `ddpm`.
+# not trained at all, and so has the minutes of `ddpm`. The last column of the table is the training of this model
+# alone.
 #
 # How long does sampling take? The table measures it on the machine that runs this page.
 
@@ -190,15 +193,16 @@ assert max(minutes.values()) < 120  # "two hours"
 #    their mean and covariance over generated pictures with those over real test pictures. (This is a *Fréchet
 #    distance*, and 0 if both agree. The FID of the papers is the same, with a network called Inception as the
 #    classifier.) Lower is better.
-# 2. Real training pictures do not reach 0 either. Their cFID is called the **floor**, and the book states $R =
+# 2. Real training pictures do not reach 0 either. Their cFID is called the **floor**, and the book reports $R =
 #    \text{cFID} / \text{floor}$, so that 1 is as good as real.
 # 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90
 #    % or more.
 #
-# All these measurements are stored on a model's **card**, the JSON file next to its weights. With fewer samples the
-# floor is higher, while the cFID of a model that is far from it hardly changes: so the same model has a smaller $R$.
-# Compare $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model
-# and of the first latent model say?
+# All these measurements are stored on a model's **card**, the JSON file next to its weights. A mean and a covariance of
+# few samples are inexact, which adds about the same amount to every cFID. The floor is small, so this multiplies it;
+# the cFID of a model is larger, and hardly changes. So with fewer samples, the same model has a smaller $R$. Compare
+# $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model and of
+# the first latent model say?
 
 # %%
 on_card = {}
@@ -215,8 +219,8 @@ assert on_card["ldm"]["ratio"] < on_card["ddpm"]["ratio"]
 assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 
 # %% [markdown]
-# Most samples of both models are clear digits, but neither model is as good as real ones. The latent model is the
-# better one by both measures, with about the same time of training.
+# Most samples of both models are clear digits, but neither model's digits are as good as real ones. The latent model is
+# the better one by both measures, with about the same time of training.
 #
 # ## The chapters
 #
@@ -233,9 +237,9 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 # | [9 · Clinic](09_clinic.ipynb) | models broken on purpose, and how to find out what is wrong with them |
 #
 # A chapter begins with a question. It answers it first for points on a line or in the plane, where everything can be
-# computed exactly, and then for digits. After each equation comes the code that says the same, and a cell that
-# checks it. At the end, this code is compared with the library's, which is what you would use in a project.
-# The exercises check your solution and tell you what is wrong with it; one solution is folded up below each.
+# computed exactly, and then for digits. After each equation comes the code that says the same, and a cell that checks
+# it. This code is compared with the library's, which is what you would use in a project. The exercises check your
+# solution and tell you what is wrong with it; one solution is folded up below each.
 #
 # You need to know some Python and PyTorch, what a Gaussian is, and Bayes' rule. It helps to have trained a
 # convolutional network. One proof in chapter 2 uses divergence and integration by parts, and may be skipped. The
@@ -243,19 +247,19 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 # (`docs/notation.md`), with what the papers write in their place, and the technical terms in its *Glossary*
 # (`docs/glossary.md`).
 #
-# ## An hour, a day, a week
+# ## An hour, a weekend, two weeks
 #
-# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb), read the sections on adding noise, the loss and sampling,
-# and skip the derivations. Move the sliders in [chapter 2](02_ddim.ipynb) and
-# [chapter 5](05_guidance_by_concatenation.ipynb). Then look at the pictures of
-# [chapter 7](07_rectified_flow.ipynb), where digits appear in one step.
+# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb), read sections 1 to 3, 5, 7 and 12 to 14, and skip the
+# derivations. Move the sliders in [chapter 2](02_ddim.ipynb) and [chapter 5](05_guidance_by_concatenation.ipynb). Then
+# look at the pictures of [chapter 7](07_rectified_flow.ipynb), where digits appear in one step.
 #
-# **A day.** Read chapters 1 to 5 in order in JupyterLab and run every cell. Each takes a minute or two to run, and one
-# to three hours to read. Do the first exercise of each. End with the [scoreboard](08_scoreboard.ipynb).
+# **A weekend.** Read chapters 1 to 5 in order in JupyterLab and run every cell. Each takes a minute or two to run, and
+# two to three hours to read. Do the first exercise of each. End with the [scoreboard](08_scoreboard.ipynb).
 #
-# **A week.** Read a chapter a day, with all exercises. Meanwhile, train a model of your own (`diffusion-book train ddpm
-# --max-minutes 60`), on other data if you like. Break it on purpose, as the [clinic](09_clinic.ipynb) does. On the
-# last day, read the source of the library, beginning with `schedules.py`: by then you have written most of it yourself.
+# **Two weeks.** Read a chapter a day, with all exercises. Meanwhile, train a model of your own (`diffusion-book train
+# ddpm --max-minutes 60`), on other data if you like. Break it on purpose, as the [clinic](09_clinic.ipynb) does. On the
+# last days, read the source of the library, beginning with `schedules.py`: by then you have written most of it
+# yourself.
 #
 # If you know DDPM already, begin with [chapter 2](02_ddim.ipynb). If your own samples are noise, begin with
 # [chapter 9](09_clinic.ipynb): `diffusion_book.evaluation.clinic.examine(pipe, images)` names what is wrong.
@@ -329,10 +333,10 @@ for dataset in (train, data.load("digits")):
     print(tuple(pictures.shape), pictures.dtype, f"from {pictures.min():.0f}, labels of shape {tuple(labels.shape)}")
 
 # %% [markdown]
-# To use another data set, change the name: `data.load("fashion-mnist")` loads clothes, `"kmnist"` Japanese letters,
-# and `"digits"` the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it. Chapters 1, 5
-# and 7 take one by the variable `DATASET` in their first cell. If you ask for a data set by its name, you never get
-# another one: where it is missing, a one-line error says what to do.
+# To use another data set, change the name: `data.load("fashion-mnist")` loads clothes, `"kmnist"` Japanese letters, and
+# `"digits"` the small digits. `diffusion-book train ddpm --dataset fashion-mnist` trains on it. Chapters 1, 5 and 7 let
+# you choose the data set by the variable `DATASET` in their first cell. If you ask for a data set by its name, you
+# never get another one: where it is missing, a one-line error says what to do.
 #
 # ## Where to go next
 #

@@ -32,9 +32,9 @@
 # The source is Ho, Jain & Abbeel, *Denoising Diffusion Probabilistic Models* (2020), with the improvements of
 # Nichol & Dhariwal (2021) and Salimans & Ho (2022).
 #
-# *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the 1,797
-# small digits that come with scikit-learn. All cells run, but the shipped weights have learned MNIST: what is measured
-# on test pictures (sections 11, 14 and 16) is then worse than the text says.
+# *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
+# 1,797 small digits that come with scikit-learn. All cells run, but the shipped weights have learned MNIST: what is
+# measured on test pictures (sections 11, 14 and 16) is then worse than the text says.
 
 # %% [markdown]
 # ## Set-up, and what we are after
@@ -89,8 +89,8 @@ show(grids.show_grid(train.images[:24], columns=12), "1.2", "Training pictures, 
 # <details><summary>Try another data set</summary>
 #
 # Set `DATASET` to `"fashion-mnist"` (clothes) or `"kmnist"` (Japanese letters) and run the chapter again: the live
-# training learns from it. The shipped weights follow where the book has some of that set; else they still draw digits. A
-# model of other pictures is one command in a shell, and an hour or so of training:
+# training learns from it. If the book has weights for that set, the chapter loads them; otherwise its samples are still
+# digits. A model of other pictures is one command in a shell, and an hour or so of training:
 #
 # ```bash
 # diffusion-book train ddpm --dataset fashion-mnist --max-minutes 60
@@ -207,9 +207,9 @@ show(
 # received about half of them. With digits two things differ: a picture has 1,024 dimensions instead of one, and nobody
 # knows a formula for $\hat x_0$. A network has to learn it.
 #
-# You can watch one learn. Figure 1.6 trains a network of 5,500 parameters in your browser, on points of
-# the plane: press Play. It learns the noise in $x_t$; the arrows show which way the steps back then move a point, and
-# on the right are 400 points that it makes of noise.
+# You can watch one learn. Figure 1.6 trains a network of 5,500 parameters in your browser, on points of the plane:
+# press Play. It learns to predict the noise in $x_t$. The arrows show where a step back moves a point, and on the right
+# are 400 points that it makes from noise.
 
 # %%
 show(
@@ -247,14 +247,15 @@ show(
 )
 
 # %% [markdown]
-# DDPM defines the forward process step by step (figure 1.8). There are $T = 1000$ steps, counted by $k$, and $t =
-# k/T$. Step $k$ shrinks the picture a little and adds noise of variance $\beta_k$:
+# DDPM defines the forward process step by step (figure 1.8). There are $T = 1000$ steps, counted by $k$. We write $x_k$
+# for $x_t$ at $t = k/T$, and so for all letters with an index. Step $k$ shrinks the picture a little and adds noise of
+# variance $\beta_k$:
 #
 # $$q(x_k \mid x_{k-1}) = \mathcal N\!\left(\sqrt{1 - \beta_k}\; x_{k-1},\ \beta_k I\right). \tag{1}$$
 #
-# Shrinking by $\sqrt{1-\beta_k}$ keeps the variance at 1, if it was 1 before. Of the original picture's variance, the
-# fraction $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$ is left after $k$ steps. The *cosine schedule* makes
-# $\bar\alpha_k$ follow a squared cosine:
+# Shrinking by $\sqrt{1-\beta_k}$ keeps the variance over all pictures at 1, if it was 1 before. Of the original
+# picture's variance, the fraction $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$ is left after $k$ steps. The *cosine
+# schedule* makes $\bar\alpha_k$ follow a squared cosine:
 #
 # $$\beta_k = \min\!\left(1 - \frac{f(k)}{f(k-1)},\ 0.999\right), \qquad
 # f(k) = \cos^2\!\left(\frac{k/T + 0.008}{1.008}\cdot\frac{\pi}{2}\right).$$
@@ -279,15 +280,16 @@ for step in (1, 500, 1000):
 # %% [markdown]
 # ## 5. All steps at once
 #
-# To train on step 700 we do not want to take 700 steps. We need not: a Gaussian of a Gaussian is a Gaussian. Each step
-# multiplies the mean by $\sqrt{1-\beta_k}$. A variance $V$ becomes $(1-\beta_k)V + \beta_k$, so its
-# distance from 1, $1-V$, is multiplied by $1-\beta_k$ as well. Before the first step $V = 0$. Hence
+# To train on step 700 we do not want to take 700 steps. We need not: if the mean of a Gaussian is itself Gaussian, the
+# result is Gaussian too. Hold $x_0$ fixed. Each step multiplies the mean by $\sqrt{1-\beta_k}$. Let $V$ be the variance
+# of the noise alone, so that $V = 0$ before the first step. A step turns $V$ into $(1-\beta_k)V + \beta_k$, which
+# multiplies $1 - V$ by $1-\beta_k$. Hence
 #
 # $$q(x_k \mid x_0) = \mathcal N\!\left(\sqrt{\bar\alpha_k}\; x_0,\ (1 - \bar\alpha_k) I\right). \tag{2}$$
 #
-# This is the mixing of section 2, with $\alpha_t = \sqrt{\bar\alpha_k}$ and $\sigma_t = \sqrt{1 - \bar\alpha_k}$.
-# Take 400 steps with 20,000 copies of one grey pixel, and compare with one jump. Then check the variance at every $k$
-# against the library.
+# This is the mixing of section 2, with $\alpha_t = \sqrt{\bar\alpha_k}$ and $\sigma_t = \sqrt{1 - \bar\alpha_k}$. Thus
+# $\alpha_t^2 + \sigma_t^2 = 1$; such a schedule is called *variance preserving*. Take 400 steps with 20,000 copies of
+# one grey pixel, and compare with one jump. Then check the variance at every $k$ against the library.
 
 # %% tags=["nbval-check-output"]
 walker = torch.full((20_000,), 0.5)
@@ -327,8 +329,8 @@ for name, schedule in both.items():
     print(f"{name:>6}: SNR above 1 in {(snr > 1).sum()} steps, below 0.01 in {(snr < 0.01).sum()}")
 
 # %% [markdown]
-# The linear schedule (figure 1.9) spends a third of its steps where the SNR is below a hundredth. For small pictures,
-# those steps have little to teach.
+# The linear schedule (figure 1.9) spends a third of its steps where the SNR is below a hundredth. There is almost no
+# picture left in such a state, so a network learns little from it.
 #
 # ## 6. One step back
 #
@@ -348,16 +350,16 @@ show(
 )
 
 # %% [markdown]
-# Both factors are Gaussians in $x_{k-1}$. By (2), the second has mean $\sqrt{\bar\alpha_{k-1}}\,x_0$ and variance
-# $1 - \bar\alpha_{k-1}$. The first is (1), read as a function of $x_{k-1}$: up to a factor, a Gaussian of mean
-# $x_k / \sqrt{1 - \beta_k}$ and variance $\beta_k / (1 - \beta_k)$. When Gaussian densities are multiplied, their
-# precisions (the inverse variances) add up:
+# Both factors are Gaussians in $x_{k-1}$. By (2), the second has mean $\sqrt{\bar\alpha_{k-1}}\,x_0$ and variance $1 -
+# \bar\alpha_{k-1}$. The first is (1), read as a function of $x_{k-1}$: up to a factor, a Gaussian of mean $x_k /
+# \sqrt{1 - \beta_k}$ and variance $\beta_k / (1 - \beta_k)$. When Gaussian densities are multiplied, their precisions
+# (the inverse variances) add up. With $\bar\alpha_k = (1-\beta_k)\,\bar\alpha_{k-1}$,
 #
 # $$\frac{1}{\tilde\beta_k} = \frac{1-\beta_k}{\beta_k} + \frac{1}{1-\bar\alpha_{k-1}}
 # = \frac{1 - \bar\alpha_k}{\beta_k\,(1 - \bar\alpha_{k-1})},$$
 #
 # so that $\tilde\beta_k = \beta_k\,(1-\bar\alpha_{k-1})/(1-\bar\alpha_k)$. The mean is the average of the two means,
-# weighted by precision (use $\bar\alpha_k = (1-\beta_k)\,\bar\alpha_{k-1}$):
+# weighted by precision:
 #
 # $$\tilde\mu_k(x_k, x_0) = \frac{\sqrt{1-\beta_k}\,(1-\bar\alpha_{k-1})}{1-\bar\alpha_k}\, x_k
 # + \frac{\sqrt{\bar\alpha_{k-1}}\,\beta_k}{1-\bar\alpha_k}\, x_0. \tag{3}$$
@@ -383,9 +385,10 @@ for i in (1000, 500, 1):
 #
 # Nothing in the derivation needs the two times to be neighbours. For any $s < t$, $q(x_t \mid x_s)$ is the Gaussian of
 # mean $(\alpha_t / \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$, which takes the place of $\beta_k$.
-# `schedules.transition` returns this factor and this variance, and `schedules.posterior` the rest; that is how we could
-# sample with 100 steps above. We check a long step, from $t = 0.6$ to $s = 0.3$, by experiment: go forward many times,
-# then fit $x_s$ by a straight line in $x_t$ (for two Gaussian variables the mean of one is linear in the other).
+# `schedules.transition` returns this factor and this variance, and `schedules.posterior` the two factors and the
+# variance of (3); that is how we could sample with 100 steps above. We check a long step, from $t = 0.6$ to $s = 0.3$,
+# by experiment: go forward many times, then fit $x_s$ by a straight line in $x_t$ (for two Gaussian variables the mean
+# of one is linear in the other).
 
 # %% tags=["nbval-check-output"]
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
@@ -404,7 +407,8 @@ print(f"equation (3): {a:.2f} x_t + {b * 0.5:.2f}, variance left {left:.2f}")
 # ## 7. What should the network predict?
 #
 # When we sample, we do not know $x_0$. A network has to predict it from $x_k$. It may predict $x_0$ directly. It may
-# predict $\epsilon$, for then $x_0 = (x_t - \sigma_t\epsilon)/\alpha_t$. Or a mixture of both, such as
+# predict $\epsilon$, from which follows $x_0 = (x_t - \sigma_t\epsilon)/\alpha_t$. Or it may predict a mixture of both,
+# such as
 #
 # $$v = \alpha_t\,\epsilon - \sigma_t\,x_0.$$
 #
@@ -413,7 +417,8 @@ print(f"equation (3): {a:.2f} x_t + {b * 0.5:.2f}, variance left {left:.2f}")
 #
 # $$x_0 = \frac{b\,x_t - \sigma_t\,y}{d}, \qquad \epsilon = \frac{\alpha_t\,y - a\,x_t}{d}. \tag{4}$$
 #
-# So one function serves all targets:
+# So one function serves all targets. (In the library a target is a function that returns its two factors: `a, b =
+# target(alpha, sigma)`.)
 
 
 # %% tags=["nbval-check-output"]
@@ -435,8 +440,8 @@ for name, target in choices.items():
     print(f"{name:>5}: picture and noise come back: {back}")
 
 # %% [markdown]
-# If the network is right, all targets agree. It never is quite right. By (4), an error of 1 in $y$ becomes an error
-# of $\sigma_t/|d|$ in $x_0$ and of $\alpha_t/|d|$ in $\epsilon$. How large are these?
+# If the network is right, all targets agree. It is never quite right. By (4), an error of 1 in $y$ becomes an error of
+# $\sigma_t/|d|$ in $x_0$ and of $\alpha_t/|d|$ in $\epsilon$. How large are these?
 
 # %% tags=["nbval-check-output"]
 print("an error of 1 becomes, in x0 / in eps")
@@ -458,9 +463,9 @@ for step in (1, 500, 900, 990, 1000):
 #
 # There is a second reason to like $v$. Write $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows,
 # $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc
-# by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow. EDM (Karras et al. 2022) scales
-# the input, the output and a skip connection of its network so that all have unit variance (*preconditioning*). For
-# data of unit variance, what its network then predicts is $v$, up to the sign.
+# by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow. EDM (Karras et al. 2022) arrives
+# at the same target from a demand: what goes into the network, and what it has to predict, shall have variance 1
+# (*preconditioning*). For data of variance 1, the target is then $v$, up to the sign.
 #
 # ## 8. The same thing once more: the score
 #
@@ -477,13 +482,13 @@ for step in (1, 500, 900, 990, 1000):
 # $$\hat x_0 = \mathbb E[x_0 \mid x_t] = \frac{x_t + \sigma_t^2\, \nabla_{x_t} \log p_t(x_t)}{\alpha_t},
 # \qquad \hat\epsilon = -\sigma_t\, \nabla_{x_t} \log p_t(x_t). \tag{5}$$
 #
-# This is *Tweedie's formula*. A denoiser gives the score, and the score gives a denoiser; learning it by denoising is
-# *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a *stochastic
-# differential equation*, one that adds a little noise at every instant, driven by the score (Song, Sohl-Dickstein,
-# Kingma, Kumar, Ermon & Poole 2021). The score alone can sample too: *Langevin dynamics*, $x \leftarrow x +
-# \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, repeated, ends in samples of $p_t$ for small $\delta$. Song & Ermon
-# (2019) drew pictures so, lowering the noise level by level. On the toy, $p_t$ is a mixture of two Gaussians, and
-# autograd finds its score (figure 1.11) without any denoiser.
+# This is *Tweedie's formula*. A denoiser gives the score, and the score gives a denoiser; learning the score by
+# denoising is *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a
+# *stochastic differential equation*: the score pushes a point, while a little noise is added at every instant (Song,
+# Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The score alone can sample too. *Langevin dynamics* repeats $x
+# \leftarrow x + \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, with a small step $\delta$ and fresh standard normal
+# noise $z$, and ends in samples of $p_t$. Song & Ermon (2019) drew pictures so, lowering the noise level by level. On
+# the toy, $p_t$ is a mixture of two Gaussians, and autograd finds its score (figure 1.11) without any denoiser.
 
 
 # %%
@@ -515,8 +520,10 @@ show(
 # depends on the whole picture (is this stroke part of a 3 or of an 8?) and on exactly where the edges are. A *U-Net*
 # (Ronneberger, Fischer & Brox 2015) serves both needs. Figure 1.12 shows ours, figures 1.13 and 1.14 what its blocks
 # are made of. *GroupNorm* is batch normalisation over groups of channels of a single picture; *SiLU*, $x \cdot
-# \mathrm{sigmoid}(x)$, is a smooth ReLU; an *MLP* is a few linear layers with an activation between. The last layer of
-# each block starts with zero weights, so that an untrained block passes on its shortcut.
+# \mathrm{sigmoid}(x)$, is a smooth ReLU; an *MLP* is a few linear layers with an activation between. `pixel_unshuffle`
+# folds each patch of 2 × 2 pixels into four channels, so that the network works at 16 × 16; `pixel_shuffle` unfolds
+# them at the end. The last layer of each block starts with zero weights, so that an untrained block passes on its
+# shortcut.
 
 # %%
 config = pipe.recipe.network
@@ -547,9 +554,14 @@ show(
 )
 
 # %% [markdown]
-# Here is all of it, with PyTorch's own layers and nothing else. `net` only holds the layers and their weights. The time
-# arrives as sines and cosines of many frequencies, because one small number would change too little from $t = 0.50$ to
-# $0.51$ for a linear layer to notice.
+# *Self-attention* lets distant positions exchange information. Three linear layers make of each position's features a
+# *query* (what it looks for), a *key* (what it offers) and a *value* (what it passes on). The inner products of a query
+# with all keys, through a softmax, are weights, and the position receives the mean of all values with these weights.
+# *Heads* do this several times side by side, each on its own channels.
+#
+# Here is all of the network, with PyTorch's own layers and nothing else. `net` only holds the layers and their weights.
+# The time arrives as sines and cosines of many frequencies, because one small number would change too little from $t =
+# 0.50$ to $0.51$ for a linear layer to notice.
 
 
 # %% tags=["nbval-check-output"]
@@ -612,10 +624,11 @@ print("forty lines equal the library's network")
 #
 # ## 10. The loss
 #
-# What should the network be trained for? A generative model should give the data a high likelihood. The likelihood
-# under a chain of 1,000 random steps cannot be computed, but it has a lower bound, the *evidence lower bound* (ELBO).
-# The negative ELBO is a sum with one term for each step, most of them Kullback-Leibler divergences
-# $D_\mathrm{KL}(q\,\|\,p) = \mathbb E_q[\log q - \log p]$:
+# What should the network be trained for? A generative model should give the data a high likelihood. Let sampling start
+# from noise $p(x_T) = \mathcal N(0, I)$, and let $p_\theta(x_{k-1}|x_k)$ be the model's step back. The likelihood
+# $p_\theta(x_0)$ is the density with which this chain ends at $x_0$: an integral over all paths to it, which cannot be
+# computed. But it has a lower bound, the *evidence lower bound* (ELBO). The negative ELBO is a sum with one term for
+# each step, most of them Kullback-Leibler divergences $D_\mathrm{KL}(q\,\|\,p) = \mathbb E_q[\log q - \log p]$:
 #
 # $$\begin{aligned}
 # -\log p_\theta(x_0) \le\ & \underbrace{D_\mathrm{KL}(q(x_T|x_0)\,\|\,p(x_T))}_{\text{prior}}
@@ -653,13 +666,20 @@ print("forty lines equal the library's network")
 #
 # </details>
 #
-# Here $p(x_T) = \mathcal N(0, I)$ is the noise that sampling starts from, $p_\theta(x_{k-1}|x_k)$ is the model's step
-# back, and the expectations are over the forward process. A divergence is 0 if both distributions agree, and positive
-# otherwise.
+# The expectations are over the forward process. A divergence is 0 if both distributions agree, and positive otherwise.
 #
 # The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
-# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. Both have the same
-# variance, and their divergence is the squared distance of their means over twice that variance:
+# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$.
+#
+# Why is this allowed? The true step back, $q(x_{k-1}|x_k)$, is the mean of (3) over all $x_0$ that $x_k$ may have come
+# from. Since $\tilde\mu_k$ is linear in $x_0$, the mean of the true step is exactly $\tilde\mu_k(x_k, \hat x_0)$, with
+# the posterior mean $\hat x_0$. Its variance is $\tilde\beta_k$ plus the variance of $x_0$ given $x_k$, times the
+# squared factor of $x_0$ in (3). That second part is of order $\beta_k^2$, so for small steps it is negligible, and the
+# true step becomes the Gaussian that we take. This is why DDPM takes many small steps: in a small step, the mean of all
+# possible pictures is all that one needs to know.
+#
+# The divergence of two Gaussians of equal variance is the squared distance of their means over twice that variance
+# (write out the two exponents):
 #
 # $$D_k = \frac{\|\tilde\mu_k(x_k, x_0) - \tilde\mu_k(x_k, \hat x_0)\|^2}{2\tilde\beta_k}
 # = \tfrac12\left(\mathrm{SNR}_{k-1} - \mathrm{SNR}_k\right) \|x_0 - \hat x_0\|^2. \tag{7}$$
@@ -668,8 +688,8 @@ print("forty lines equal the library's network")
 # [(1-\bar\alpha_{k-1})(1-\bar\alpha_k)]$. Since $\bar\alpha_{k-1}\beta_k = \bar\alpha_{k-1} - \bar\alpha_k$, this is
 # half the difference of the SNRs.)
 #
-# The likelihood under the chain has become a squared error, with a weight for each step. The other targets are weighted
-# errors too: by (4),
+# The bound on the likelihood has become a squared error, with a weight for each step. The other targets are weighted
+# errors too: by (4), and since $1/\sigma_t^2 = \mathrm{SNR} + 1$,
 #
 # $$\|\epsilon - \hat\epsilon\|^2 = \mathrm{SNR} \cdot \|x_0 - \hat x_0\|^2, \qquad
 # \|v - \hat v\|^2 = (\mathrm{SNR} + 1) \cdot \|x_0 - \hat x_0\|^2.$$
@@ -690,17 +710,19 @@ show(
 )
 
 # %% [markdown]
-# Taken literally, the bound spends nearly all its care on the last traces of noise, which no eye can see (figure 1.15).
-# DDPM's decisive finding is to **ignore its weights**: let the network predict the noise, and count
-# $\|\epsilon - \hat\epsilon\|^2$ the same at all steps.
+# (A third choice in figure 1.15, *min-SNR*, takes the weight of the noise, but at most 5; Hang et al. 2023.) Taken
+# literally, the bound spends nearly all its care on the last traces of noise, which no eye can see (figure 1.15).
+# DDPM's decisive finding is to **ignore its weights**: let the network predict the noise, and count $\|\epsilon -
+# \hat\epsilon\|^2$ the same at all steps.
 #
 # Why is that allowed? Whatever its weight, each term is smallest when the prediction is the posterior mean. Weights
 # only say where a network of limited size should be most careful, so the best weights are a matter of experiment. Noise
-# prediction gives almost no weight to $x_0$ at large $t$; $v$ always counts an error of $x_0$ at least once. *Min-SNR*
-# weighting (Hang et al. 2023) cuts the curve off at small $t$. Choosing middle values of $t$ more often is a weight as
-# well: the *logit-normal* times of Esser et al. (2024), which chapter 7 uses.
+# prediction gives almost no weight to $x_0$ at large $t$; with $v$ the weight of $x_0$ is never below 1. Choosing
+# middle values of $t$ more often is a weight as well: the *logit-normal* times of Esser et al. (2024), which chapter 7
+# uses.
 #
-# The loss is short: choose a time, add noise, predict, compare.
+# The loss is short: choose a time, add noise, predict, compare. (The times of a batch are spread evenly, one in each of
+# $B$ equal slices of $(0, 1]$. The expectation is the same as for independent times, with less variance.)
 
 
 # %%
@@ -746,7 +768,7 @@ def decoder(x0, generator, std):
     away = (x0 - denoise(x_1, k[1] / T)).double()
     upper = torch.where(x0 > 1 - 1 / 255, torch.inf, (away + 1 / 255) / std)
     lower = torch.where(x0 < -1 + 1 / 255, -torch.inf, (away - 1 / 255) / std)
-    probability = torch.special.ndtr(upper) - torch.special.ndtr(lower)
+    probability = torch.special.ndtr(upper) - torch.special.ndtr(lower)  # ndtr: the normal distribution function
     return -probability.clamp(min=1e-12).log().sum(dim=(1, 2, 3))
 
 
@@ -767,7 +789,7 @@ x_test, _ = test.batch(torch.arange(min(1000, len(test))))
 stds = [0.002, 0.003, 0.004, 0.005, 0.006]
 std = min(stds, key=lambda std: decoder(x0, torch.Generator().manual_seed(0), std).mean())
 variance = 1 - alpha_bar[T]
-terms = {
+terms = {  # the prior: the divergence of N(m, v) from N(0, 1) is (m^2 + v - 1 - log v) / 2
     "prior": 0.5 * (alpha_bar[T] * x_test**2 + variance - 1 - variance.log()).sum(dim=(1, 2, 3)),
     "decoder": decoder(x_test[:200], generator, std),
 }
@@ -797,11 +819,11 @@ show(
 )
 
 # %% [markdown]
-# (The black border is part of what is encoded, so dividing by $28 \cdot 28$ keeps this an upper bound.) Most bits pay
-# for shades of grey that hardly an eye can tell apart (figure 1.16), as Ho et al. found for photographs. (Learning the
-# variances of the steps shortens the code: so Nichol & Dhariwal improved the likelihood.) A high likelihood and good
-# samples are different goals. The loss without weights serves the second: it spends the network on the steps that
-# decide what is drawn.
+# (We count the bits of all 1,024 pixels, the border included, and divide by 784 only. So this is still an upper bound
+# for the picture itself.) Most bits pay for shades of grey that hardly an eye can tell apart (figure 1.16), as Ho et
+# al. found for photographs. (Learning the variances of the steps shortens the code; that is how Nichol & Dhariwal
+# improved the likelihood.) A high likelihood and good samples are different goals. The loss without weights serves the
+# second: it spends the network on the steps that decide what is drawn.
 #
 # ## 12. Sampling
 #
@@ -845,10 +867,10 @@ print(f"farther than 0.0001 from the library's samples: {apart.sum()} of {len(x)
 #
 # ## 13. A live training
 #
-# The library's `Trainer` is a generator: it trains one step, reports, and hands control back. We train a new network,
-# built like the shipped one, for 250 steps of 16 pictures. `warmup_steps` lets the learning rate rise from zero,
-# because Adam's averages know little at first. Samples come from an exponential moving average of the weights (EMA),
-# which is steadier than the weights themselves.
+# The library's `Trainer` is a Python generator: it trains one step, reports, and hands control back. We train a new
+# network, built like the shipped one, for 250 steps of 16 pictures. `warmup_steps` lets the learning rate rise from
+# zero, because Adam's averages know little at first. Samples come from an exponential moving average of the weights
+# (EMA), which is steadier than the weights themselves.
 
 # %%
 diffusion = DiffusionConfig()
@@ -868,7 +890,7 @@ for stage, tensors in stages.items():
 show(
     grids.show_rows(stages),
     "1.17",
-    "Samples before and after a short training: where ink may be is learned first, and how thick a stroke is.",
+    "Samples before and after a short training. What is learned first is where ink may be, and how thick a stroke is.",
 )
 
 # %% [markdown]
@@ -897,7 +919,7 @@ show(
 )
 
 # %% [markdown]
-# The large decisions fall early, in noise in which *you* see nothing. Move through the same walk yourself (figure
+# The large decisions are made early, in noise in which *you* see nothing. Move through the same walk yourself (figure
 # 1.19).
 
 # %%
@@ -975,8 +997,8 @@ show(
 #
 # Why does the last row repeat one picture? The first step back keeps almost nothing of the start, as the last line of
 # the output says. Soon all ten states agree on the same mean digit, and nothing is left to tell them apart. In DDPM it
-# is the fresh noise that makes one sample differ from the next. Chapter 2 needs no fresh noise either, but there
-# the other coefficients of the step change too: deleting $z$ is not enough.
+# is the fresh noise that makes one sample differ from the next. The sampler of chapter 2 does without fresh noise, but
+# there the other coefficients of the step change too: deleting $z$ is not enough.
 #
 # ## 16. New, or memorised?
 #
@@ -1038,9 +1060,9 @@ show(
 # The optimum *memorises* (figures 1.22 and 1.23): with little noise one weight is nearly 1, and every path ends at a
 # training picture. The network's samples are about as far from the training set as digits that it has never seen. It
 # *generalises*, and only because it does not reach the optimum. It has far fewer parameters than the training set has
-# pixels, and convolutions, which see strokes rather than whole pictures, prefer smooth rules to lists of examples. With
-# few pictures, or very many passes over them, large models do memorise, and training pictures can be extracted from
-# them (Carlini et al. 2023). The check is always the one above: compare with held-out data.
+# pixels, and convolutions, which see strokes rather than whole pictures, are thought to prefer smooth rules to lists of
+# examples. With few pictures, or very many passes over them, large models do memorise, and training pictures can be
+# extracted from them (Carlini et al. 2023). The check is always the one above: compare with held-out data.
 #
 # ## The scoreboard
 #
@@ -1080,8 +1102,7 @@ assert other["ratio"] < same["ratio"]
 #   the arithmetic. The time scales and shifts the features instead of being added to them.
 # - **Average of the weights.** The paper's decay is 0.9999 from the start. Ours warms up, so that a short training
 #   does not sample from its random first weights.
-# - **Times.** One in each of $B$ equal slices instead of $B$ independent ones: the same expectation, with less
-#   variance.
+# - **Times.** One in each of $B$ equal slices instead of $B$ independent ones (section 10).
 #
 # </details>
 #
@@ -1090,12 +1111,12 @@ assert other["ratio"] < same["ratio"]
 # - **Clamping $x_t$** instead of $\hat x_0$, or leaving out $z$ (section 15).
 # - **Noise in the last step.** $\tilde\beta_1 = 0$. Code that adds $\sqrt{\beta_1}\,z$ there returns grain.
 # - **$\alpha$, $\bar\alpha$ and $\sqrt{\bar\alpha}$.** Three papers, three meanings of one letter. Code that confuses
-#   them raises no error, and its samples are a grey blur.
+#   them raises no error, and its samples are blurred.
 # - **Off by one.** $k = 1000$ is $t = 1$, in training and in sampling.
 # - **Noise prediction at the end of the cosine schedule**, where errors of $x_0$ explode (section 7). Cap $\beta$, clip
 #   $\hat x_0$, or predict $v$.
-# - **Judging by the loss.** Most of it is the error of the ideal denoiser (figure 1.20), which no training takes away.
-#   Two models with nearly the same loss can draw very different digits.
+# - **Judging by the loss.** Most of it is the error that the best denoiser makes on *new* pictures, which remains
+# however long one trains. Two models with nearly the same loss can draw very different digits.
 #
 # ## Exercises
 #

@@ -28,7 +28,7 @@
 #
 # The source is Song, Meng & Ermon, *Denoising Diffusion Implicit Models* (2020).
 #
-# *Note.* Where MNIST is neither found nor can be downloaded, the chapter takes the small digits that come with
+# *Note.* If MNIST is not on your machine and cannot be downloaded, the chapter takes the small digits that come with
 # scikit-learn. All cells run, but the weights have learned MNIST: encoding (section 10) then works worse than the text
 # says.
 
@@ -170,9 +170,9 @@ show(
 )
 
 # %% [markdown]
-# The two panels of figure 2.3 could hardly differ more. DDPM's paths jitter, cross and change sides. DDIM's are
-# smooth and never cross: where the next step depends on the state alone, two paths that met would stay together. Yet
-# both end in the same distribution.
+# The two panels of figure 2.3 could hardly differ more. DDPM's paths jitter, cross and change sides. DDIM's are smooth
+# and, in the limit of small steps, never cross: to cross, they would have to meet first, and two paths that meet stay
+# together, since the next step depends on state and time alone. Yet both end in the same distribution.
 
 # %% tags=["nbval-check-output"]
 mean = (WEIGHTS * MEANS[:, 0]).sum()
@@ -197,7 +197,8 @@ for name, eta in (("DDPM", 1.0), ("DDIM", 0.0)):
 # other choice that has the distributions (2) at each single time has the same loss, and hence the same network.
 #
 # Such choices are easy to construct. From $x_t$ and $x_0$ follows the noise, $\epsilon = (x_t - \alpha_t x_0) /
-# \sigma_t$. Keep one part of it, and replace the rest by fresh noise $z$:
+# \sigma_t$. Keep one part of it, and replace the rest by fresh noise $z$ of standard deviation $\sigma_\eta$ (section 3
+# explains the index):
 #
 # $$x_s = \alpha_s x_0 + \sqrt{\sigma_s^2 - \sigma_\eta^2}\; \frac{x_t - \alpha_t x_0}{\sigma_t}
 # + \sigma_\eta z, \qquad 0 \le \sigma_\eta \le \sigma_s. \tag{3}$$
@@ -252,16 +253,17 @@ for fraction, (x_t, x_s) in pairs.items():
 # $$x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - \sigma_\eta^2}\; \hat\epsilon + \sigma_\eta z. \tag{4}$$
 #
 # In words: split $x_t$ into picture and noise, and mix them again for time $s$. The amount of fresh noise is free. The
-# paper sets it by one parameter $\eta$ for all steps,
+# paper sets it by one parameter $\eta$ for all steps, as a multiple of the standard deviation of DDPM's step back
+# (section 4),
 #
 # $$\sigma_\eta = \eta\; \frac{\sigma_s}{\sigma_t} \sqrt{1 - \frac{\alpha_t^2}{\alpha_s^2}}, \tag{5}$$
 #
 # with $\eta = 0$ for no fresh noise at all.
 #
-# Be careful here. Section 2 proved that (3) has the right distributions for the *true* $x_0$. Its posterior mean
-# $\hat x_0$ varies less than $x_0$ does, so nothing is proved for (4) yet. In small steps it is right all the same: for
-# $\eta = 1$ it is DDPM (section 4), and for $\eta = 0$ there is a proof (section 6). In long steps it is an
-# approximation, and its error is the price of few steps.
+# Be careful here. Section 2 proved that (3) has the right distributions for the *true* $x_0$. Its posterior mean $\hat
+# x_0$ varies less than $x_0$ does, so nothing is proved for (4) yet. In small steps it is right all the same: for $\eta
+# = 1$ it is DDPM (section 4), whose small steps chapter 1, section 10, justified, and for $\eta = 0$ there is a proof
+# (section 6). In long steps it is an approximation, and its error is the price of few steps.
 #
 # <details><summary>In the letters of the paper</summary>
 #
@@ -310,8 +312,8 @@ print("samplers.ddim is the paper's step, to 1e-10:", largest < 1e-10)
 # step: with $1 - \alpha_t^2 / \alpha_s^2$ in the place of $\beta_k$, (5) is $\sqrt{\tilde\beta_k}$ of chapter 1. The
 # means agree as well: put $\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ into (4), and collect the terms of
 # $x_t$ and of $\hat x_0$. From $\alpha^2 + \sigma^2 = 1$ follows $\sqrt{\sigma_s^2 - \sigma_\eta^2} = \sigma_s^2
-# \alpha_t / (\sigma_t \alpha_s)$, which, divided by $\sigma_t$, is the factor of $x_t$ in chapter 1's (3). We check it
-# on all thousand steps, with arbitrary predictions.
+# \alpha_t / (\sigma_t \alpha_s)$, which, divided by $\sigma_t$, is the factor of $x_t$ in chapter 1's (3); that of
+# $\hat x_0$ agrees likewise. We check it on all thousand steps, with arbitrary predictions.
 
 # %% tags=["nbval-check-output"]
 largest = 0.0
@@ -325,10 +327,12 @@ assert largest < 1e-10
 print(f"{len(full) - 1:,} steps: DDIM with eta = 1 is DDPM, to 1e-10: {largest < 1e-10}")
 
 # %% [markdown]
-# The identity holds for long steps too, and shows what they cost DDPM. Square (5) and divide by $\sigma_s^2$. With
-# $\eta = 1$, the fraction of the noise in $x_s$ that is fresh is
+# The identity holds for long steps too, and shows what they cost DDPM. Square (5) with $\eta = 1$, divide by
+# $\sigma_s^2$, and write $1 = \alpha^2 + \sigma^2$ for each time. The fraction of the noise in $x_s$ that is fresh is
 #
-# $$\frac{\sigma_\eta^2}{\sigma_s^2} = 1 - \frac{\mathrm{SNR}(t)}{\mathrm{SNR}(s)}, \qquad
+# $$\frac{\sigma_\eta^2}{\sigma_s^2} = \frac{\alpha_s^2 - \alpha_t^2}{\alpha_s^2\, \sigma_t^2} =
+# \frac{\alpha_s^2 \sigma_t^2 - \alpha_t^2 \sigma_s^2}{\alpha_s^2\, \sigma_t^2}
+# = 1 - \frac{\mathrm{SNR}(t)}{\mathrm{SNR}(s)}, \qquad
 # \mathrm{SNR} = \frac{\alpha^2}{\sigma^2}.$$
 
 # %%
@@ -346,13 +350,14 @@ show(
 )
 
 # %% [markdown]
-# The noise that a long step replaces (figure 2.5) held what earlier steps had decided, and that is lost. DDIM with
-# $\eta = 0$ keeps all of it.
+# While $\hat x_0$ is still a blur, it is the noise part of $x_t$ that leans towards one picture rather than another. A
+# long step replaces much of it (figure 2.5). In the next step the network sees another state, and may decide otherwise.
+# DDIM with $\eta = 0$ keeps all of it.
 #
 # ## 5. At the other end stands a differential equation
 #
-# Set $\eta = 0$ and divide (4) by $\alpha_s$. Since $x_t / \alpha_t = \hat x_0 + (\sigma_t / \alpha_t)\,
-# \hat\epsilon$, the predicted picture drops out of the difference:
+# Set $\eta = 0$, divide (4) by $\alpha_s$, and subtract $x_t / \alpha_t = \hat x_0 + (\sigma_t / \alpha_t)\,
+# \hat\epsilon$. The predicted picture drops out:
 #
 # $$\frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + \left( \frac{\sigma_s}{\alpha_s} - \frac{\sigma_t}{\alpha_t}
 # \right) \hat\epsilon(x_t, t). \tag{6}$$
@@ -426,8 +431,8 @@ for (_, of_ddim), (_, of_ddpm) in zip(quality["ddim"], quality["ddpm"], strict=T
     assert of_ddim < of_ddpm  # figure 2.7
 
 # %% [markdown]
-# So much for a perfect denoiser (figure 2.7). DDIM's error falls in proportion to the length of the steps, as Euler's
-# must:
+# So much for a perfect denoiser (figure 2.7). DDIM's error falls in proportion to the length of the steps, as that of
+# Euler's method, which is of first order, must:
 
 # %% tags=["nbval-check-output"]
 finest = walk(toy, even_noise(1000), full, eta=0.0)[-1]
@@ -468,7 +473,7 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # $$\int h\, \frac{\partial p_t}{\partial t}\, dx = \int \nabla h \cdot u\, p_t\, dx
 # = -\int h\; \nabla \cdot (p_t\, u)\, dx.$$
 #
-# This holds for every $h$, so the integrands agree:
+# This holds for every $h$, so the factors of $h$ agree:
 #
 # $$\frac{\partial p_t}{\partial t} = -\nabla \cdot (p_t\, u). \tag{9}$$
 #
@@ -484,9 +489,9 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # $$\dot x = \frac{\dot\alpha_t}{\alpha_t}\, x + \left(\frac{\dot\alpha_t\, \sigma_t^2}{\alpha_t} - \dot\sigma_t\,
 # \sigma_t\right) \nabla \log p_t(x).$$
 #
-# They found it from the other side:
-# in the limit of small steps DDPM is a stochastic differential equation, and this ODE has the same $p_t$ without its
-# noise. DDIM is Euler's method for it. Chapter 7 chooses another path from noise to data, and trains $u$ directly.
+# They found it from the other side. In the limit of small steps DDPM is a stochastic differential equation, and this
+# ODE has the same $p_t$, without any noise. DDIM is Euler's method for it. Chapter 7 chooses another path from noise to
+# data, and trains $u$ directly.
 #
 # We check (9) on the toy, where all is known, by finite differences.
 
@@ -569,11 +574,12 @@ for asked in (5, 30, 50):
     print(f"time_grid makes {len(ours) - 1:2} from t = {ours[0]:.3f}")
 
 # %% [markdown]
-# Asked for 30 steps, it makes 31. Worse, it never visits the noisy end. The literature calls this *leading* spacing;
-# `time_grid` is *trailing* spacing, which ends each stretch of time where it is noisiest, and so begins at $t = 1$.
-# Leading spacing starts from pure noise but tells the network that a picture is already in it. The state and the time
-# do not belong together, and the fewer the steps, the less they do. Pictures of digits are mostly black, and pure noise
-# is too bright for a picture that has begun (figure 2.9).
+# Asked for 30 steps, it makes 31. Worse, it never visits the noisy end. Cut the times from 0 to 1 into $S$ equal
+# stretches, for $S$ steps. *Leading* spacing takes the first time of each stretch, the least noisy one. *Trailing*
+# spacing, that of `time_grid`, takes the last, the noisiest one, and so its first step starts at $t = 1$. Leading
+# spacing starts from pure noise but tells the network that a picture is already in it. The state and the time do not
+# belong together, and the fewer the steps, the less they do. Pictures of digits are mostly black, and pure noise is too
+# bright for a picture that has begun (figure 2.9).
 
 
 # %%
@@ -621,12 +627,12 @@ for name, alpha in last.items():
     print(f"{name:>18}: alpha at t = 1 is {alpha:.5f}")
 
 # %% [markdown]
-# Seven percent of the picture sounds harmless. But in a mean over thousands of pixels the noise nearly cancels, and the
-# picture's brightness stands out even at $t = 1$. The network learns to read it there. When it samples, it reads the
-# brightness of pure noise, which is always medium: such models cannot draw a very dark or a very bright picture. Lin,
-# Liu, Li & Yang (2024) named both faults, and mended them with zero terminal SNR and trailing spacing. (From predicted
-# noise, $\hat x_0 = (x_t - \sigma_t \hat\epsilon) / \alpha_t$ cannot be computed where $\alpha_1 = 0$: such a network
-# has to predict $v$, as ours does, or $x_0$.)
+# Seven percent of the picture (the last line, Stable Diffusion 1) sounds harmless. But in a mean over thousands of
+# pixels the noise nearly cancels, and the picture's brightness stands out even at $t = 1$. The network learns to read
+# it there. When it samples, it reads the brightness of pure noise, which is always medium: such models cannot draw a
+# very dark or a very bright picture. Lin, Liu, Li & Yang (2024) named both faults, and mended them with zero terminal
+# SNR and trailing spacing. (From predicted noise, $\hat x_0 = (x_t - \sigma_t \hat\epsilon) / \alpha_t$ cannot be
+# computed where $\alpha_1 = 0$: such a network has to predict $v$, as ours does, or $x_0$.)
 #
 # ## 8. What does DDIM buy?
 #
@@ -651,8 +657,8 @@ show(
 # starts again from a state that looks as it should. A sampler without it keeps every error it ever made. To see which
 # effect wins, we have to measure. *cFID* is a distance between the features of generated and of real digits (chapter
 # 8); figure 2.11 shows it divided by the cFID of as many real training digits. It is taken from the card of the
-# weights; error bars, where the card has them, are standard errors. With 2,000 samples the error is more than a tenth,
-# so a dip or a crossing of this size means nothing.
+# weights; error bars, where the card has them, are standard errors. With 2,000 samples the error is more than a tenth
+# of the value, so a dip or a crossing of this size means nothing.
 
 # %%
 found = [row for row in figures(weights.read_card("ddpm")) if row["sampler"] in ("ddpm", "ddim")]
@@ -677,9 +683,9 @@ show(
 )
 
 # %% [markdown]
-# A test of the two ends with very few steps, small enough for this page, and with the same noises for both. These
-# are plain cFIDs, not multiples of the floor. Two hundred samples are few for 64 features, which raises them: compare
-# them only with each other.
+# Let us test $\eta = 0$ against $\eta = 1$ with very few steps, on so few samples that it can be done on this page.
+# Both get the same noises. These are plain cFIDs, not multiples of the floor. Two hundred samples are few for 64
+# features, which raises them: compare them only with each other.
 
 # %%
 reference, live = reference_features()["test"], {}
@@ -713,16 +719,16 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
 # and with 10 steps, an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps
 # (table 1 there).
 #
-# So on our digits DDIM does not buy better pictures. It buys three other things. It can be run with better solvers than
-# Euler's, such as DPM-Solver++ (chapter 7). It is the starting point of all methods that shorten the way by training.
+# So on our digits DDIM does not buy better pictures. It buys three other things. Its equation can be solved by better
+# methods than Euler's, such as DPM-Solver++ (chapter 7). Many methods that shorten the way by training start from it.
 # And its noise means something, as the next three sections show.
 #
 # ## 9. The same noise gives the same digit
 #
-# With $\eta = 0$ nothing is random after the first noise. So the noise alone decides which digit appears, and the
-# number of steps only decides how exactly. Let us count: thirty noises, each with few and with 50 steps. How often does
-# a classifier of the book read the same digit from both? And how often with fresh noise, where only the start is the
-# same?
+# With $\eta = 0$ nothing is random after the first noise. So the noise alone decides where the exact path ends; the
+# number of steps decides how closely we follow it. Let us count: thirty noises, each with few and with 50 steps. How
+# often does a classifier of the book read the same digit from both? And how often with fresh noise, where only the
+# start is the same?
 
 # %%
 starts, read, same = pipe.noise(30, seed=21), {}, {}
@@ -761,9 +767,10 @@ show(
 # ## 10. From a picture to its noise
 #
 # A differential equation can be solved in either direction. Follow (6) upwards, from $t = 0$ to $t = 1$, and a picture
-# should become a noise that it could have come from; follow it down, and the picture is back. At $t = 0$ there is no
-# noise whose direction could be predicted, so we must begin a little later, at $t = 0.01$, where $x_t = \alpha_t x_0 +
-# \sigma_t \epsilon$. The noise there is hardly visible. May we leave it out?
+# should become a noise that it could have come from, its *code*; follow it down, and the picture is back. At $t = 0$
+# there is no noise whose direction could be predicted, so we must begin a little later, at $t = 0.01$, where $x_t =
+# \alpha_t x_0 + \sigma_t \epsilon$. The noise there is hardly visible. May we leave it out? (We do not clip $\hat x_0$
+# here. What is clipped on the way up would be lost for the way down.)
 
 
 # %%
@@ -824,9 +831,9 @@ if test.name == "mnist":
 
 # %% [markdown]
 # We may not (figure 2.13). Without its first trace of noise the code is much too weak: its standard deviation is far
-# below 1, and the digit can be seen in it. The reason is that a real picture is not among the states $x_t$ that the
-# network was trained on, nor where $p_t$ has its mass: its background is exactly $-1$, with no noise from which the
-# walk upwards could unfold the noise of $t = 1$. Begun from a proper sample of $p_t$, the code has standard deviation
+# below 1, and the digit can be seen in it. The reason is that a real picture is no sample of $p_t$ at $t = 0.01$, and
+# the network was never trained on such a state: its background is exactly $-1$. The walk upwards only enlarges the
+# noise that is there, and here there is none. Begun from a proper sample of $p_t$, the code has standard deviation
 # nearly 1, and is what we were looking for.
 #
 # The way back is not exact either. With 50 steps up and 50 down most digits return; with 10, most come back as other
@@ -834,8 +841,8 @@ if test.name == "mnist":
 # than the weak one, which never strays far from its picture.
 #
 # On the book's site you can try it on a digit of your own: draw one, and see its code (divided by 3, so that it can be
-# seen) and what comes back. In the last row the drawing is only noised to time $t$, five times, and brought back from
-# there by DDIM (`editing.sdedit`). What is smaller than the noise is drawn anew.
+# seen) and what comes back. In the last row, noise is added to the drawing up to time $t$, five different noises, and
+# DDIM brings each back from there (`editing.sdedit`). Details that are fainter than the noise are drawn anew.
 
 # %%
 in_page.drawing_board(("ddpm", "invert"), ("ddpm", "sdedit"))
@@ -845,8 +852,9 @@ in_page.drawing_board(("ddpm", "invert"), ("ddpm", "sdedit"))
 #
 # If each noise has its picture, then the noises between two noises should have pictures between theirs. But what is
 # *between*? In 1,024 dimensions the length of standard normal noise is nearly always close to $\sqrt{1024} = 32$. The
-# middle of the straight line between two noises has a length of only $32 / \sqrt 2$, and the network has never seen
-# such noise. So we interpolate on the sphere, at constant speed:
+# middle of the straight line between two noises has a length of only $32 / \sqrt 2$, for the mean of two independent
+# noises has half their variance, and the network has never seen such noise. So we interpolate on the sphere, at
+# constant speed:
 #
 # $$\mathrm{slerp}(a, b, w) = \frac{\sin((1 - w)\,\theta)}{\sin\theta}\, a + \frac{\sin(w\,\theta)}{\sin\theta}\, b,
 # \qquad \cos\theta = \frac{a \cdot b}{|a|\,|b|}. \tag{10}$$
@@ -874,9 +882,9 @@ show(
 assert ink_between["line"] < ink_between["sphere"]
 
 # %% [markdown]
-# In figure 2.14 both ways arrive, and both pass through digits. In the middle of the line the noise is too weak. To the
-# network, weak noise looks like a picture with little in it, and it draws too little ink, as the cell prints. On the
-# sphere this does not happen. Figure 2.15 moves along six such ways at once.
+# In figure 2.14 both ways arrive, and both pass mostly through digits. In the middle of the line the noise is too weak.
+# To the network, weak noise looks like a picture with little in it, and it draws too little ink, as the cell prints. On
+# the sphere this does not happen. Figure 2.15 moves along six such ways at once.
 
 # %%
 corners = pipe.noise(24, seed=12).unflatten(0, (4, 6))  # (4, 6, 1, 32, 32)
@@ -907,7 +915,7 @@ show(
 #
 # - **Leading spacing**, `range(0, T, T // S)`, skips the noisy end and may give another number of steps (section 7).
 # - **Clipping $\hat x_0$ alone** leaves a pair that no longer adds up to $x_t$: compute $\hat\epsilon$ again.
-# - **The paper's $\alpha_t$** is DDPM's $\bar\alpha_t$. Code that confuses the two runs, and draws mud.
+# - **The paper's $\alpha_t$** is DDPM's $\bar\alpha_t$. Code that confuses the two runs, and its samples are blurred.
 # - **Fresh noise in the last step.** At $s = 0$, equation (5) gives 0. Code that adds noise there returns grain.
 # - **Straight lines between noises** leave the sphere on which the network was trained (section 11).
 # - **Encoding a picture without its first noise** gives a code that is no noise (section 10).
@@ -917,9 +925,9 @@ show(
 #
 # `check` compares your function with the library, and recognises the usual mistakes.
 #
-# **1. DDIM as a rotation.** On a variance preserving schedule there is an angle $\phi$ with $\alpha = \cos\phi$ and
-# $\sigma = \sin\phi$. Write the step of $\eta = 0$ with $x_t$, the network's $v = \alpha\,\hat\epsilon - \sigma\,\hat
-# x_0$, and the angles only.
+# **1. DDIM as a rotation.** On a variance preserving schedule, $\alpha^2 + \sigma^2 = 1$, there is an angle $\varphi$ with
+# $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$. Write the step of $\eta = 0$ with $x_t$, the network's $v =
+# \alpha\,\hat\epsilon - \sigma\,\hat x_0$, and the angles only.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -935,9 +943,9 @@ check(turned)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# From $x_t = \cos\phi_t\,\hat x_0 + \sin\phi_t\,\hat\epsilon$ and $v = \cos\phi_t\,\hat\epsilon -
-# \sin\phi_t\,\hat x_0$ follow $\hat x_0 = \cos\phi_t\,x_t - \sin\phi_t\,v$ and $\hat\epsilon =
-# \sin\phi_t\,x_t + \cos\phi_t\,v$. Put both into (4). With $\delta = \phi_t - \phi_s$ the sums of
+# From $x_t = \cos\varphi_t\,\hat x_0 + \sin\varphi_t\,\hat\epsilon$ and $v = \cos\varphi_t\,\hat\epsilon -
+# \sin\varphi_t\,\hat x_0$ follow $\hat x_0 = \cos\varphi_t\,x_t - \sin\varphi_t\,v$ and $\hat\epsilon =
+# \sin\varphi_t\,x_t + \cos\varphi_t\,v$. Put both into (4). With $\delta = \varphi_t - \varphi_s$ the sums of
 # products are cosines and sines of differences:
 #
 # $$x_s = \cos\delta\; x_t - \sin\delta\; v.$$

@@ -17,10 +17,10 @@
 # *Runs in about a minute on two CPU cores, without a network connection. Half of that is live training. Needs
 # chapter 1.*
 #
-# A picture of a digit has 1,024 pixels. Most are black, and most of the others can be predicted from their
-# neighbours. How few dimensions would do? A *variational autoencoder* (VAE) learns an answer. One network, the
-# *encoder*, compresses the picture to a *latent* of few dimensions; a second one, the *decoder*, restores the picture
-# from it. A VAE can also generate new pictures, but not good ones. The reason leads to chapter 4.
+# A picture of a digit has 1,024 pixels. Most are black, and most of the others can be predicted from their neighbours.
+# How few dimensions are enough? A *variational autoencoder* (VAE) learns an answer. One network, the *encoder*,
+# compresses the picture to a *latent* of few dimensions; a second one, the *decoder*, restores the picture from it. A
+# VAE can also generate new pictures, but not good ones. The reason leads to chapter 4.
 #
 # You will
 #
@@ -34,8 +34,8 @@
 # The sources are Kingma & Welling, *Auto-Encoding Variational Bayes* (2013), and for the network Rombach et al.,
 # *High-Resolution Image Synthesis with Latent Diffusion Models* (2022).
 #
-# *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the 1,797
-# small digits of scikit-learn. All cells run, but the shipped weights have learned MNIST, and are worse on other
+# *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
+# 1,797 small digits of scikit-learn. All cells run, but the shipped weights have learned MNIST, and are worse on other
 # pictures than the text says.
 
 # %% [markdown]
@@ -99,7 +99,7 @@ show(
 # $$z = e^\top (x - \bar x), \qquad \hat x = \bar x + z\,e. \tag{1}$$
 #
 # The best direction is the one in which the points vary most, the first *principal component*. What is lost is the
-# variance in the others.
+# variance in the other directions.
 
 
 # %% tags=["nbval-check-output"]
@@ -212,8 +212,8 @@ print(f"summed:  log p(x) {joint.sum().log():.4f}, z is {mean:.4f} ± {std:.4f}"
 # ## 3. The evidence lower bound
 #
 # If the decoder is a network, neither the integral nor Bayes' rule can be computed. So we approximate the posterior by
-# an encoder $q(z \mid x)$ of our own. How good is it? Since $p(x)$ does not contain $z$, its average over
-# $z \sim q(z \mid x)$ is $p(x)$ again, whatever $q$ is. From there it takes four lines:
+# an encoder $q(z \mid x)$ of our own. How good is it? Since $\log p(x)$ does not contain $z$, its average over $z \sim
+# q(z \mid x)$ is $\log p(x)$ again, whatever $q$ is. From there it takes four lines:
 #
 # $$
 # \begin{aligned}
@@ -230,8 +230,8 @@ print(f"summed:  log p(x) {joint.sum().log():.4f}, z is {mean:.4f} ± {std:.4f}"
 # negative. So the ELBO is at most the evidence: it is the *evidence lower bound*. The gap is zero only if $q$ is the
 # true posterior. And the bound needs only what we have: decoder, encoder and prior.
 #
-# For the toy and a Gaussian $q = \mathcal N(\mu, \sigma^2)$ both can be computed, since
-# $\mathbb E_q |x - wz|^2 = |x - w\mu|^2 + |w|^2\sigma^2$.
+# For the toy and a Gaussian $q = \mathcal N(\mu, \sigma^2)$ the bound and the gap can both be computed, since $\mathbb
+# E_q |x - wz|^2 = |x - w\mu|^2 + |w|^2\sigma^2$.
 
 
 # %% tags=["nbval-check-output"]
@@ -260,8 +260,9 @@ show(
 )
 
 # %% [markdown]
-# Maximising the bound does two jobs at once. Over $q$ it closes the gap of figure 3.5: the encoder approaches the true
-# posterior. Over the decoder it also raises the evidence. One objective trains both networks.
+# Maximising the bound does two jobs at once. Maximised over $q$, it closes the gap of figure 3.5: the encoder
+# approaches the true posterior. Maximised over the decoder, it pushes the evidence up, which is never below the bound.
+# One objective trains both networks.
 #
 # ## 4. The divergence in closed form
 #
@@ -271,9 +272,9 @@ show(
 # $$D_{\mathrm{KL}} = \mathbb E_q[\log q - \log p] = -\tfrac12(1 + \log \sigma^2) + \tfrac12(\mu^2 + \sigma^2). \tag{5}$$
 #
 # It is zero where $\mu = 0$ and $\sigma = 1$: then the encoder says nothing about the picture. It is large where the
-# encoder is certain, or far from zero. Measured in nats, it is the *rate*: the cost of sending the latent to somebody
-# who knows only the prior. How much of that is information about the picture? Averaged over pictures, the rate has two
-# parts,
+# encoder is certain, or far from zero. Measured in nats, it is the *rate*: how many nats more it costs to send the
+# latent to somebody who knows only the prior (the *bits-back* argument, which we do not prove). How much of that is
+# information about the picture? Averaged over pictures, the rate has two parts,
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}}\big(q(z \mid x)\,\|\,p(z)\big) = I(x; z) + D_{\mathrm{KL}}\big(q(z)\,\|\,p(z)\big),
 # \qquad q(z) = \mathbb E_x\, q(z \mid x).$$
@@ -300,16 +301,17 @@ for i in range(4):
 # %% [markdown]
 # ## 5. A sample that can be differentiated
 #
-# The other term of (4) is an average over samples of $z$. One sample for each picture will do, since the noise averages
-# out over many pictures. But how does a gradient reach the encoder *through a sample*? The *reparameterisation trick*
-# (Kingma & Welling 2013; Rezende et al. 2014) takes a sample of a fixed distribution, and shifts and scales it:
+# The first term of the ELBO is an average over samples of $z$. One sample for each picture is enough, since the noise
+# averages out over many pictures. But how does a gradient reach the encoder *through a sample*? The *reparameterisation
+# trick* (Kingma & Welling 2013; Rezende et al. 2014) takes a sample of a fixed distribution, and shifts and scales it:
 #
 # $$z = \mu + \sigma\,\epsilon, \qquad \epsilon \sim \mathcal N(0, 1). \tag{6}$$
 #
-# Now $z$ is a smooth function of $\mu$ and $\sigma$. What do we gain? We estimate the derivative of the toy's loss
-# with respect to $\sigma$, which is known, in three ways. The first uses (6). The second treats the sample as a
-# constant. The third, the *score-function estimator* (REINFORCE), makes good samples more probable:
-# $\nabla \mathbb E_q f(z) = \mathbb E_q [f(z)\, \nabla \log q(z)]$.
+# Now $z$ is a smooth function of $\mu$ and $\sigma$. What do we gain? The loss of the toy is its negative ELBO. We know
+# its derivative with respect to $\sigma$, and estimate it in three ways. The first uses (6). The second treats the
+# sample as a constant. The third, the *score-function estimator* (REINFORCE), makes good samples more probable. With
+# $f(z) = -\log p(x \mid z)$, the quantity that is averaged, $\nabla_\sigma \mathbb E_q f(z) = \mathbb E_q [f(z)\,
+# \nabla_\sigma \log q(z \mid x)]$.
 
 
 # %% tags=["nbval-check-output"]
@@ -347,14 +349,14 @@ show(figure, "3.6", "Three estimators of one derivative: precise and right, prec
 # it pulls $\sigma$ to 1 whatever the picture is. The score-function estimator is right on average but noisy: it knows
 # how good a sample was, and not in which direction a better one lies.
 #
-# What does the second mistake do in training? Let the toy's encoder be $\mu = a^\top x$, with one $\sigma$ for all
-# pictures. Equation (3) gives the ideal.
+# What does a sample held constant do in training? Let the toy's encoder be $\mu = a^\top x$, with one $\sigma$ for all
+# pictures. Equation (3) gives the ideal, and there we let the training start.
 
 
 # %% tags=["nbval-check-output"]
 def train_encoder(hold_constant, steps=400):
-    a = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    log_sigma = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    a = (W / size).clone().requires_grad_()
+    log_sigma = torch.as_tensor(true_std).log().clone().requires_grad_()
     optimizer = torch.optim.Adam([a, log_sigma], lr=0.03)
     fresh = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -373,13 +375,15 @@ for name, (a, sigma) in rows.items():
     print(f"{name:>15}: mean {a[0].abs():.2f} x1 + {a[1].abs():.2f} x2, standard deviation {sigma:.2f}")
 
 # %% [markdown]
-# With the sample held constant the encoder ends at the prior: it answers the same for every picture. This is
-# *posterior collapse*. No error message says so, and the loss falls all the same.
+# With the sample held constant, only the divergence is trained, and the encoder leaves the ideal for the prior: it
+# answers the same for every picture. This is *posterior collapse*. No error message says so. Where the decoder is
+# trained as well, it learns to answer with the mean picture, and the loss even falls.
 #
 # ## 6. The networks
 #
 # Now digits. Encoder and decoder resemble the two halves of chapter 1's U-Net, without the skip connections, through
-# which a picture could bypass the latent. Let us follow the shape of a picture.
+# which a picture could bypass the latent. First, blocks of 2 × 2 pixels are folded into four channels. Let us follow
+# the shape of a picture.
 
 # %% tags=["nbval-check-output"]
 network = VAE(VAEConfig())
@@ -495,7 +499,9 @@ if train.name == "mnist":
 # %% [markdown]
 # After seconds of training the small VAE is still worse than the principal components, the *best* linear autoencoder. A
 # network's advantage has to be learned, and the shipped one has learned it. The rate is a cost under the prior, as
-# section 4 said, and not the information about the picture: to name one of 60,000 training pictures takes only 11 nats.
+# section 4 said, and not the information about the picture. Naming one of 60,000 training pictures takes $\ln 60{,}000
+# = 11$ nats, so for these pictures $I(x; z)$ cannot be more. The rest of the rate is the second part: $q(z)$ differs
+# from the prior.
 #
 # ## 10. The latent space
 #
@@ -521,10 +527,11 @@ show(
 )
 
 # %% [markdown]
-# Figure 3.8 shows two of the 32 dimensions. Only the ones keep apart: 0, 2, 3, 5, 6 and 8 overlap, and so do 4, 7 and
+# Figure 3.8 shows two of the 32 dimensions. Only the digit 1 keeps apart: 0, 2, 3, 5, 6, 8 overlap, and so do 4, 7 and
 # 9. Digits that look alike lie close together, although no label was used.
 #
-# Let us go further: the latents of `vae-2d` have only two dimensions, so that figure 3.9 shows the whole latent space.
+# Let us go further: the latents of a second shipped VAE, `vae-2d`, have only two dimensions, so that figure 3.9 shows
+# the whole latent space.
 
 # %%
 flat_vae = diffusion_book.load("vae-2d")
@@ -538,8 +545,8 @@ show(
 
 # %% [markdown]
 # The digits 0, 1, 2 and 6 form clusters of their own. The others overlap: 3 with 5 and 8, and 4 with 7 and 9, so that
-# hardly a 4 is seen on the right. In between, the decoder returns shapes that could be either. Figure 3.10 walks around
-# a circle in this plane.
+# there are almost no fours on the right. In between, the decoder returns shapes that could be either. Figure 3.10 walks
+# around a circle in this plane.
 
 # %%
 angle = torch.arange(60)[:, None] / 60 * 2 * math.pi + torch.arange(6) / 6 * 2 * math.pi  # (60, 6)
@@ -566,9 +573,10 @@ show(
 
 # %% [markdown]
 # A dimension acts near its position. A moderate change lengthens a stroke there, bends it or moves it, and the rest of
-# the digit stays. Nothing in the loss asks for dimensions that mean "slant" or "thickness", and none does.
+# the digit stays. Nothing in the loss asks for dimensions that mean "slant" or "thickness", and no dimension means
+# that.
 #
-# Half way between two pictures both are seen, each half transparent. What is half way between two latents?
+# Half way between two pictures one sees both, each half transparent. What is half way between two latents?
 
 # %%
 rows = {}
@@ -609,13 +617,14 @@ if train.name == "mnist":
 # In figure 3.12 pixels fade, while latents bend one shape into the other. From 3 to 5 every step is a digit; from 0 to
 # 7 the ring opens, and some steps are neither. For random pairs of `vae`, there is mostly no digit half way: straight
 # lines leave the region where latents of pictures lie. `vae-2d` does better half way, but its copies are worse already
-# at the ends. It was trained with a larger weight, $\kappa = 10^{-4}$ instead of $10^{-6}$. What does the weight do?
+# at the ends. It has fewer dimensions, and it was trained with a larger weight, $\kappa = 10^{-4}$ instead of
+# $10^{-6}$. What does the weight do?
 #
 # ## 12. Rate against distortion
 #
 # The toy gives a forecast. With the ideal encoder (3), $\sigma^2 = \gamma^2 / (|w|^2 + \gamma^2)$, and the average of
-# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12
-# \log \sigma^2$ is left:
+# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance $|w|^2 (|w|^2
+# + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left:
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}} = \tfrac12 \log \frac{|w|^2 + \gamma^2}{\gamma^2}. \tag{8}$$
 #
@@ -639,8 +648,8 @@ judged = {"copies": sweep["copies_cfid"], "samples from the prior": sweep["sampl
 show(
     latents.plot_rate_distortion(sweep["rate"], sweep["distortion"], judged, weights),
     "3.13",
-    "The same VAEs twice. Above, the error of the copies falls as the rate grows; powers of ten are weights $κ$. "
-    "Below, copies and samples against the rate: what helps the copies harms the samples.",
+    "The same VAEs twice. Above, the error of the copies falls as the rate grows; the numbers at the points are the "
+    "weights $κ$. Below, copies and samples against the rate: beyond some rate, what helps the copies harms the samples.",
 )
 
 # %%
@@ -680,10 +689,9 @@ assert of_samples[best] > 5 * of_copies.min()
 # average digit (figure 3.14). As the weight falls, the rate rises and the distortion falls. This is the
 # *rate-distortion trade-off*, the upper curve of figure 3.13. In the lower plot, the copies improve, and then stay as
 # they are. The samples improve only at first. Then they get worse, and even the best are several times farther from
-# real digits than the best copies. So no weight is good at both. The linear
-# forecast of the rate has the right course, and from $10^{-3}$ down it is right to within two fifths: too high for the
-# larger weights, too low for the smaller. Chapter 4 takes a small weight, with good copies, and
-# leaves the sampling of latents to another model.
+# real digits than the best copies. So no weight is good at both. The linear forecast of the rate follows the trend. For
+# weights of $10^{-3}$ and less it is wrong by at most 40 %: too high for the larger ones, too low for the smaller.
+# Chapter 4 takes a small weight, with good copies, and leaves the sampling of latents to another model.
 #
 # ## 13. Aggregate posterior and prior
 #
@@ -705,16 +713,19 @@ show(
 )
 # %% [markdown]
 # With $\kappa = 10^{-2}$ the posterior has collapsed: the aggregate posterior is the prior, but the decoder has learned
-# nothing. (With this weight, the VAEs of section 12, which have 32 dimensions, keep a few of them barely active.) With
-# $10^{-3}$ hardly more than one dimension is in use. With smaller weights the clusters move apart, and
-# beyond the circles. Between them are *holes*: regions where the prior has mass and no picture is. A sample that falls
+# nothing. (With this weight, the VAE of section 12, which has 32 dimensions, keeps a few of them barely active.) With
+# $10^{-3}$ hardly more than one dimension is in use. With smaller weights the clusters move apart, and beyond the
+# circles. Between them are *holes*: regions where the prior has mass and no picture has its latent. A sample that falls
 # there is decoded by a network that was not trained there.
 #
 # ## 14. Why it cannot generate
 #
-# The shipped VAE has $\kappa = 10^{-6}$ too, and 32 dimensions. Figure 3.16 shows three ways to sample its latents:
-# from the prior; from the prior, scaled to the mean and the standard deviation of each channel (section 10); and from a
-# Gaussian with the mean and the covariance of real latents. The last row decodes latents of training pictures.
+# The shipped VAE has $\kappa = 10^{-6}$, the smallest weight of section 12, and 32 dimensions. Figure 3.16 shows three
+# ways to sample its latents: from the prior; from the prior, scaled to the mean and the standard deviation of each
+# channel (section 10); and from a Gaussian with the mean and the covariance of real latents. (`decode` first undoes the
+# scaling of section 10: it multiplies by the standard deviation and adds the mean. So plain normal numbers are the
+# *scaled* prior; for the plain prior the cell cancels this beforehand.) The last row decodes latents of training
+# pictures.
 
 # %%
 count = min(1000, len(train))
@@ -724,7 +735,7 @@ normal = torch.randn(count, 2, 4, 4, generator=generator)
 fitted = MultivariateNormal(vector.mean(dim=0), torch.cov(vector.T))
 torch.manual_seed(0)
 drawn = {
-    "prior": (normal - raw_mean[:, None, None]) / raw_std[:, None, None],  # decode() multiplies and adds
+    "prior": (normal - raw_mean[:, None, None]) / raw_std[:, None, None],  # decode() undoes this
     "prior, scaled": normal,
     "fitted Gaussian": fitted.sample((count,)).float().reshape(known.shape),
     "latents of pictures": known,
@@ -774,7 +785,7 @@ if train.name == "mnist":
 #
 # - **Summed or averaged?** A weight means nothing without the reductions. With the error summed over the pixels, it
 #   counts 1,024 times less; with the divergence averaged over the latent, 32 times less.
-# - **A sample under `no_grad`, or detached.** The loss falls, and the posterior collapses (section 5).
+# - **A sample under `no_grad`, or detached.** No error, and the posterior collapses (section 5).
 # - **Log-variances without limits.** $e^{100}$ is infinite in single precision. `DiagonalGaussian` clamps them.
 # - **Posterior collapse mistaken for convergence.** If the divergence of every dimension is zero, the decoder works
 #   alone.
@@ -782,8 +793,8 @@ if train.name == "mnist":
 #
 # ## Exercises
 #
-# **1. Bits.** A nat is $1/\ln 2$ bits. How many bits does it cost to send a latent with this posterior? And for the
-# shipped VAE, by section 9? Compare with a PNG of the same picture.
+# **1. Bits.** A nat is $1/\ln 2$ bits. Given the mean and the log-variance of a posterior, how many bits is its rate?
+# And how many bits is the shipped VAE's rate of section 9? Compare with a PNG of the same picture.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check

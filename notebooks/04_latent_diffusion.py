@@ -32,8 +32,8 @@
 # The source is Rombach, Blattmann, Lorenz, Esser & Ommer, *High-Resolution Image Synthesis with Latent Diffusion
 # Models* (2022), the paper behind Stable Diffusion.
 #
-# *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the 1,797
-# small digits of scikit-learn. All cells run, but the shipped weights have learned MNIST, and are worse on other
+# *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
+# 1,797 small digits of scikit-learn. All cells run, but the shipped weights have learned MNIST, and are worse on other
 # pictures than the text says.
 
 # %% [markdown]

@@ -32,8 +32,8 @@
 #
 # The source is Ho & Salimans, *Classifier-Free Diffusion Guidance* (2022).
 #
-# *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the small
-# digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the
+# *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
+# small digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the
 # results of sections 7, 9 and 12 then differ from the text.
 
 # %% [markdown]

@@ -34,15 +34,15 @@
 # The source is Rombach, Blattmann, Lorenz, Esser & Ommer, *High-Resolution Image Synthesis with Latent Diffusion
 # Models* (2022), section 3.3; attention itself is from Vaswani et al., *Attention Is All You Need* (2017).
 #
-# *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the small
-# digits that come with scikit-learn. All cells run, but section 9 then trains on few pictures, and its numbers differ
-# from the text.
+# *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
+# small digits that come with scikit-learn. All cells run, but section 9 then trains on few pictures, and its numbers
+# differ from the text.
 
 # %% [markdown]
 # ## Set-up, and what we are after
 #
-# Figure 6.1 shows ten digits, drawn at guidance scale 3, and below each how much one layer reads each of its four
-# tokens.
+# Figure 6.1 shows ten digits, drawn at guidance scale 3, and below each of them four copies, one for each of the
+# digit's four tokens.
 
 # %%
 import copy
@@ -81,7 +81,8 @@ watched = sampling.watch(pipe, range(10), guidance_scale=3.0, steps=20, seed=0)
 show(
     attention.show_tokens(watched, "up.1.0", DIGITS),
     "6.1",
-    "Ten digits, and each again four times, lit where a layer reads each of the four tokens of that digit, and dark where it does not.",
+    "Ten digits. Below each stand four copies, one for each token of that digit: bright where a layer reads this token, "
+    "dark where it does not.",
 )
 
 # %% [markdown]
@@ -143,7 +144,7 @@ show(
 #
 # ## 2. The equation
 #
-# Stack $N$ queries into a matrix $Q$, and $M$ keys and values into $K$ and $V$, one in a row. Let a key have $d$
+# Stack $N$ queries into a matrix $Q$, and $M$ keys and values into $K$ and $V$, one per row. Let a key have $d$
 # entries. Then
 #
 # $$\mathrm{Attention}(Q, K, V) = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right) V. \tag{1}$$
@@ -182,14 +183,14 @@ print(
 #
 # ## 3. Why divide by the root of $d$?
 #
-# In the toy the length of the query set the sharpness. In a network nobody sets it. If the entries of $q$ and $k$ are
-# independent, with mean 0 and variance 1, then
+# In the toy we chose the sharpness by the length of the query. In a network nobody chooses it. If the entries of $q$
+# and $k$ are independent, with mean 0 and variance 1, then
 #
 # $$\operatorname{Var}[q \cdot k] = \sum_{i=1}^{d} \operatorname{Var}[q_i k_i] = d. \tag{2}$$
 #
 # So the scores of a wider layer are larger, for no reason but its width. Divided by $\sqrt d$, they have variance 1 at
-# any width. Does it matter? Measure the largest of four weights $a$, and the slope of a weight as its score $s$
-# changes, $\partial a / \partial s = a\,(1 - a)$.
+# any width. Does it matter? Measure the largest of four weights. And for a weight $a$ with score $s$, measure the slope
+# $\partial a / \partial s = a\,(1 - a)$.
 
 # %% tags=["nbval-check-output"]
 widths = (2, 8, 32, 128, 512)
@@ -240,12 +241,14 @@ show(
 # By self-attention far corners of a picture agree on one slant; by cross-attention they learn what to draw. The shipped
 # network has both, one after the other.
 #
-# Notice what (3) does not fix. The number of tokens appears nowhere in the weights: $W_K$ and $W_V$ take each token by
-# itself. The same layer reads one token, four, or the 77 of a sentence.
+# Notice what (3) does not fix. $W_Q$, $W_K$ and $W_V$ are learned matrices, and the number of tokens appears in none of
+# them: $W_K$ and $W_V$ act on each token separately. The same layer reads one token, four, or the 77 that Stable
+# Diffusion uses for a sentence.
 #
 # ## 5. One token gives no choice
 #
-# A digit is one thing, so why not give it one token? Because a softmax over a single score is 1, whatever the score:
+# A digit is one thing, so why not give it one token? Because a softmax over a single score is 1, whatever the score.
+# With $s_{i1}$ for the score of position $i$ with the only token, and $v_1$ for that token's value:
 #
 # $$\operatorname{softmax}(s_{i1}) = \frac{e^{s_{i1}}}{e^{s_{i1}}} = 1
 # \quad\Longrightarrow\quad \text{every position reads } v_1. \tag{4}$$
@@ -269,7 +272,7 @@ for number in (1, 4):
     assert same == (number == 1)
 
 # %% [markdown]
-# With one token, cross-attention is a long way of adding a vector to every position, and its map is constant: 1
+# With one token, cross-attention is a complicated way of adding a vector to every position, and its map is constant: 1
 # everywhere. It has no meaning, although such maps are published. So each class of the shipped model has four tokens of
 # 128 numbers, learned with everything else, and so has `NO_CLASS`. What matters is that a position has a choice.
 #
@@ -283,7 +286,8 @@ for number in (1, 4):
 # X' = X + \left[\mathrm{head}_1, \dots, \mathrm{head}_h\right] W_O. \tag{5}$$
 #
 # Here $Q_n$, $K_n$ and $V_n$ are the $n$-th blocks of channels, $W_O$ is the last layer, and $X'$ is the output: what
-# is read is *added* to $X$. That completes the layer. Written out, and compared with the library's:
+# is read is *added* to $X$. Before queries are computed, $X$ is normalised (group norm). That completes the layer.
+# Written out, and compared with the library's:
 
 
 # %% tags=["nbval-check-output"]
@@ -326,14 +330,15 @@ assert decided.max(dim=1).values.min() > 0.6
 assert decided[0].argmax() != decided[1].argmax()
 
 # %% [markdown]
-# In figure 6.6 each head has made up its mind: both see the same positions and the same request, and yet they read
-# different tokens. So one layer looks up several things at once. (The later figures show averages over heads, in which
-# decided heads can look undecided.)
+# In figure 6.6 each head is decided, that is, it reads mostly one token. Both see the same positions and the same
+# request, and yet they read different tokens. So one layer looks up several things at once. (The later figures show
+# averages over heads, in which decided heads can look undecided.)
 #
 # ## 7. A list without an order
 #
 # Does the order of the tokens matter? Shuffle them by a permutation matrix $\Pi$. Keys and values are shuffled alike,
-# the softmax of a shuffled row is the shuffled softmax, and the sum over tokens does not change:
+# the softmax of a shuffled row is the shuffled softmax, and since $\Pi^\top \Pi = I$, the sum over tokens does not
+# change:
 #
 # $$\operatorname{softmax}\!\left(\tfrac{1}{\sqrt d}\, Q (\Pi K)^\top\right) \Pi V
 # = \operatorname{softmax}\!\left(\tfrac{1}{\sqrt d}\, Q K^\top\right) \Pi^\top \Pi V = \mathrm{Attention}(Q, K, V).
@@ -381,10 +386,11 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 #
 # ## 9. Requests of two words
 #
-# What does reading buy? Ten labels cannot show it, so let requests have two words: a digit, and a stroke, *thin* or
-# *bold*. The stroke's width can be measured from the picture, as twice its area over the length of its contour. We keep
-# the thinnest and the boldest third of 12,000 pictures, and **hold out six combinations**: the network never sees a
-# bold two, though it sees thin twos and bold threes. Can it draw one? Three networks of nearly the same size try:
+# What is the advantage of tokens? Ten labels cannot show it, so let requests have two words: a digit, and a stroke,
+# *thin* or *bold*. The stroke's width can be measured from the picture, as twice its area over the length of its
+# contour. We keep the thinnest and the boldest third of 12,000 pictures, and **hold out six combinations**: the network
+# never sees a bold two, though it sees thin twos and bold threes. Can it draw one? Three networks of nearly the same
+# size try, all with guidance scale 2, in ten steps:
 #
 # - *a map for each combination*: chapter 5's way, with 20 labels;
 # - *a map for each word*: two maps are looked up and both are stacked on the latent;
@@ -478,11 +484,11 @@ if train.name == "mnist":
     assert word > tokens_of_words
 
 # %% [markdown]
-# Look at figure 6.7 and the table above it. With a map for each combination, a request that was never trained is a
-# label that was never trained, and what is drawn for it is arbitrary. Both networks that get the words apart do far
-# better: each word was trained, and its meaning carries over. So the credit goes to *separate words*, not to
-# cross-attention. For two words at fixed positions in the request, maps do it too; in this short training they even do
-# it better.
+# Look at figure 6.7 and the printed lines above it. With a map for each combination, a request that was never trained
+# is a label that was never trained, and what is drawn for it is arbitrary. Both networks that receive the two words
+# separately do far better: each word was trained, and its meaning carries over. So the credit goes to *separate words*,
+# not to cross-attention. For two words at fixed positions in the request, maps do it too; in this short training they
+# even do it better.
 #
 # What tokens add is freedom. A map for each word needs its own channels in the first layer for every word of a request:
 # 77 words, 77 sets of channels, mostly empty. Tokens need none. By (3) the same weights read a list of any length, and
@@ -491,7 +497,7 @@ if train.name == "mnist":
 # ## 10. The shipped weights
 #
 # Back to requests of one word. The shipped network has the same layers, wider, and was trained on all latents. Guidance
-# works as in chapter 5, for it only needs a network that knows `NO_CLASS`.
+# works as in chapter 5, because it only needs a network that knows `NO_CLASS`.
 
 # %%
 card = weights.read_card("ldm-cross-attention")
@@ -502,7 +508,7 @@ dial = pipe.sample(40, torch.arange(40) % 10, torch.tensor(scales).repeat_interl
 show(
     tables.show_table(dial.unflatten(0, (4, 10)), [f"w = {w:g}" for w in scales], DIGITS),
     "6.8",
-    "The shipped model at four guidance scales, one noise a column.",
+    "The shipped model at four guidance scales, one noise per column.",
 )
 
 # %% [markdown]
@@ -513,8 +519,8 @@ show(
 #
 # `sampling.watch` samples, and keeps the map of each layer at each step. (A guided step runs the network on a batch of
 # two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure 6.9
-# gives each token a colour, and paints each position in that of the token it reads most, the paler the less decided, at
-# the last step.
+# shows the last step. Each token has a colour, and each position has the colour of the token that it reads most. The
+# colour is pale where the weights are nearly equal.
 
 # %%
 names = list(watched.maps)
@@ -527,8 +533,9 @@ show(
 
 # %% [markdown]
 # Each layer divides the picture in its own way, and each digit differently; by section 7 colours cannot be compared
-# across columns. The middle has only four positions. In the layers on the way up the patches follow the digit: strokes
-# are often read from one token and the background beside them from another. Figure 6.10 follows one digit over time.
+# across columns. The middle has only four positions. In the layers on the way up the coloured areas follow the digit:
+# strokes are often read from one token and the background beside them from another. Figure 6.10 follows one digit over
+# time.
 
 # %%
 steps = [0, 2, 4, 6, 8, 10, 12, 14, 16, 19]
@@ -545,11 +552,11 @@ show(
 
 # %% [markdown]
 # The weights are about as decided at $t = 1$, on pure noise, as at the end. (Figure 6.10 shows the guided *prediction*,
-# which is a clear 3 from the start; the latent itself is still noise.) A position knows where it is, for convolutions
-# feel the edge of the picture, and the tokens say what belongs there. Later the maps change little. Move through it
-# yourself in figure 6.11, this time without guidance, so that the predictions take longer to decide. (On the book's site
-# the button below it loads the model into the page. Then click a place in a picture, or go there with the arrow keys, to
-# see what every layer reads there.)
+# which is a clear 3 from the start; the latent itself is still noise.) A position knows where it is, because the zero
+# padding tells convolutions where the edge of the picture is, and the tokens say what belongs there. Move through it
+# yourself in figure 6.11, this time without guidance, so that the predictions take longer to decide. (On the book's
+# site the button below the figure loads the model into the page. Then click a place in a picture, or go there with the
+# arrow keys, to see what every layer reads there.)
 
 # %%
 plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
@@ -564,18 +571,22 @@ show(
 # ## 12. Same noise, another label
 #
 # Is it the label that moves the maps, or the noise? At $t = 1$ we can hold either fixed. Figure 6.12 shows one noise
-# and ten labels: the latent is the same in each column, so whatever differs comes from the tokens.
+# and ten labels: the latent is the same in each column, so whatever differs comes from the tokens. The numbers of two
+# digits' tokens cannot be compared (section 7), so before we measure how far two maps differ, we match their tokens as
+# well as possible.
 
 # %%
 one_noise = pipe.noise(1, seed=3).expand(10, -1, -1, -1)
+orders = [list(order) for order in itertools.permutations(range(4))]
 by_label = sampling.watch(pipe, range(10), steps=2, noise=one_noise)
 by_noise = sampling.watch(pipe, [3] * 10, steps=2, seed=0)
 
 
 def moved(watched, layer):
     """How much of the attention goes elsewhere, between two of the pictures: 0 none, 1 all of it."""
-    pairs = itertools.combinations(watched.maps[layer][0], 2)
-    return torch.stack([(a - b).abs().sum(dim=-1).mean() / 2 for a, b in pairs]).mean().item()
+    pairs = itertools.combinations(watched.maps[layer][0], 2)  # maps of (positions, tokens)
+    apart = [[(a - b[:, order]).abs().sum(dim=-1).mean() / 2 for order in orders] for a, b in pairs]
+    return torch.tensor(apart).amin(dim=1).mean().item()
 
 
 for name in names:
@@ -594,13 +605,13 @@ show(
 # ## 13. Take a token away
 #
 # A map says where the network *looked*, not what it did with what it saw. To find out what a token is for, take it
-# away: cross-attention reads as many as it is given. (The network never trained with fewer than four, so it is outside
-# of what it knows. What we see is how much it leans on each.)
+# away: cross-attention reads as many as it is given. (Fewer than four tokens are new to the network, since it never
+# trained with them. We see how much it depends on each.)
 
 
 # %%
 def accuracy(pictures, labels):
-    """The fraction that the book's second classifier takes for what was asked."""
+    """The fraction of pictures in which a classifier reads the digit that was asked for."""
     return (logits(pictures).argmax(dim=1) == torch.as_tensor(labels)).double().mean().item()
 
 
@@ -648,19 +659,18 @@ assert 0.5 < sum(alone) / 4 < 0.9  # "most are still read as asked"
 assert sum(accuracy(rows[f"without {token + 1}"], labels) for token in range(4)) / 4 > sum(alone) / 4 + 0.1
 
 # %% [markdown]
-# One token can nearly always be spared (figure 6.13). The positions that read it now read the others, and the digit
-# survives with a changed stroke. With one alone, most are still read as asked, some of them as caricatures; others are
-# damaged, or become another digit: by (4) the token tells every position the same, so all that was
-# said *by position* is lost. The meaning of a class is spread over its tokens; none is "the loop" or "the bar".
+# The digit can nearly always do without one token (figure 6.13). The positions that read it now read the others, and
+# the digit survives with a changed stroke. With a single token, the classifier still recognises most digits, some of
+# them caricatures. Others are damaged, or become another digit: by (4) the token tells every position the same, so all
+# that was said *by position* is lost. The meaning of a class is spread over its tokens.
 #
 # ## 14. Which digits are alike?
 #
-# Tokens are vectors, and vectors have distances. Does the four lie near the nine? The left panel of figure 6.14 has the
-# distance between the tokens of two digits, matched as well as they can be. The right panel has how far the
-# *predictions* of the network are apart, for the same noise at $t = 0.9$.
+# Tokens are vectors, and vectors have distances. Does the four lie near the nine? The left panel of figure 6.14 shows
+# the distance between the tokens of two digits, in the order of tokens that makes it smallest. The right panel shows
+# how far apart the *predictions* of the network are, for the same noise at $t = 0.9$.
 
 # %%
-orders = [list(order) for order in itertools.permutations(range(4))]
 table = TOKENS[:10].cpu()
 between = torch.stack([(table[:, None] - table[:, order]).norm(dim=-1).mean(dim=-1) for order in orders])
 between = between.min(dim=0).values  # (24, 10, 10) -> (10, 10)
@@ -683,13 +693,14 @@ show(
 # %% [markdown]
 # The left panel shows nearly nothing: all digits are about equally far apart, and the pairs that are a little nearer
 # are mostly not those that look alike. The tokens started as random vectors of 128 numbers, any two of which are nearly
-# orthogonal, and training had no reason to move them far. It changed the matrices that read them. **A distance between
-# embeddings means something only if something made it meaningful.** In the right panel similarity is back: digits that
-# look alike are near each other. It lies in what the network does with tokens.
+# orthogonal, and training seems to have moved them little. **A distance between embeddings means something only if
+# something made it meaningful.** In the right panel similarity is back: digits that look alike are near each other. It
+# lies in what the network does with tokens.
 #
 # ## 15. Between two requests
 #
-# Nothing forbids a request that is no digit. Mix the tokens of two, $(1 - r)\, c^a + r\, c^b$, from one noise:
+# Nothing forbids a request that is no digit. Mix the tokens $c^{(a)}$ and $c^{(b)}$ of two digits, $(1 - r)\, c^{(a)} +
+# r\, c^{(b)}$, from one noise:
 
 # %%
 pairs = ((3, 8), (4, 9), (1, 7), (0, 6), (5, 2))
@@ -700,12 +711,13 @@ blend = draw(torch.stack(mixed), starts).unflatten(0, (5, 9))
 show(
     tables.show_table(blend, [f"{a} to {b}" for a, b in pairs], [f"{mix:.2f}" for mix in mixes]),
     "6.15",
-    "From the tokens of one digit to those of another, one noise a row.",
+    "From the tokens of one digit to those of another, one noise per row.",
 )
 
 # %% [markdown]
-# Digits do not fade into each other (figure 6.15). Over most of the way it is one of the two, and near the middle it
-# turns. The network has never seen a blend, and draws the digit that it knows best nearby.
+# Digits do not fade into each other (figure 6.15). For most mixtures the picture is one of the two digits. Near the
+# middle it changes from one to the other. The network has never seen a mixture, and draws one of the digits that it
+# knows.
 #
 # Or give it *both* lists, eight tokens, and let each position choose (figure 6.16):
 
@@ -725,14 +737,14 @@ show(
 
 # %% [markdown]
 # Now one picture follows two lists. Some pictures take one digit's strokes here and the other's there, some take one
-# list nearly everywhere, and some are hybrids that are no digits. In text-to-image systems the same thing goes wrong as
-# "a red cube beside a blue ball" in which the ball is red: nothing in (1) ties a word to a position.
+# list nearly everywhere, and some are hybrids that are no digits. Text-to-image systems make the same mistake. Asked
+# for "a red cube beside a blue ball", they may draw a red ball: nothing in (1) ties a word to a position.
 #
 # ## 16. Stacked or read? A comparison
 #
-# For ten labels, which is better? Chapter 5's model and this one differ in a single respect. They have nearly the same
-# number of parameters, and were trained for the same minutes on the same latents. Figure 6.17 starts both from the same
-# noise.
+# For ten labels, which is better? Chapter 5's model and this one differ in one respect by design. They have nearly the
+# same number of parameters, and were trained for the same minutes on the same latents. Figure 6.17 starts both from the
+# same noise.
 
 # %%
 models = {"ldm-concat": diffusion_book.load("ldm-concat"), "ldm-cross-attention": pipe}
@@ -771,7 +783,7 @@ for name, each in cpu.items():
 # %% [markdown]
 # Two networks of different architecture, trained apart, make nearly the same picture of the same noise. Without fresh
 # noise ($\eta = 0$) sampling follows a differential equation that is fixed by the data (chapter 2), so whoever learns
-# the data well takes the same path. What is left to compare is small: their losses on test latents in figure 6.18.
+# the data well takes the same path. Little difference is left. Figure 6.18 compares the losses on test latents.
 
 # %%
 curves = {name: [row["eval_loss"] for row in weights.read_card(name)["learning_curve"]] for name in models}
@@ -790,9 +802,11 @@ assert curves["ldm-cross-attention"][-1] > 0.99 * curves["ldm-concat"][-1]
 # Here cross-attention does not win: its loss is no lower, and each call takes longer. That is no accident. Ten classes
 # on a grid of 4 × 4 are easy for concatenation: each label has a bias of its own at every position from the first layer
 # on (chapter 5, section 8), and there is nothing to look up, whereas reading has to be learned. For ten digits take the
-# map. For a sentence, section 9 says what you would miss.
+# map. For a sentence use tokens: section 9 says why.
 #
 # ## The scoreboard
+#
+# Fifty steps, 2,000 samples. *Recall* measures variety (chapter 5); for cFID, lower is better.
 
 # %%
 of_scale = {row["guidance_scale"]: row for row in card["metrics"] if (row["steps"], row["num_samples"]) == (50, 2000)}
@@ -806,11 +820,11 @@ for w, row in sorted(of_scale.items()):
 #
 # - **Tokens.** Theirs come from an encoder: a transformer over the words of a caption (77 tokens in Stable Diffusion,
 #   from a text model that was trained beforehand). For classes they use a single learned token, so by (4) their
-#   class-conditional maps say nothing. Ours are a table of four a class.
+#   class-conditional maps say nothing. Ours are a table of four per class.
 # - **The block.** Theirs is a whole transformer block: self-attention, cross-attention and a small feed-forward
 #   network, each with its own layer norm. Ours has the first two, with group norm.
-# - **Where.** Stable Diffusion attends at 64 × 64, 32 × 32 and 16 × 16 positions, and at 8 × 8 in the middle. Ours
-#   at 4 × 4 and 2 × 2. That is all there is.
+# - **Where.** Stable Diffusion attends at 64 × 64, 32 × 32 and 16 × 16 positions, and at 8 × 8 in the middle. Ours at 4
+#   × 4 and 2 × 2: our latents have no more positions.
 #
 # ## Pitfalls
 #
@@ -833,7 +847,7 @@ for w, row in sorted(of_scale.items()):
 #
 # **1. A token that says nothing.** Add to each class a fifth token of zeros. What does the map do with it, and the
 # picture? Which score must a token have, so that no position reads it? Write (1) for lists of different lengths that
-# were filled up: `real` says which tokens count.
+# were padded to one length: `real` says which tokens count.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -914,10 +928,9 @@ check(in_two_places)
 # ways = {f"{number} per word": (by_tokens, (number, 32)) for number in (1, 2, 4)}  # and run the loop again
 # ```
 #
-# Less than one would think. One token per word still leaves a choice between the two words. For a request of one
-# word, a vector added to all positions is enough to *name* a digit, and the rest of the network can
-# work out what that means here or there: it is how Dhariwal & Nichol (2021) hand over classes. What is lost then is
-# the map.
+# It loses less than one would expect. One token per word still leaves a choice between the two words. For a request of
+# one word, a vector added to all positions is enough to *name* a digit, and the rest of the network can work out what
+# that means here or there: it is how Dhariwal & Nichol (2021) hand over classes. What is lost then is the map.
 #
 # </details>
 #
@@ -965,7 +978,7 @@ check(flops_of_tokens)
 # - Over one token the softmax is 1 (4). A class needs several, or the map is constant.
 # - Maps move with the label, differ from layer to layer, and are decided early. They show where the network
 #   looks, not why. Take tokens away to learn what they do.
-# - What is alike shows in what the network does, not in the distance of tokens.
+# - Similarity shows in what the network does, not in the distance of tokens.
 # - Requests of separate words reach combinations that were never trained. Tokens and maps can both do it; tokens need
 #   no fixed number of words. For ten classes a stacked map is as good or better.
 #

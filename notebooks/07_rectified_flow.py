@@ -30,7 +30,7 @@
 # The sources are Liu, Gong & Liu, *Flow Straight and Fast*, Lipman et al., *Flow Matching*, and Albergo &
 # Vanden-Eijnden, *Stochastic Interpolants*: in 2022 three groups found the same objective independently.
 #
-# *Note.* Where MNIST is neither found nor can be downloaded, the chapter takes the small digits that come with
+# *Note.* If MNIST is not on your machine and cannot be downloaded, the chapter takes the small digits that come with
 # scikit-learn. Only figure 7.2 shows them.
 
 # %% [markdown]

@@ -17,9 +17,10 @@
 # *Runs in one to two minutes on two CPU cores, without a network connection. Needs chapters 1, 2 and 4; the later ones
 # help.*
 #
-# Seven chapters have each trained a model, and each ended with a line for the scoreboard. Here all lines stand together.
-# Which model draws the best digits? By how much, and why? And could the answer be luck? A table of numbers is soon read
-# and soon misread, so this chapter looks at both: at the models, and at the measures by which they are ranked.
+# Chapters 1 and 4 to 7 each trained models, and ended with their measures. Here stand all that were measured with
+# 10,000 samples. Which model draws the best digits? By how much, and why? And could the answer be luck? A table of
+# numbers is easily read and easily misread, so this chapter looks at both: at the models, and at the measures by which
+# they are ranked.
 #
 # You will
 #
@@ -31,7 +32,7 @@
 # - look for memorised training pictures.
 #
 # *Note.* The measures come with features of real MNIST digits, so nearly all of the chapter needs no data set. Only
-# figure 8.10 shows training pictures; where MNIST is neither found nor can be downloaded, it is left out.
+# figure 8.10 shows training pictures; if MNIST is not on your machine and cannot be downloaded, it is left out.
 
 # %% [markdown]
 # ## Set-up, and what we are after
@@ -79,17 +80,17 @@ show(
 )
 
 # %% [markdown]
-# Would you have put the rows of figure 8.1 in this order? The eye is a good judge of the worst row. Among the others it
-# tires, a dozen digits are few, and it can never see what is *missing*. So we need a number.
+# Would you have put the rows of figure 8.1 in this order? The eye sees at once which row is worst. For the others it is
+# less reliable: a dozen digits are few, and nobody sees what is *missing*. So we need a number.
 #
 # ## 1. How far from real digits?
 #
-# What should such a number compare? Not samples with single real digits: a good sample equals none of them. What should
-# agree are two *distributions*, that of the samples and that of the data. So first turn each picture into a point: a
-# frozen classifier of ours reads it, and the 64 numbers that it computes just before it decides are its *features*
-# $\phi(x)$. (Pictures are rounded to bytes and cropped to 28 × 28 before, as if they had been stored as files.) A set of
-# pictures becomes a set of points. Then fit a Gaussian to each set, with mean $\mu$ and covariance $C$, and take the
-# squared *Fréchet distance* of the two Gaussians:
+# What should such a number compare? It should not compare samples with single real digits: a good sample equals none of
+# them. What should agree are two *distributions*, that of the samples and that of the data. So first turn each picture
+# into a point: a frozen classifier of ours reads it, and the 64 numbers that it computes just before it decides are its
+# *features* $\phi(x)$. (Pictures are rounded to bytes and cropped to 28 × 28 before, as if they had been stored as
+# files.) A set of pictures becomes a set of points. Then fit a Gaussian to each set, with mean $\mu$ and covariance
+# $C$, and take the squared *Fréchet distance* of the two Gaussians:
 #
 # $$d^2 = |\mu_a - \mu_b|^2 + \operatorname{tr}\left(C_a + C_b - 2\,(C_a C_b)^{1/2}\right). \tag{1}$$
 #
@@ -100,7 +101,7 @@ show(
 # %% tags=["nbval-check-output"]
 def my_frechet(a, b):
     covariance_a, covariance_b = a.T.cov(), b.T.cov()  # (D, D)
-    roots = torch.linalg.eigvals(covariance_a @ covariance_b).real.clamp(min=0).sqrt()  # of C_a C_b
+    roots = torch.linalg.eigvals(covariance_a @ covariance_b).real.clamp(min=0).sqrt()  # their sum: the root's trace
     return (a.mean(0) - b.mean(0)).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * roots.sum()
 
 
@@ -137,18 +138,19 @@ assert means["equal numbers"][-1] > 1.5 * means["at random"][-1]
 assert means["exact proportions"][-1] < 0.8 * means["at random"][-1]
 
 # %% [markdown]
-# Figure 8.2 gives three rules. Compare only distances of **equally many samples**; here that is always 10,000. Print
-# beside a distance what real digits would have got in its place: the *floor*, the mean of ten random draws, and
+# Figure 8.2 gives three rules. Compare only distances of **equally many samples**; in the ranking that is always
+# 10,000. Print beside a distance what real digits would have got in its place: the *floor*, the mean of ten random
+# draws, and
 #
 # $$R = \text{cFID} \,/\, \text{floor}.$$
 #
-# And treat classes as chance treats them. Equally many of each digit look bad, since MNIST has more ones than fives.
-# Exact proportions look too good, since less is left to chance. So models with classes are asked for **random labels**
-# with the test set's probabilities. One floor then serves all models, and all can be ranked together.
+# And draw classes at random. Exact proportions look too good, since less is left to chance. So do equal numbers while
+# samples are few; with 10,000 they look bad, since MNIST has more ones than fives. So models with classes are asked for
+# **random labels** with the test set's probabilities. One floor then serves all models, and all can be ranked together.
 #
 # $R = 1$ means: with so many samples, no difference from real digits can be seen. It does not make different numbers of
 # samples comparable. The bias is in numerator and denominator, while a model's own error is only in the numerator, so
-# $R$ grows with the number of samples. Where a setting was measured with both numbers:
+# $R$ grows with the number of samples. Some settings were measured with 2,000 and with 10,000 samples:
 
 # %%
 for row, other in itertools.product(scoring.scoreboard(2_000), board):
@@ -158,13 +160,14 @@ for row, other in itertools.product(scoring.scoreboard(2_000), board):
         assert few < many
 
 # %% [markdown]
-# The *kernel distance* is free of this bias. With a kernel $k$ that says how alike two points are, compare how alike
-# points are within each set and across ($D = 64$ is the number of features):
+# The *kernel distance* is free of this bias. With a kernel $k$ that measures the similarity of two points, compare the
+# similarities within each set and across ($D = 64$ is the number of features):
 #
 # $$\text{KID} = \underset{a \ne a'}{\operatorname{mean}}\ k(a, a') + \underset{b \ne b'}{\operatorname{mean}}\ k(b, b')
 # - 2 \operatorname{mean} k(a, b), \qquad k(x, y) = \left(x^\top y / D + 1\right)^3. \tag{2}$$
 #
-# It leaves out the similarity of a point to itself, and so has the right mean for any number of points; it only scatters.
+# It leaves out the similarity of a point to itself, and so has the right mean for any number of points. Around it, it
+# scatters, and may come out negative. We print mean and standard deviation of ten draws.
 
 
 # %% tags=["nbval-check-output"]
@@ -180,17 +183,17 @@ def my_kernel_distance(a, b):
 
 assert_close(my_kernel_distance(some, others).item(), kernel_distance(some, others), rtol=1e-6, atol=1e-9)
 for size in (100, 500, 2_000):
-    cfid, kid = (
-        of(measures.real_features(size), reference["test"][:2_000]) for of in (frechet_distance, kernel_distance)
-    )
-    print(f"{size:5,} real training digits: cFID {cfid:.2f}, KID {kid:.3f}")
+    sets = [measures.real_features(size, draw) for draw in range(10)]
+    for name, distance in (("cFID", frechet_distance), ("KID", kernel_distance)):
+        found = torch.tensor([distance(each, reference["test"][:2_000]) for each in sets])
+        print(f"{size:5,} real training digits: {name} {found.mean():6.3f} ± {found.std():.3f}")
 
 # %% [markdown]
 # ## 2. The ranking
 #
 # Now for the models. Figure 8.3 ranks each by its best row, whatever that costs. Beside $R$ stands a measure that needs
-# no theory: how many of a hundred samples are *doubtful*, so that a second classifier, which was built and trained apart
-# from the first, is less than 90 % sure what digit it sees.
+# no theory: how many of a hundred samples are *doubtful*. A sample is doubtful if a second classifier, which was built
+# and trained apart from the first, is less than 90 % sure what digit it sees.
 
 # %%
 show(
@@ -204,8 +207,9 @@ show(
 scores.score_table({"": ranked})
 
 # %% [markdown]
-# *Evaluations* are calls of the network for one picture: Heun and midpoint call it twice a step, and guidance evaluates
-# two branches. On a narrow screen the table scrolls sideways. Here are the facts on which the story below is built:
+# *Evaluations* are calls of the network for one picture: Heun and midpoint call it twice per step (Heun only once in
+# its last step), and guidance evaluates two branches. On a narrow screen the table scrolls sideways. Here are the facts
+# on which the story below is built:
 
 # %%
 first = ranked[0]
@@ -228,7 +232,9 @@ place = {row.model: number for number, row in enumerate(ranked)}
 ratio = {row.model: row.measures["ratio"] for row in ranked}
 assert pipes[first.model].autoencoder
 assert of_pixels[0].measures["ratio"] > 1.5 * first.measures["ratio"]
-assert scoring.pictures_seen(first.model) > 1.2 * scoring.pictures_seen(of_pixels[0].model)
+assert scoring.parameters_in_all(pipes[first.model]) > 1.5 * scoring.parameters_in_all(pipes[of_pixels[0].model])
+assert scoring.pictures_seen("latent-rf") < scoring.pictures_seen("rf")
+assert ratio["latent-rf"] < ratio["rf"]
 assert 0.7 < scoring.minutes_in_all(first.model) / scoring.minutes_in_all(of_pixels[0].model) < 1.4
 assert decoded["ratio"] < 0.5 * first.measures["ratio"]
 assert ratio["rf-one-step"] > max(ratio["rf"], ratio["rf-reflow"])
@@ -236,18 +242,19 @@ assert first.measures["ratio"] > 2
 assert all(row.measures["doubtful"] > 2 * row.measures["doubtful_real"] for row in ranked)
 
 # %% [markdown]
-# **A latent model wins**, clearly ahead of the best model of pixels. *Why?* Not by more training: with the autoencoder's
-# time included, the two were trained for about as long. But diffusion in 32 dimensions is cheap. In the same time the
-# winner has seen more pictures, with a larger network. And half of the work was done beforehand: how a stroke looks, the
-# decoder knows; only where strokes go is left to the diffusion. The decoder itself costs little: real digits that are
-# encoded and decoded stay close to the floor, much closer than any model.
+# **A latent model wins**, clearly ahead of the best model of pixels. *Why?* Not by more training: with the
+# autoencoder's time included, the two were trained for about as long. But diffusion in 32 dimensions is cheap: in the
+# same time a larger network was trained. And half of the work was done beforehand. The decoder knows how a stroke
+# looks; only where strokes go is left to the diffusion. `latent-rf` shows it: it saw fewer pictures than `rf`, and is
+# ahead. The decoder itself adds little error: real digits that are encoded and decoded stay close to the floor, much
+# closer than any model.
 #
-# **One step is the dearest step.** `rf-one-step` is behind both flows from which it learned. It draws a digit in a single
-# evaluation, and pays with quality, as chapter 7 found.
+# **A single step costs quality.** `rf-one-step` is behind both flows from which it learned. It draws a digit in a
+# single evaluation; chapter 7 explains what is lost.
 #
-# **Nobody is perfect.** Even the winner is several floors away from real digits, and every model draws at least twice
-# as many doubtful digits as people do. Nor does the ranking judge the *methods*: the models were trained for different
-# times, and those who learn from another model stand on its training too. It ranks these weights.
+# **Nobody is perfect.** Even the winner's cFID is several times the floor, and every model draws at least twice as many
+# doubtful digits as people do. Nor does the ranking judge the *methods*: the models were trained for different times,
+# and models that learn from another model profit from its training too. It ranks these weights.
 #
 # ## 3. What goes wrong
 #
@@ -266,10 +273,11 @@ show(
 )
 
 # %% [markdown]
-# Most are no digits but parts of them: a stroke that stops too early, a loop that does not close, two digits in one. What
-# fails is the composition, which is decided early in sampling, when there is much noise. Models of pixels also break
-# strokes off and leave crumbs. Latent models draw firm strokes, at times with a grey smudge between them, where the decoder
-# must make sense of a latent that it has never seen. (And some are digits after all, as people would also write them.)
+# Most are no digits but parts of them: a stroke that stops too early, a loop that does not close, two digits in one.
+# What fails is the composition, which is decided early in sampling, when there is much noise. Models of pixels also
+# break strokes off and leave loose dots. Latent models draw firm strokes, at times with a grey smudge between them,
+# where the decoder must make sense of a latent that it has never seen. (And some are digits after all, as people would
+# also write them.)
 #
 # Can we measure separately whether samples are *good* and whether they are *varied*? Draw around each point a ball that
 # reaches to its third neighbour in its own set, with radius $\rho$. *Precision* is the fraction of generated points
@@ -309,15 +317,17 @@ assert max(row.measures["doubtful"] for row in of_latents) < min(row.measures["d
 # %% [markdown]
 # The two families fail differently. All latent models have a higher precision and fewer doubtful digits than all models
 # of pixels: whatever the latents are, the decoder makes firm strokes of them. All models of pixels have a higher
-# recall: they draw a greater variety, good and bad. Neither number alone says which is better, and each can be bought
-# at the price of the other. *Guidance* does just that. Chapter 5 turned its scale from 0 to 10: precision and the
-# accuracy of the labels rise, while recall falls all the way, and cFID is lowest in between.
+# recall: they draw a greater variety, good and bad. (Real digits do not reach 1 either, since balls of three neighbours
+# leave gaps. A precision above theirs means less variety, not better digits.) Neither number alone says which is
+# better, and each can be bought at the price of the other. *Guidance* does just that. Chapter 5 turned its scale from 0
+# to 10: precision and the accuracy of the labels rise, while recall falls all the way, and cFID is lowest in between.
 #
 # ## 4. Quality against work
 #
 # A model is not a point but a curve: it buys quality with evaluations. What is the best that can be had for a given
 # number of them? Figure 8.5 takes the number of samples for which there are most rows, and leaves out guidance, whose
-# second branch buys something else.
+# second branch buys something else. Where that number is not 10,000, its $R$ do not compare with those of figure 8.3
+# (section 1).
 
 # %%
 everything = [row for row in scoring.scoreboard() if row.setting.get("guidance_scale", 1.0) == 1.0]
@@ -346,13 +356,13 @@ ends = [
 assert ends[0].measures["ratio"] > 1.2 * ends[1].measures["ratio"]
 
 # %% [markdown]
-# Follow the grey line of figure 8.5 from left to right. At a single evaluation only a model that was distilled for it can
-# compete. After a few more other models take over, and to the right a latent model leads. The curves are steep at first
-# and become flat: what is left there is the error of the network, which no sampler can remove.
+# Follow the grey line of figure 8.5 from left to right. At a single evaluation only a model that was distilled for it
+# can compete. With a few more evaluations, other models take over, and to the right a latent model leads. The curves
+# are steep at first and become flat: what is left there is the error of the network, which no sampler can remove.
 #
 # Evaluations compare samplers fairly, but not networks: a call of a large one takes longer, and a latent model must run
 # its decoder once. If you wait for pictures, the clock counts. These milliseconds were measured on the machine that ran
-# this page; they are the only numbers of the chapter that change from run to run.
+# this page; on one machine they are the only numbers of the chapter that change from run to run.
 
 # %%
 speed = {row.model: scoring.milliseconds(pipes[row.model], row.setting, num_samples=16, repeats=1) for row in ranked}
@@ -362,19 +372,20 @@ for row in sorted(ranked, key=lambda row: speed[row.model]):
     )
 
 # %% [markdown]
-# ## 5. How sure is a figure?
+# ## 5. How certain is a measurement?
 #
-# Draw again with another seed, and the cFID is another. By how much? One could draw many times. But a single set of
-# samples knows it nearly as well. To first order, each sample $x$ adds to the distance (1), with $\phi$ for its features
-# less their mean $\mu_a$,
+# Draw again with another seed, and the cFID is another. By how much? One could draw many times. But this scatter can
+# also be estimated from one set of samples. Let set $a$ be the $N$ samples, and set $b$ the real digits. Each sample
+# counts $1/N$ in the mean and the covariance of set $a$. The derivative of (1) with respect to this share is, up to a
+# constant,
 #
 # $$\delta(x) = 2\,(\mu_a - \mu_b)^\top \phi + \phi^\top (I - T)\, \phi, \qquad
 # T = C_b^{1/2} \left(C_b^{1/2} C_a\, C_b^{1/2}\right)^{-1/2} C_b^{1/2}. \tag{4}$$
 #
-# This is the derivative of (1) by the weight of that sample. If the samples add very different amounts, much depends on
-# which of them one happened to draw. The standard error is the standard deviation of $\delta$ divided by $\sqrt N$; this
-# is the *infinitesimal jackknife* (Efron 1982). To believe it, take the model that draws fastest, and draw 500 samples
-# with eight seeds.
+# Here $\phi$ are the features of $x$ minus $\mu_a$. If the samples add very different amounts, much depends on which of
+# them one happened to draw. The standard error is the standard deviation of $\delta$ divided by $\sqrt N$; this is the
+# *infinitesimal jackknife* (Efron 1982). To test it, take the model that draws fastest, and draw 500 samples with eight
+# seeds.
 
 # %%
 quick = min(ranked, key=lambda row: row.evaluations)
@@ -388,9 +399,9 @@ print(f"standard deviation {values.std():.2f}; claimed by a single set of sample
 assert 0.4 < values.std() / claimed.mean() < 2.5
 
 # %% [markdown]
-# (Eight seeds give a standard deviation no better than to a quarter of it. Close to the floor, where the derivative almost
-# vanishes, (4) claims too much, by up to $\sqrt 2$.) When is a difference more than luck? If two $R$ lie two standard
-# errors of their difference apart:
+# (A standard deviation from eight seeds is itself uncertain by about a quarter.) When is a difference more than luck?
+# If it is larger than twice its own standard error, $2\sqrt{e_1^2 + e_2^2}$, where $e_1$ and $e_2$ are the standard
+# errors of the two. Where a card has no error, we can only say which model stands before which.
 
 # %%
 for ahead, after in itertools.pairwise(ranked):
@@ -401,11 +412,12 @@ for ahead, after in itertools.pairwise(ranked):
     )
 
 # %% [markdown]
-# Two warnings. The *floor* is an estimate too; had other real digits been drawn, all $R$ would change by one and the same
-# factor, and their order not at all. And all this is the luck of *sampling*. Train a model again from another seed, and it
-# is another model. How far that moves a figure, nobody here has paid for measuring, nor do most papers.
+# Two warnings. The *floor* is an estimate too. With other real digits, all $R$ would change by the same factor, and the
+# order would stay the same. And all this is the luck of *sampling*. Train a model again from another seed, and it is
+# another model. We have not measured how much $R$ changes then, since it costs a whole training each time. Most papers
+# do not measure it either.
 #
-# A cheaper way to be sure is to check a card. Each row can be repeated by one command; here is one, live and in full.
+# At least a card can be checked. Each row can be repeated by one command; here is one, live and in full.
 
 # %%
 again = features(scoring.redraw(pipes[quick.model], quick))
@@ -420,12 +432,13 @@ assert abs(cfid / quick.measures["cfid"] - 1) < 0.05
 #
 # ## 6. Same noise, same digit?
 #
-# Models that were trained independently start from the same noise. Do they draw the same digit? By chapter 7 they should:
-# all Gaussian paths have one and the same flow (its equation (8)), and that flow is given by the data, not by network,
-# schedule or target. Two *perfect* models without fresh noise would draw the same picture. Ours are not perfect.
+# Models that were trained independently start from the same noise. Do they draw the same digit? By chapter 7 they
+# should. Whatever the schedule, noise and data are mixed as $\alpha_t x_0 + \sigma_t \epsilon$, and all such mixtures
+# have the same flow up to a scaling (its equation (8)). That flow is given by the data, not by network, schedule or
+# target. Two *perfect* models without fresh noise would draw the same picture. Ours are not perfect.
 #
-# Models of pixels start from one noise, models of latents from another, for theirs has another shape. Models with classes
-# are asked for no class, where they have learned to draw without.
+# Models of pixels start from one noise, models of latents from another, because theirs has another shape. Models with
+# classes draw with `NO_CLASS`, if they were trained with it; else they are left out.
 
 # %%
 families = {"pixels": {}, "latents": {}}
@@ -471,11 +484,12 @@ assert all(same < 0.97 for same, _ in agreement.values())
 # one of the two is wrong; often the noise lies near a border, where a small error decides between two digits. (Reflowed
 # and one-step models were trained on pairs of their parent, so their agreement with it is less of a surprise.)
 #
-# For comparisons this means: **use the same noise for all models**. Part of the luck of section 5 is then shared, and
-# cancels in the difference.
+# For comparisons this means: **use the same noise for all models**. Part of the random error of section 5 is then the
+# same for both models, and cancels in the difference.
 #
-# How many steps does it take until they agree? Pull the slider: from top to bottom `ddpm`, `rf` and `rf-reflow`, each
-# column from one noise. (On the book's site the button below it draws with any seed and sampler.)
+# How many steps does it take until they agree? Move the slider to change the number of steps. The rows are, from top to
+# bottom, `ddpm`, `rf` and `rf-reflow`; each column has one noise. (On the book's site the button below the figure draws
+# with any seed and sampler.)
 
 # %%
 COMPARED, COUNTS = ("ddpm", "rf", "rf-reflow"), (1, 2, 5, 10, 20, 50)
@@ -508,11 +522,12 @@ show(
 
 # %% [markdown]
 # Each island of figure 8.7 is a digit. A model that has lost a way of writing a digit would leave part of an island
-# bare; what it draws between islands is neither one digit nor the other, the doubtful samples of figure 8.4. Read no more
-# into such a map: distances between islands and their sizes mean nothing, and it cannot tell you which model is better.
+# bare; samples between islands are neither one digit nor the other: they are the doubtful ones of figure 8.4. Conclude
+# no more from such a map: distances between islands and their sizes mean nothing, and it cannot tell you which model is
+# better.
 #
-# How does a sample get to its island? In figure 8.8, chapter 1's model draws ten digits. At every second step we look up
-# on the map what it predicts its finished picture to be.
+# How does a sample get to its island? In figure 8.8, chapter 1's model draws ten digits. At every second step we look
+# up on the map the picture that it predicts.
 
 # %%
 times, stills = sampling.predictions(diffusion_book.load("ddpm"), range(10), frames=26, steps=50, seed=11)
@@ -592,14 +607,14 @@ show(
 )
 
 # %% [markdown]
-# Close they may be, above all the ones, of which any two look alike; but the strokes differ. Whoever looks for a copy finds
-# something that resembles one, which is the reason for counting. With 60,000 pictures and networks of a million
-# parameters there is little room for memory. Networks of billions, which were shown the same picture hundreds of times,
-# do reproduce it (Carlini et al. 2023).
+# They may be close, most of all the digits 1, which all look alike. But the strokes differ. Whoever looks for a copy
+# finds something that resembles one, which is the reason for counting. Networks of a million parameters have little
+# room to store 60,000 pictures. Networks of billions, which were shown the same picture hundreds of times, do reproduce
+# it (Carlini et al. 2023).
 #
 # ## Which model for what?
 #
-# The best model depends on what you are short of.
+# The best model depends on what you have least of: time, parameters or evaluations.
 
 # %%
 with_classes = [row for row in board if row.measures["class_accuracy"] is not None]
@@ -631,16 +646,18 @@ print(f"{'real digits':>24}: {weights.read_card('classifier-check')['test_accura
 # %% [markdown]
 # ## Pitfalls of comparing
 #
-# - **Different numbers of samples.** The most common fault. cFID favours whoever drew more, $R$ whoever drew fewer
-#   (section 1).
+# - **Different numbers of samples.** The most common fault. cFID favours the model with more samples, $R$ the model
+#   with fewer (section 1).
 # - **Different features.** FID from another implementation, with another resizing or after JPEG, is another measure; not
 #   even the order need be the same (Parmar et al. 2022).
 # - **Steps mistaken for evaluations.** Ten steps of Heun are nineteen calls, and guidance doubles them.
-# - **The best of many tries.** The lowest of thirty figures is low partly by luck. Choose on one seed, report another.
+# - **The best of many tries.** The lowest of thirty measurements is low partly by luck. Choose on one seed, report
+#   another.
 # - **Favoured classes.** Exact proportions of the classes have a lower floor than random ones (section 1).
 # - **One measure.** Precision can be bought with recall. Read at least two that pull in opposite directions.
-# - **The measure as a target.** Whoever trains or guides by the features that measure, measures nothing any more. Our
-#   classifier was fixed before the first model was trained, though the size of a network was chosen by it.
+# - **The measure as a target.** If a model is trained or guided with the same features that judge it, the judgement is
+#   worth nothing. Our classifier was fixed before the first model was trained. But we used it to choose the size of a
+#   network.
 # - **Unequal training.** The ranking compares these weights, not the methods. To compare methods, give each the same time,
 #   and tune each with the same care.
 #
@@ -649,8 +666,8 @@ print(f"{'real digits':>24}: {weights.read_card('classifier-check')['test_accura
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
 # **1. Infinitely many samples.** To first order the bias of cFID is a constant over $N$ (Chong & Forsyth 2020). Fit a
-# straight line to figures of several sizes, and find where it ends. Estimate from the floors at 500, 2,000 and 10,000
-# where the floor would end. Why is it not exactly 0?
+# straight line to the cFIDs of several sizes, and find its value for infinitely many samples. Estimate it for the
+# floor, from the floors at 500, 2,000 and 10,000. Why is it not exactly 0?
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -791,7 +808,7 @@ check(diagonal_frechet)
 #
 # ## Summary
 #
-# - A latent model leads: with equal training time it learns from more pictures, and its decoder already knows strokes.
+# - A latent model leads: in equal training time a larger network can be trained, and its decoder already knows strokes.
 # - Latent models draw cleaner digits, models of pixels more varied ones; a single evaluation costs quality.
 # - A distance needs its floor, its number of samples and its error, or it says nothing. cFID (1) is biased by the number
 #   of samples, KID (2) is not, precision and recall (3) say *what* is wrong, and (4) gives the error.

@@ -29,8 +29,8 @@
 # - find the others in a trained network, by asking it as if something were wrong and seeing whether it answers better;
 # - end with `clinic.examine`, which does both, and with a table from symptoms to suspects.
 #
-# *Note.* The pictures are MNIST's. Where MNIST is neither found nor can be downloaded, the chapter takes the small
-# digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the
+# *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
+# small digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the
 # measurements on pictures then differ from the text.
 
 # %% [markdown]

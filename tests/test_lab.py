@@ -150,6 +150,32 @@ def test_committed_chapter_works_before_anything_runs(page):
     assert figure.get_by_text(HINT).bounding_box()["height"] == 0
 
 
+SHOW_TOY = """async path => {
+  const panel = await jupyterapp.commands.execute('docmanager:open', {path});
+  await panel.context.ready;
+  const index = panel.content.widgets.findIndex(cell => /\\btoy\\.toy\\(/.test(cell.model.sharedModel.getSource()));
+  panel.content.activeCellIndex = index;
+  for (let tries = 0; tries < 600; tries++) {
+    jupyterapp.shell.activateById(panel.id);
+    await panel.content.scrollToItem(index, 'center');
+    const figure = panel.node.querySelector('figure.toy');
+    if (figure?.toy?.states) {
+      figure.querySelector('.toy-play').click();
+      while (figure.toy.losses.length < 20) await new Promise(resolve => setTimeout(resolve, 50));
+      return [figure.querySelector('.toy-still').checkVisibility(), figure.toy.losses.slice(0, 20)];
+    }
+    await new Promise(resolve => setTimeout(resolve, 100));
+  }
+  throw new Error('the toy does not wake');
+}"""
+
+
+def test_toy_of_a_committed_chapter_trains_before_anything_runs(page):
+    asleep, losses = page.evaluate(SHOW_TOY, "notebooks/01_ddpm.ipynb")
+    assert not asleep
+    assert sum(losses[10:]) < sum(losses[:10])
+
+
 # The start page may come to the front at any time, which hides whatever is looked at: so all of it is read in one go.
 SIZES = """async ([path, alt, hint]) => {
   const panel = await jupyterapp.commands.execute('docmanager:open', {path});

@@ -183,6 +183,33 @@ def test_a_ring_is_learnt_and_reflow_straightens_it(tmp_path, open_page):
     assert all(address.startswith("file:") for address in page.asked), page.asked
 
 
+def test_a_few_seconds_give_something_that_looks_right(tmp_path, open_page):
+    """Points end where data are, and data are where points end. Seconds are of the page's thread: others do not count."""
+    page = open_page()
+    moons = Toy(tmp_path, page, "moons")
+    data = torch.tensor(moons.get("toy.data.points")).reshape(-1, 2)
+
+    def near() -> list[float]:
+        apart = torch.cdist(moons.ends(), data)
+        return [(apart.amin(dim) < 0.3).float().mean().item() for dim in (1, 0)]
+
+    assert min(near()) < 0.65, "untrained"
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def seconds() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(each["value"] for each in metrics if each["name"] == "TaskDuration")
+
+    begun = seconds()
+    moons.press("Play")
+    while seconds() < begun + 5:
+        page.wait_for_timeout(100)
+    moons.press("Pause")
+    moons.wait("toy.shown === toy.losses.length")
+    assert min(near()) > 0.9, near()
+
+
 def test_guidance_sharpens_the_class(tmp_path, open_page):
     """The posterior of the class at the ends, by Bayes' rule for the three bells that the mixture is drawn from."""
     mixture = Toy(tmp_path, open_page(), "mixture", "v", label=1)
