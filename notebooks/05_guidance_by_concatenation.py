@@ -184,14 +184,14 @@ fields = {name: field[near] for name, field in (fields | {"the difference": eps 
 show(
     pictures_of.show_arrows(fields, at[near], noisy, asked, length=0.16),
     "5.2",
-    "Noisy data at $t$ = 0.4, class 0 in dark grey, and three fields of arrows. The difference of the first two is the "
-    "gradient of the implicit classifier of class 0.",
+    "Noisy data at $t$ = 0.4, class 0 in dark grey, and three fields of arrows. The second less the first is $σ_t$ times "
+    "the gradient of the implicit classifier of class 0.",
 )
 
 # %% [markdown]
 # The arrows in the first two panels of figure 5.2 lead to data of any class, and to data of class 0. In the left half
-# of the plane they agree, since all data there are of class 0. In the third panel the part on which they agree has
-# cancelled. What is left points away from the other classes, whether or not there are any data where it points.
+# of the plane they agree, since nearly all data there are of class 0. In the third panel the part on which they agree
+# has cancelled. What is left points away from the other classes, whether or not there are any data where it points.
 #
 # ## 3. Turn it up
 #
@@ -338,7 +338,7 @@ show(
     pictures_of.show_clouds(panels, points, asked, contours),
     "5.7",
     "Samples of guidance (orange), and the tilted density: the contours hold half and nine tenths of it. They agree at "
-    "$w$ = 1 and nowhere else.",
+    "$w$ = 1 only.",
 )
 
 # %% [markdown]
@@ -346,12 +346,12 @@ show(
 # avoids the ambiguous edge. The sampler is not to blame. To sample a density $q$, it needs at each $t$ the score of
 # *that $q$ with noise added*. Write $N_t$ for adding the noise of time $t$. Guidance raises noisy densities to powers,
 # $(N_t\, p_c)^w (N_t\, p)^{1-w}$. What is needed is $N_t (p_c^w\, p^{1-w})$. Adding noise averages over neighbours, and
-# a power of an average is not the average of powers. So **the guided field is not the score of the noised tilted
-# distribution**, except at $w = 0$ and $1$. (The alternative is to let points settle at every $t$ by Langevin steps,
-# which need only the score of that time. Bradley & Nakkiran 2024 show that, for small steps, a guided DDPM is a DDIM
-# step of the conditional model, followed by such a Langevin step: predictor and corrector. Chidambaram et al. 2024
-# prove where guided samples of a mixture go: to the edge of their class.) On the mesh we can compute the right
-# denoiser, as a sum, and compare.
+# a power of an average is not the average of powers. So **in general the guided field is the score of the noised tilted
+# distribution only at $w = 0$ and $1$**. (Two Gaussians of equal covariance are an exception. The alternative is to let
+# points settle at every $t$ by Langevin steps, which need only the score of that time. Bradley & Nakkiran 2024 show
+# that, for small steps, a guided DDPM is a DDIM step of the conditional model, followed by a Langevin step for (4) with
+# the scale $2w - 1$: predictor and corrector. Chidambaram et al. 2024 prove where guided samples of a mixture go: to
+# the edge of their class.) On the mesh we can compute the right denoiser, as a sum, and compare.
 
 # %% tags=["nbval-check-output"]
 half = torch.tensor(0.5, dtype=torch.float64)
@@ -475,7 +475,7 @@ as_shipped = train.name == "mnist" and MODEL == "ldm-concat"
 # The left column of figure 5.8 is the mean of everything, ten times. At 1 stand the mean three and the mean seven.
 # Beyond comes a three that is above all *not something else*, and in the end fat, torn strokes: the decoder has never
 # seen such latents. Guided sampling begins like this. At $t = 1$ the input is nothing but noise, and the optimal
-# predictions are exactly these means. How close does the trained network come?
+# predictions are these means. How close does the trained network come?
 
 # %%
 with torch.no_grad():
@@ -495,8 +495,8 @@ if as_shipped:
 # <details><summary>Try another data set</summary>
 #
 # With `DATASET = "fashion-mnist"` or `"kmnist"` the caricatures are of clothes or letters, and the small network of
-# section 9 learns their classes. Where the book has no weights of that set, those of MNIST and their autoencoder stay, and
-# a coat comes out rough. To have all of it, train both in a shell,
+# section 9 learns their classes. Where the book has no weights of that set, those of MNIST and their autoencoder stay,
+# and a coat comes out badly. To have all of it, train both in a shell,
 #
 # ```bash
 # diffusion-book train vae --dataset fashion-mnist --max-minutes 30
@@ -672,8 +672,8 @@ show(
 # - *distance*: the mean distance between two samples of one class, in the same space;
 # - *cFID*: the Fréchet distance between samples and test pictures.
 #
-# All but the first depend on the number of pictures. So the yardstick is what 200 *real* digits reach: mean and
-# standard deviation over ten random sets.
+# Recall and cFID depend on the number of pictures, and all of these measures scatter. So the yardstick is what 200
+# *real* digits reach: mean and standard deviation over ten random sets.
 
 # %%
 NUMBER = 200
@@ -743,11 +743,11 @@ if as_shipped:
 # is not better than real. Bad samples are scattered and have distant neighbours, so their balls are large and cover
 # much: Naeem et al. 2020. Read recall together with cFID.)
 #
-# This is guidance in practice: it repairs what a model is unsure of, and pays with variety. Models of all the world's
-# pictures, asked by texts that fit many of them, are never sure, and are used at 5 to 10. The library's default of
-# $w = 3$ is for those who want *one* unmistakable digit. Whoever wants the distribution of handwriting chooses less.
-# Guided digits are also too bold (figure 5.11). Distances in feature space notice that, and class accuracy does not, so
-# do not judge guidance by class accuracy alone.
+# This is guidance in practice: it repairs what a model is unsure of, and pays with variety. Text-to-image models are
+# asked by texts that fit many pictures. They are never sure, and are often used at 5 to 10. The library's default of $w
+# = 3$ is for those who want *one* unmistakable digit. Whoever wants the distribution of handwriting chooses less.
+# Guided digits are also too bold (figure 5.11). Class accuracy does not notice that, so do not judge guidance by class
+# accuracy alone.
 #
 # ## 12. When to insist
 #
@@ -779,9 +779,9 @@ if as_shipped:
 rows, judged = {"w = 1": pipe.sample(NUMBER, labels=wanted, guidance_scale=1.0, steps=10, seed=1)}, {}
 intervals = {
     "always": (0.0, 1.0),
-    "early\nt > 0.7": (0.7, 1.0),
-    "middle\n0.3 to 0.7": (0.3, 0.7),
-    "late\nt < 0.3": (0.0, 0.3),
+    "early\nt > 0.75": (0.75, 1.0),
+    "middle\n0.25 to 0.75": (0.25, 0.75),
+    "late\nt < 0.25": (0.0, 0.25),
 }
 for name, interval in intervals.items():
     rows[name] = pipe.sample(NUMBER, labels=wanted, guidance_scale=5.0, steps=10, seed=1, guidance_interval=interval)
@@ -805,11 +805,12 @@ if as_shipped:
     assert judged["w = 1"]["cFID"] == min(found["cFID"] for found in judged.values())
 
 # %% [markdown]
-# Guided early only, the digits of figure 5.14 are as uniform as if guided always: that is where variety is lost. Guided
-# in the middle only, they keep more of it, and no fewer are what was asked for than at $w = 1$. Guided late only, they
-# stay closest to $w = 1$, but here late guidance is not quite idle: some variety is lost even then. And none of the
-# intervals has a better cFID than $w = 1$, since this model hardly needs guidance (exercise 4 tries one that does). An
-# interval is also cheaper: outside of it the network is evaluated only once a step.
+# (Of the ten steps three are early, five in the middle and two late.) Guided early only, the digits of figure 5.14 are
+# at least as uniform as if guided always: that is where variety is lost. Guided in the middle only, they keep more of
+# it, and no fewer are what was asked for than at $w = 1$. Guided late only, they stay closest to $w = 1$, but here late
+# guidance is not quite idle: some variety is lost even then. And none of the intervals has a better cFID than $w = 1$,
+# since this model hardly needs guidance (exercise 4 tries one that does). An interval is also cheaper: outside of it
+# the network is evaluated only once a step.
 #
 # ## 13. Guided by a worse version of itself
 #
@@ -865,11 +866,11 @@ if as_shipped:
 
 # %% [markdown]
 # At the same scale autoguidance leaves recall and distances higher than classifier-free guidance, in each pair of lines
-# (see figure 5.15). In part its push is merely weaker, for the small network is closer to the good one than the
+# (see figure 5.15). In part its push is presumably weaker, if the small network is closer to the good one than the
 # unconditional prediction is: an equal $w$ is not an equal strength. It does not add quality here: no scale has a
 # clearly better cFID than $w = 1$. That depends on how well the bad model's errors resemble the good one's. Karras et
-# al. choose theirs with care; ours was at hand. The lesson is that guidance needs no unconditional model. It needs two
-# predictions, one better than the other.
+# al. choose theirs with care; ours was at hand. Their lesson is that guidance needs no unconditional model, only a
+# second one that makes the same errors, and more of them. Our pair neither confirms nor refutes it.
 #
 # ## 14. Your turn
 #
@@ -910,25 +911,25 @@ if as_shipped:
     assert of_scale[1.5]["cfid"] > 1.25 * of_scale[1.2]["cfid"]
 
 # %% [markdown]
-# Look between 1 and 1.5, which section 11 skipped. At $w = 1.2$ most of what was drawn wrong is put right, and cFID
-# hardly changes. A little guidance pays, even here.
+# Look between 1 and 1.5, which section 11 skipped. At $w = 1.2$ most of what was drawn wrong is put right. cFID hardly
+# changes, and recall falls a little. If it is the class that matters, a little guidance costs little.
 #
 # <details><summary>What differs from the papers</summary>
 #
 # - **The label.** Ho & Salimans add an embedding of the class to that of the time. Maps beside the picture are how
-#   Rombach et al. (2022, section 3.3) condition on what has a *position*: a sketch, a low-resolution picture, a mask.
-#   For a class it is more than is needed, and the simplest thing that works.
+#   Rombach et al. (2022) condition on what has a *position*: a map of semantic classes, a low-resolution picture, a
+#   mask. For a class it is more than is needed, and the simplest thing that works.
 # - **The sampler and the target.** They sample stochastically and predict the noise; we use DDIM and predict $v$. (3)
 #   and (6) hold for all of them.
 # - **The best scale.** On ImageNet their FID is best at $w = 1.1$ (64 × 64) and $1.3$ (128 × 128), in our counting. The
-#   inception score, a kind of class accuracy, keeps rising: our two curves.
+#   inception score, which rewards sure and varied classes, keeps rising, as our class accuracy does.
 #
 # </details>
 #
 # ## Pitfalls
 #
 # - **Which $w$?** "w = 0" in the paper is $w = 1$ here (section 5).
-# - **A null label that was never trained.** Zeros in place of a learned null label, or $p = 0$, give an "unconditional"
+# - **A null label that was never trained.** Zeros put in only at sampling time, or $p = 0$, give an "unconditional"
 #   prediction that means nothing (exercise 3).
 # - **Label 0 as the null label.** Then nobody can ask for a zero.
 # - **Dropping labels in evaluation.** It belongs in the training loss alone.
@@ -1067,14 +1068,15 @@ check(hidden)
 #
 # ## Summary
 #
-# - By Tweedie's formula (1), the score is the predicted noise. The difference between two optimal denoisers, one with a
-#   label and one without, is the gradient of an implicit classifier (2). Guidance takes it $w$ times (3).
+# - By Tweedie's formula (1), the score is the predicted noise, times $-1/\sigma_t$. The difference between two optimal
+#   denoisers, one with a label and one without, is the gradient of an implicit classifier (2). Guidance takes it $w$
+#   times (3).
 # - One network is both, by condition dropout (7). What it predicts without a label is the average over labels.
 # - A label can enter as maps beside the latent: a learned bias in the first layer (8).
 # - Guidance makes samples surer and more alike, and drives them out of the data. It does not sample (4).
 # - In this book $w = 1$ is the plain conditional model. Guide, then clip.
-# - The worse the model, the more guidance helps. For a good one it costs variety, most of all early.
-#   Autoguidance costs less of it, and added no quality here.
+# - Of our two models, guidance helped the worse one. The good one it cost variety, most of all early. Autoguidance
+# costs less of it, and added no quality here.
 #
 # ## References
 #

@@ -155,8 +155,8 @@ show(
 #
 # Least squares gives the mean: at a crossing, the flow goes in the *mean* direction of all lines that pass there.
 # (Sixty lines hardly ever meet at the same time. But every data point has one noise whose line passes through a given
-# $x$ at time $t$, and these lines are averaged.) By (1) the noise follows from $x_t$ and $x_0$, $\epsilon = (x_t - (1 -
-# t)\, x_0) / t$, so we can also write
+# $x$ at time $t$, and these lines are averaged, each weighted by its probability.) By (1) the noise follows from $x_t$
+# and $x_0$, $\epsilon = (x_t - (1 - t)\, x_0) / t$, so we can also write
 #
 # $$u^*(x_t, t) = \frac{x_t - \hat x_0}{t}, \qquad \hat x_0 = \mathbb E[x_0 \mid x_t]. \tag{4}$$
 #
@@ -288,13 +288,13 @@ assert ((tracks[0, :, 0] > 0) == (tracks[-1, :, 0] > 0)).float().mean() > 0.9  #
 #
 # This is the *continuity equation*: probability is neither made nor lost, only carried along. Now let points follow
 # $u^*$, and call their density $q_t$. Each of them moves with the velocity $u^*$ itself, so the same lines give the
-# same equation for $q_t$. Both densities start as $p_1$. Where $u^*$ is smooth enough, as it is for $t > 0$, the
-# solution is unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the distribution of the
-# data. $\blacksquare$
+# same equation for $q_t$. Both densities start as $p_1$. Where $u^*$ is smooth enough, as it is for $t > 0$ if the data
+# are bounded, the solution is unique. So $q_t = p_t$ for all $t > 0$, and in the limit $t \to 0$ the points have the
+# distribution of the data. $\blacksquare$
 #
-# On the line of section 2 we check the second step, for $\varphi(x) = \cos 2x$ and the three million draws, and then
-# the claim. Points on a line cannot overtake, so each keeps its rank: one that starts at a quantile of the noise must
-# stay at the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
+# On the line of section 2 we check the second step, for $\varphi(x) = \cos 2x$ (a bounded slope is enough for it) and
+# the three million draws, and then the claim. Points on a line cannot overtake, so each keeps its rank: one that starts
+# at a quantile of the noise must stay at the same quantile of $p_t$, two Gaussians around $\pm(1 - t)$.
 
 # %% tags=["nbval-check-output"]
 slope = -2 * torch.sin(2 * x_t)  # of the test function
@@ -375,10 +375,10 @@ show(
 # \qquad\text{or}\qquad d\Big(\frac{x}{\alpha}\Big) = \hat\epsilon\; d\Big(\frac{\sigma}{\alpha}\Big). \tag{8}$$
 #
 # What does $\hat\epsilon$ depend on? The state $x / \alpha = x_0 + (\sigma / \alpha)\, \epsilon$ is a picture with
-# noise of level $\sigma / \alpha$, whatever the path. So neither path nor time is left in (8). *All Gaussian paths have
-# one and the same flow. A schedule only says at which time it passes which noise level: it is a clock.* Karras et al.
-# (2022, EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads $dx / d\sigma = (x - \hat x_0) /
-# \sigma$.
+# noise of level $\sigma / \alpha$, whatever the path. So neither path nor time is left in (8). *All Gaussian paths of
+# the same data have one and the same flow. A schedule only says at which time it passes which noise level: it is a
+# clock.* Karras et al. (2022, EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads $dx /
+# d\sigma = (x - \hat x_0) / \sigma$.
 #
 # We test it with an exact denoiser, which we shall need again: data around $-1$ and $1$ with standard deviation 0.4.
 
@@ -479,7 +479,7 @@ show(
     diagrams.reflow(),
     "7.8",
     "Rectifying a flow. Independent pairs cross; the flow between them bends, and pairs each noise with an end of its "
-    "own; a second flow, trained on these pairs, has nothing left to average and stays straight.",
+    "own; a second flow, trained on these pairs, has little left to average and stays nearly straight.",
 )
 
 # %% [markdown]
@@ -487,7 +487,7 @@ show(
 # $\epsilon$. Does the new flow still end in the data? The proof of section 4 never used that $x_0$ and $\epsilon$ are
 # independent. So the new flow, where its velocity is smooth enough, carries noise to the distribution of its own $x_0$,
 # which is what the first flow draws. Liu et al. also prove that no convex cost of transport, such as $\mathbb E\,
-# |\epsilon - x_0|^2$, ever grows by it, and that among $K$ exact repetitions the smallest $S$ is of the order $1 / K$.
+# |\epsilon - x_0|^2$, ever grows by it, and that among $K$ exact repetitions the smallest $S$ is at most of the order $1 / K$.
 #
 # $$L_{\text{reflow}} = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad
 # x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad x_0 = \mathrm{flow}(\epsilon). \tag{11}$$
@@ -668,7 +668,7 @@ for name, (*_, (_, before), (_, after)) in errors.items():
 show(
     flows.plot_orders(errors),
     "7.12",
-    "Error against work, both on logarithmic axes. The slope of a line is the order of its solver. Steps are counted in "
+    "Error against work, both on logarithmic axes. The steepness of a straight line is the order of its solver. Steps are counted in "
     "evaluations, since these are what one waits for.",
 )
 
@@ -678,21 +678,22 @@ assert all(errors["dpm++"][n][1] < errors["heun"][n - 1][1] for n in (1, 2))  # 
 
 # %% [markdown]
 # In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2: their lines are parallel,
-# and not the same. (Heun's last step stays Euler's, as in EDM, hence 19 evaluations for ten steps.) DPM-Solver++ has
-# order 2 only away from both ends of time. All the way it falls less steeply than those two, but with few evaluations
-# it keeps up with Heun, and at every budget it has less than half of Euler's error.
+# and not the same. (Heun's last step stays Euler's, as in EDM, hence 19 evaluations for ten steps.) The order 2 of
+# DPM-Solver++ is for short steps in $\lambda$. With even steps in $t$, those at both ends of time do not get shorter in
+# $\lambda$, so its error falls less steeply than theirs. But with few evaluations it keeps up with Heun, and at every
+# budget it has less than half of Euler's error.
 #
-# An order is a promise for short steps and an exact velocity. What remains of it with a network and few steps? Equation
-# (13) holds on every path, so figure 7.13 tries it on the `ddpm` of chapter 1.
+# An order is a promise for short steps in a smooth field. What remains of it for digits, in few steps? Equation (13)
+# holds on every path, so figure 7.13 tries it on the `ddpm` of chapter 1.
 
 # %%
 ddpm = diffusion_book.load("ddpm")
 start = ddpm.noise(8, seed=2)
 drawn = {
     f"{sampler}, {steps}": ddpm.sample(8, sampler=sampler, steps=steps, noise=start)
-    for sampler, steps in (("ddim", 100), ("dpm++", 10), ("ddim", 10), ("dpm++", 5), ("ddim", 5))
+    for sampler, steps in (("ddim", 400), ("dpm++", 10), ("ddim", 10), ("dpm++", 5), ("ddim", 5))
 }
-off = {name: (pictures - drawn["ddim, 100"]).abs().mean().item() for name, pictures in drawn.items()}
+off = {name: (pictures - drawn["ddim, 400"]).abs().mean().item() for name, pictures in drawn.items()}
 print("mean error of a pixel:", "; ".join(f"{name} evaluations {error:.3f}" for name, error in off.items()))
 show(
     grids.show_rows(drawn),
@@ -704,9 +705,10 @@ show(
 assert off["dpm++, 10"] < off["ddim, 10"] < off["dpm++, 5"] < off["ddim, 5"]
 
 # %% [markdown]
-# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than with the exact denoiser:
-# with few steps no step is short, and the network is not exact. Doubling the evaluations helps more than changing the
-# solver.
+# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than on the line, in the same
+# numbers of steps. The field of digits turns more often than that of two modes, and our $\hat x_0$ is clipped, which
+# makes kinks in it; we have not tested which of the two counts more. Doubling the evaluations helps more than changing
+# the solver.
 
 # %% [markdown]
 # ## 9. Which times to train on
@@ -763,7 +765,7 @@ show(
 # %%
 card = weights.read_card("rf")
 for name, its in (("rf", card), ("ddpm", weights.read_card("ddpm"))):
-    print(f"{name:>5}: {its['parameters']:,} parameters, {its['minutes']:.0f} minutes on {its['data_set']}")
+    print(f"{name:>5}: {its['parameters']:,} parameters, {its['steps']:,} steps on {its['data_set']}")
 show(
     grids.show_rows({steps_of(n): pictures for n, pictures in by_steps.items()}),
     "7.15",
@@ -786,7 +788,7 @@ control = scrubber.scrubber(frames, captions, label="Euler", alt=alt, start=4)
 show(
     in_page.live_after(MODEL, control, steps=5, sampler="euler"),
     "7.16",
-    "The first six columns of figure 7.15, in any number of steps.",
+    "The first six columns of figure 7.15, in nine numbers of steps.",
 )
 
 # %% [markdown]
@@ -845,12 +847,13 @@ assert quality["rf", "euler"][50] < quality["ddpm", "ddim"][50]
 assert min(quality["rf", "heun"].values()) < quality["rf", "euler"][10]
 assert quality["rf", "dpm++"][10] < quality["rf", "euler"][10]
 assert quality["rf", "euler"][1] > 50
+assert 1.2 < card["steps"] / weights.read_card("ddpm")["steps"] < 1.35  # "a quarter more steps"
 
 # %% [markdown]
-# At equal cost the flow is ahead of the diffusion model. That is not owed to straightness, for evenly spaced times meet
-# similar noise levels on both paths. What differs is the training: other times, and another weighting. Between five and
-# twenty evaluations it pays to replace Euler by Heun or DPM-Solver++. But at one and two evaluations no solver helps:
-# there the digits are lost.
+# In these two trainings the flow is ahead at equal cost. One training each does not say why. Straightness is hardly the
+# reason, for evenly spaced times meet similar noise levels on both paths. The trainings differ: other times, another
+# weighting, and a quarter more steps. From about nine evaluations on it pays to replace Euler by Heun or DPM-Solver++.
+# At one and two there is nothing to choose: DPM-Solver++ takes Euler's steps there (section 8), and Heun needs three.
 #
 # <details><summary>Try another data set</summary>
 #
@@ -897,8 +900,12 @@ for name, model in (("rf", pipe), ("rf-reflow", reflow)):
     for n in (1, 2, 4):
         rows[f"{name}, {n}"] = by_steps[n] if model is pipe else model.sample(12, sampler="euler", steps=n, noise=noise)
 rows["rf, 50"] = by_steps[50]
-same_digit = (logits(rows["rf-reflow, 4"]).argmax(1) == logits(rows["rf, 50"]).argmax(1)).sum().item()
-print(f"{same_digit} of 12 noises: a classifier reads the same digit after 4 steps of reflow as after 50 of its parent")
+starts = pipe.noise(200, seed=8)
+both = [model.sample(200, sampler="euler", steps=n, noise=starts) for model, n in ((reflow, 4), (pipe, 50))]
+same_digit = (logits(both[0]).argmax(1) == logits(both[1]).argmax(1)).double().mean().item()
+print(
+    f"{same_digit:.0%} of 200 noises: a classifier reads the same digit after 4 steps of reflow as after 50 of its parent"
+)
 show(
     grids.show_rows(rows),
     "7.19",
@@ -915,7 +922,7 @@ show(flows.show_bends(bends), "7.20", "Distance from the chord before and after 
 
 # %% tags=["remove-cell"]
 if MODEL == "rf":
-    assert same_digit >= 7
+    assert same_digit > 0.6
     assert shares["rf-reflow"] < 0.6 * shares["rf"]
 
 # %% [markdown]
@@ -1010,8 +1017,8 @@ if MODEL == "rf":
 
 # %% [markdown]
 # The decoder paints firm strokes even from the mean of all latents (figure 7.23, first row). And these paths bend more
-# than those of `rf`. In pixels, most of the way is the removal of noise from a thousand dimensions, which goes
-# straight. Each of 32 latents takes part in deciding what to draw, and there paths bend.
+# than those of `rf`. One reason may be this. In pixels, most of the way is the removal of noise from a thousand
+# dimensions, which goes straight. Each of 32 latents takes part in deciding what to draw, and there paths bend.
 #
 # With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
 # distilled model can take the guidance into its pairs: one evaluation then stands for the forty (ten steps of midpoint,
@@ -1033,18 +1040,22 @@ show(
 )
 
 # %% [markdown]
-# The last row of figure 7.24 needs a single evaluation for each digit that was asked for.
+# The last row of figure 7.24 needs a single evaluation for each digit that was asked for. (Its pairs come from the
+# parent itself, without a reflow between.)
 #
 # Reflow is one of several ways to few steps. Progressive distillation (Salimans & Ho 2022) halves the number of steps
 # again and again; consistency models (Song, Dhariwal, Chen & Sutskever 2023) learn to answer alike at all points of one
-# path; distribution matching (Yin et al. 2024) compares only the samples. And the coupling can be changed without a
-# parent: minibatch optimal transport matches noises and data within each batch (Pooladian et al. 2023; Tong et al.
-# 2024).
+# path; distribution matching (Yin et al. 2024) moves one-step samples along the difference of two scores, until their
+# distribution is the teacher's. And the coupling can be changed without a parent: minibatch optimal transport matches
+# noises and data within each batch (Pooladian et al. 2023; Tong et al. 2024).
 #
 # ## The scoreboard
+#
+# These rows are of 10,000 samples, the figures above of as many as they print. The floor falls with the number of
+# samples, and the faults of a model do not, so the ratio is larger here. Compare only within one number.
 
 # %%
-for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf"):
+for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf", "latent-rf-class", "latent-rf-class-one-step"):
     for row in sorted(figures(weights.read_card(name)), key=lambda row: (row["sampler"], -row["steps"])):
         if row["num_samples"] == 10_000:
             work = samplers.evaluations(row["sampler"], row["steps"])
