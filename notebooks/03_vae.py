@@ -527,8 +527,8 @@ show(
 )
 
 # %% [markdown]
-# Figure 3.8 shows two of the 32 dimensions. Only the digit 1 keeps apart: 0, 2, 3, 5, 6, 8 overlap, and so do 4, 7 and
-# 9. Digits that look alike lie close together, although no label was used.
+# Figure 3.8 shows two of the 32 dimensions. Only the digit 1 keeps apart: 0, 2, 3, 5, 6 and 8 overlap, and so do 4, 7
+# and 9. Digits that look alike lie close together, although no label was used.
 #
 # Let us go further: the latents of a second shipped VAE, `vae-2d`, have only two dimensions, so that figure 3.9 shows
 # the whole latent space.
@@ -623,8 +623,8 @@ if train.name == "mnist":
 # ## 12. Rate against distortion
 #
 # The toy gives a forecast. With the ideal encoder (3), $\sigma^2 = \gamma^2 / (|w|^2 + \gamma^2)$, and the average of
-# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance $|w|^2 (|w|^2
-# + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left:
+# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance
+# $|w|^2 (|w|^2 + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left:
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}} = \tfrac12 \log \frac{|w|^2 + \gamma^2}{\gamma^2}. \tag{8}$$
 #

@@ -820,7 +820,6 @@ check(latent_std)
 # - Rombach, Blattmann, Lorenz, Esser & Ommer (2022), *High-Resolution Image Synthesis with Latent Diffusion Models*.
 #   CVPR. arXiv:2112.10752.
 # - Vahdat, Kreis & Kautz (2021), *Score-based Generative Modeling in Latent Space*. NeurIPS. arXiv:2106.05931.
-
 # - Hoogeboom, Heek & Salimans (2023), *simple diffusion: End-to-end diffusion for high resolution images*. ICML.
 #   arXiv:2301.11093. (Noise and redundancy.)
 # - Esser et al. (2024), *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*. ICML.
