@@ -19,7 +19,8 @@ from diffusion_book.book import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-LIVE = "05_guidance_by_concatenation"  # the chapter with a control that a kernel answers
+LIVE = "05_guidance_by_concatenation"  # the chapter with a control that a kernel answers,
+EXPLORER = r"guidance_explorer\("  # in this cell
 START = "notebooks/00_start_here.ipynb"
 TOKEN = "test"
 PATIENCE = 600  # seconds that a chapter may take
@@ -94,28 +95,33 @@ def page(lab, open_page):
     return page
 
 
-RUN = """async path => {
+RUN = """async ([path, pattern]) => {
   const panel = await jupyterapp.commands.execute('docmanager:open', {path});
   await panel.context.ready;
   await panel.sessionContext.ready;
-  const cells = [...panel.content.model.cells].filter(cell => cell.type === 'code');
+  const all = [...panel.content.model.cells], chosen = new RegExp(pattern, 'm');
+  const cells = all.filter(cell => cell.type === 'code' && chosen.test(cell.sharedModel.getSource()));
   cells.forEach(cell => cell.clearExecution());  // what was stored is no proof that anything ran
   // The command runs the notebook in front, and the start page may still push itself there.
   for (let tries = 0; tries < 100 && cells.every(cell => cell.executionCount === null); tries++) {
     jupyterapp.shell.activateById(panel.id);
     await new Promise(resolve => setTimeout(resolve, 100));
-    if (jupyterapp.shell.currentWidget === panel) await jupyterapp.commands.execute('notebook:run-all-cells');
+    if (jupyterapp.shell.currentWidget !== panel) continue;
+    panel.content.deselectAll();
+    for (const cell of cells) panel.content.select(panel.content.widgets[all.indexOf(cell)]);
+    panel.content.activeCellIndex = all.indexOf(cells.at(-1));
+    await jupyterapp.commands.execute('notebook:run-cell');
   }
   return cells.map(cell => ({
     source: cell.sharedModel.getSource(), count: cell.executionCount, outputs: cell.outputs.toJSON()}));
 }"""
 
 
-def run(page, chapter: str) -> None:
-    """Open a chapter, run all of it, and assert that every cell has run, in order, without an error."""
-    cells = page.evaluate(RUN, f"notebooks/{chapter}.ipynb")
+def run(page, chapter: str, pattern: str = "") -> None:
+    """Run the cells of a chapter with a line of this pattern, all by default: each has run, in order, without an error."""
+    cells = page.evaluate(RUN, [f"notebooks/{chapter}.ipynb", pattern])
     cells = [cell for cell in cells if cell["source"].strip()]
-    assert len(cells) > 5
+    assert len(cells) > (1 if pattern else 5)
     for cell in cells:
         assert not any(output["output_type"] == "error" for output in cell["outputs"]), cell
     assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
@@ -203,17 +209,17 @@ def test_notebook_that_is_not_trusted_shows_the_first_frame_and_how_to_wake_it(p
     assert hint["height"] > 10
 
 
-def test_chapter_runs_and_its_slider_samples_live(page):
-    run(page, LIVE)
+def test_slider_of_a_chapter_samples_live(page):
+    run(page, LIVE, rf"^import |^{EXPLORER}")
     # By its path again: the start page may have come to the front meanwhile.
     show = """async path => {
       const {content: notebook} = await jupyterapp.commands.execute('docmanager:open', {path});
-      const index = notebook.widgets.findIndex(cell => /^guidance_explorer\\(/m.test(cell.model.sharedModel.getSource()));
+      const index = notebook.widgets.findIndex(cell => /^EXPLORER/m.test(cell.model.sharedModel.getSource()));
       if (index < 0) throw new Error('no cell of this notebook shows the explorer');
       notebook.activeCellIndex = index;
       return notebook.scrollToItem(index, 'center');
     }"""
-    page.evaluate(show, f"notebooks/{LIVE}.ipynb")
+    page.evaluate(show.replace("EXPLORER", EXPLORER), f"notebooks/{LIVE}.ipynb")
     explorer = page.locator(".jupyter-widgets")  # the chapter has other sliders for a guidance scale, of plain HTML
     slider = explorer.get_by_role("slider", name="guidance scale").locator("visible=true").first
     slider.wait_for()
@@ -232,6 +238,6 @@ def test_chapter_runs_and_its_slider_samples_live(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chapter", [chapter for chapter in CHAPTERS if chapter != LIVE])
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_chapter_runs(page, chapter):
     run(page, chapter)

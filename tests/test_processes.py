@@ -140,6 +140,7 @@ def test_training_is_that_of_one_process_with_one_writer(tmp_path, alone):
     assert_same_training(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_two_processes_continue_what_one_began(tmp_path, alone, monkeypatch):
     show = run._Run.show
 
