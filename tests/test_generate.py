@@ -336,7 +336,7 @@ def test_evaluate_writes_what_it_measures_and_compares_it_with_the_card(
             patch.setattr(
                 pipelines,
                 "load",
-                lambda name, card=card, vae=None, model=None, **where: pipelines.build(
+                lambda name, card=card, vae=None, model=None, dataset=None, **where: pipelines.build(
                     pipe.recipe, pipe.network.state_dict(), card=card, **where
                 ),
             )
