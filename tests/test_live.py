@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import controls
 import firefox
 import numpy as np
+import psutil
 import pytest
 import torch
 from tiny import SMALL_VAE, random_autoencoder, wake
@@ -997,22 +998,34 @@ def test_browser_that_cannot_run_it_is_told_so_in_one_sentence(folder, open_page
 
 
 @pytest.mark.slow
-def test_five_hundred_draws(folder, open_page):
+def test_five_hundred_draws_leave_no_growing_memory(folder, open_page):
+    """Neither the page's heap nor the worker's, nor the memory in which the worker computes."""
     page = open_page()
     page.goto((folder / "page.html").as_uri())
     session = page.context.new_cdp_session(page)
     figure = Figure(page, "rf-one-step")
     figure.press()
+    (worker,) = page.workers
 
-    def heap() -> float:
+    def megabytes() -> list[float]:
         session.send("HeapProfiler.collectGarbage")
-        return session.send("Runtime.getHeapUsage")["usedSize"] / 1e6
+        heap = session.send("Runtime.getHeapUsage")["usedSize"]
+        renderers = [
+            process.memory_info().rss
+            for process in psutil.Process().children(recursive=True)
+            if "--type=renderer" in process.cmdline()
+        ]
+        return [size / 1e6 for size in (heap, worker.evaluate("memory.buffer.byteLength"), max(renderers))]
 
-    figure.set(seed=1)
-    before = heap()
-    for seed in range(2, 502):
+    for seed in range(1, 101):  # the worker's garbage is collected when there is enough of it
         figure.set(seed=seed)
-    assert heap() < before + 1
+    before = megabytes()
+    for seed in range(101, 601):
+        figure.set(seed=seed)
+    after = megabytes()
+    assert after[0] < before[0] + 1, "the page's heap"
+    assert after[1] == before[1], "the memory that the worker computes in"
+    assert after[2] < before[2] + 25, "all that the page and its worker hold"
 
 
 def test_playground_shows_every_diffusion_model():
