@@ -299,13 +299,17 @@ class TestPlots:
 
     def test_a_race_is_drawn_on_two_logarithmic_axes(self):
         runs = {"one": ([1, 10], [80, 20]), "two": ([2, 20], [90, 8]), "three": ([5, 50], [90, 8])}
-        figure = plots.plot_race(runs, "cFID")
+        figure = plots.plot_race(runs, "cFID", {"two": (300, 4)})
         (axes,) = figure.axes
         assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "log", "cFID")
-        for line, (name, (seconds, values)) in zip(axes.lines, runs.items(), strict=True):
+        one, two, shipped, three = axes.lines
+        for line, (name, (seconds, values)) in zip((one, two, three), runs.items(), strict=True):
             assert line.get_label() == name
             assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (seconds, values)
-        assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--"]
+        assert [line.get_linestyle() for line in (one, two, three)] == ["-", "-", "--"]
+        assert shipped.get_xydata().tolist() == [[300, 4]]
+        assert (shipped.get_linestyle(), shipped.get_color()) == ("None", two.get_color())
+        assert shipped.get_label() == "two, shipped"
 
 
 class TestStyle:

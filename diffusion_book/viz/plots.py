@@ -176,17 +176,21 @@ def plot_line_histograms(
 
 
 @styled
-def plot_race(runs: dict[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Figure:
+def plot_race(
+    runs: dict[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, shipped: dict[str, tuple[float, float]]
+) -> Figure:
     """Quality against training time, both axes logarithmic.
 
     Args:
-        runs: name -> seconds and values. The first run is solid, and so is the second; later ones are dashed and
-            dotted, in this order.
+        runs: name -> seconds and values. The first run is solid, and so is the second; the third is dashed.
         ylabel: what is measured.
+        shipped: name of a run -> seconds and value of the shipped model of its kind, a diamond of the run's colour.
     """
     figure, axes = new_figure(4.6, 4.4)
-    for colour, line, (name, (seconds, values)) in zip(CYCLE, ("-", "-", "--", ":"), runs.items(), strict=False):
+    for colour, line, (name, (seconds, values)) in zip(CYCLE, ("-", "-", "--"), runs.items(), strict=False):
         axes.plot(seconds, values, line, color=colour, marker="o", markersize=5, label=name)
+        if name in shipped:
+            axes.plot(*shipped[name], "D", color=colour, markersize=7, label=f"{name}, shipped")
     axes.set(xscale="log", yscale="log", xlabel="training (seconds of one core)", ylabel=ylabel)
     figure.legend(loc="outside upper left")
     return figure
