@@ -130,7 +130,7 @@ for t in torch.tensor([0.05, 0.2, 0.35, 0.6, 1.0], dtype=torch.float64):
 show(plots.plot_line_histograms(rows), "1.3", "The distribution of $x_t$. Two modes merge into one bell curve.")
 
 # %% [markdown]
-# At $t = 1$ (bottom of figure 1.3) no trace of the data is left, and *that* distribution we can sample without any
+# At $t = 1$ (bottom of figure 1.3) hardly a trace of the data is left, and *that* distribution we can sample without any
 # data.
 #
 # To go back, ask a modest question: given $x_t$, what was $x_0$ *on average*? Bayes' rule answers it exactly here. The
@@ -461,11 +461,11 @@ for step in (1, 500, 900, 990, 1000):
 # sampling. For $v$ we have $d = \alpha_t^2 +
 # \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
-# There is a second reason to like $v$. Write $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows,
-# $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc
-# by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow. EDM (Karras et al. 2022) arrives
-# at the same target from a demand: what goes into the network, and what it has to predict, shall have variance 1
-# (*preconditioning*). For data of variance 1, the target is then $v$, up to the sign.
+# There is a second reason to like $v$ (and a third: EDM, Karras et al. 2022, finds it by asking for input and target of
+# variance 1, and for errors that are enlarged as little as possible). Write $\alpha = \cos\varphi$ and $\sigma =
+# \sin\varphi$: as $\varphi$ grows, $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its
+# *velocity*. Chapter 7 replaces the arc by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a
+# flow.
 #
 # ## 8. The same thing once more: the score
 #
@@ -549,8 +549,7 @@ show(
 show(
     diagrams.attention_block(deepest, smallest),
     "1.14",
-    "Self-attention, on the smallest level. Each position compares its query with the keys of all positions, and reads "
-    "their values in proportion: distant strokes can agree. Chapter 6 takes it apart.",
+    "Self-attention, on the smallest level. Distant strokes can agree. Chapter 6 takes it apart.",
 )
 
 # %% [markdown]
@@ -671,12 +670,12 @@ print("forty lines equal the library's network")
 # The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
 # (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$.
 #
-# Why is this allowed? The true step back, $q(x_{k-1}|x_k)$, is the mean of (3) over all $x_0$ that $x_k$ may have come
-# from. Since $\tilde\mu_k$ is linear in $x_0$, the mean of the true step is exactly $\tilde\mu_k(x_k, \hat x_0)$, with
-# the posterior mean $\hat x_0$. Its variance is $\tilde\beta_k$ plus the variance of $x_0$ given $x_k$, times the
-# squared factor of $x_0$ in (3). That second part is of order $\beta_k^2$, so for small steps it is negligible, and the
-# true step becomes the Gaussian that we take. This is why DDPM takes many small steps: in a small step, the mean of all
-# possible pictures is all that one needs to know.
+# Why is this allowed? The true step back, $q(x_{k-1}|x_k)$, is a mixture of the Gaussians above, one for each $x_0$
+# that $x_k$ may have come from. Since $\tilde\mu_k$ is linear in $x_0$, the mean of the true step is exactly
+# $\tilde\mu_k(x_k, \hat x_0)$, with the posterior mean $\hat x_0$. Its variance is $\tilde\beta_k$ plus the variance of
+# $x_0$ given $x_k$, times the squared factor of $x_0$ in (3). That second part is of order $\beta_k^2$, so for small
+# steps it is negligible, and the true step becomes the Gaussian that we take. This is why DDPM takes many small steps:
+# in a small step, the mean of all possible pictures is all that one needs to know.
 #
 # The divergence of two Gaussians of equal variance is the squared distance of their means over twice that variance
 # (write out the two exponents):
@@ -1115,7 +1114,7 @@ assert other["ratio"] < same["ratio"]
 # - **Off by one.** $k = 1000$ is $t = 1$, in training and in sampling.
 # - **Noise prediction at the end of the cosine schedule**, where errors of $x_0$ explode (section 7). Cap $\beta$, clip
 #   $\hat x_0$, or predict $v$.
-# - **Judging by the loss.** Most of it is the error that the best denoiser makes on *new* pictures, which remains
+# - **Judging by the loss.** Much of it is the error that the best denoiser makes on *new* pictures, which remains
 # however long one trains. Two models with nearly the same loss can draw very different digits.
 #
 # ## Exercises

@@ -350,9 +350,9 @@ show(
 )
 
 # %% [markdown]
-# While $\hat x_0$ is still a blur, it is the noise part of $x_t$ that leans towards one picture rather than another. A
-# long step replaces much of it (figure 2.5). In the next step the network sees another state, and may decide otherwise.
-# DDIM with $\eta = 0$ keeps all of it.
+# While $\hat x_0$ is still a blur, whatever favours one picture over another is in $\hat\epsilon$. A long step replaces
+# much of it (figure 2.5). In the next step the network sees another state, and may decide otherwise. DDIM with $\eta =
+# 0$ keeps all of it.
 #
 # ## 5. At the other end stands a differential equation
 #
@@ -479,7 +479,7 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 #
 # This is the *continuity equation*. It says that probability is neither made nor lost, but only carried along by $u$.
 # Now let points start from $p_1$ and follow $\dot x = u$, and let $q_t$ be their density. They move with the velocity
-# $u$ itself, so the same three lines give the same equation for $q_t$. Both densities begin as $p_1$ and obey the same
+# $u$ itself, so the same argument gives the same equation for $q_t$. Both densities begin as $p_1$ and obey the same
 # equation. Where $u$ is smooth enough, as it is for all $t > 0$, its solution is unique: $q_t = p_t$, down to the data
 # as $t \to 0$. $\blacksquare$
 #
@@ -524,7 +524,7 @@ for t in torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64):
 
 # %% [markdown]
 # And here is the theorem as a picture: 4,000 points on DDIM's smooth paths, at five times, against the exact $p_t$
-# (figure 2.8). DDPM's random paths pass through the same distributions.
+# (figure 2.8). DDPM's random paths pass through the same distributions, up to the scatter of 4,000 random points.
 
 # %%
 moving, shown, measured = {}, [1.0, 0.6, 0.35, 0.2, 0.0], {}
@@ -657,8 +657,8 @@ show(
 # starts again from a state that looks as it should. A sampler without it keeps every error it ever made. To see which
 # effect wins, we have to measure. *cFID* is a distance between the features of generated and of real digits (chapter
 # 8); figure 2.11 shows it divided by the cFID of as many real training digits. It is taken from the card of the
-# weights; error bars, where the card has them, are standard errors. With 2,000 samples the error is more than a tenth
-# of the value, so a dip or a crossing of this size means nothing.
+# weights; error bars, where the card has them, are standard errors. With 2,000 samples the error is about an eighth of
+# the value, so a dip or a crossing of this size means nothing.
 
 # %%
 found = [row for row in figures(weights.read_card("ddpm")) if row["sampler"] in ("ddpm", "ddim")]
@@ -715,9 +715,8 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
 # The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with
 # fresh noise as well. By cFID, the two samplers differ at equal numbers of steps by no more than about two standard
 # errors. With this network the two effects are nearly in balance, and what was a clear win on the toy has disappeared
-# in the errors of the network. With a better network, on harder pictures, it comes back: the paper reports, on CIFAR-10
-# and with 10 steps, an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps
-# (table 1 there).
+# in the errors of the network. On other pictures it is there: the paper reports, on CIFAR-10 and with 10 steps, an FID
+# of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps (table 1 there).
 #
 # So on our digits DDIM does not buy better pictures. It buys three other things. Its equation can be solved by better
 # methods than Euler's, such as DPM-Solver++ (chapter 7). Many methods that shorten the way by training start from it.
@@ -882,9 +881,8 @@ show(
 assert ink_between["line"] < ink_between["sphere"]
 
 # %% [markdown]
-# In figure 2.14 both ways arrive, and both pass mostly through digits. In the middle of the line the noise is too weak.
-# To the network, weak noise looks like a picture with little in it, and it draws too little ink, as the cell prints. On
-# the sphere this does not happen. Figure 2.15 moves along six such ways at once.
+# In figure 2.14 both ways arrive, and both pass mostly through digits. In the middle of the line the noise is too weak,
+# and less ink is drawn than on the sphere, as the cell prints. Figure 2.15 moves along six such ways at once.
 
 # %%
 corners = pipe.noise(24, seed=12).unflatten(0, (4, 6))  # (4, 6, 1, 32, 32)

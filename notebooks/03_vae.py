@@ -273,8 +273,8 @@ show(
 #
 # It is zero where $\mu = 0$ and $\sigma = 1$: then the encoder says nothing about the picture. It is large where the
 # encoder is certain, or far from zero. Measured in nats, it is the *rate*: how many nats more it costs to send the
-# latent to somebody who knows only the prior (the *bits-back* argument, which we do not prove). How much of that is
-# information about the picture? Averaged over pictures, the rate has two parts,
+# latent to somebody who knows only the prior than to one who knows $q(z \mid x)$ (the *bits-back* argument, which we do
+# not prove). How much of that is information about the picture? Averaged over pictures, the rate has two parts,
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}}\big(q(z \mid x)\,\|\,p(z)\big) = I(x; z) + D_{\mathrm{KL}}\big(q(z)\,\|\,p(z)\big),
 # \qquad q(z) = \mathbb E_x\, q(z \mid x).$$
@@ -499,9 +499,9 @@ if train.name == "mnist":
 # %% [markdown]
 # After seconds of training the small VAE is still worse than the principal components, the *best* linear autoencoder. A
 # network's advantage has to be learned, and the shipped one has learned it. The rate is a cost under the prior, as
-# section 4 said, and not the information about the picture. Naming one of 60,000 training pictures takes $\ln 60{,}000
-# = 11$ nats, so for these pictures $I(x; z)$ cannot be more. The rest of the rate is the second part: $q(z)$ differs
-# from the prior.
+# section 4 said, and not the information about the picture. Naming one of 60,000 pictures takes $\ln 60{,}000 = 11$
+# nats, so for a set of as many $I(x; z)$ cannot be more. The rest of the rate is the second part: $q(z)$ differs from
+# the prior.
 #
 # ## 10. The latent space
 #
@@ -528,7 +528,7 @@ show(
 
 # %% [markdown]
 # Figure 3.8 shows two of the 32 dimensions. Only the digit 1 keeps apart: 0, 2, 3, 5, 6 and 8 overlap, and so do 4, 7
-# and 9. Digits that look alike lie close together, although no label was used.
+# and 9, although no label was used.
 #
 # Let us go further: the latents of a second shipped VAE, `vae-2d`, have only two dimensions, so that figure 3.9 shows
 # the whole latent space.
@@ -573,8 +573,7 @@ show(
 
 # %% [markdown]
 # A dimension acts near its position. A moderate change lengthens a stroke there, bends it or moves it, and the rest of
-# the digit stays. Nothing in the loss asks for dimensions that mean "slant" or "thickness", and no dimension means
-# that.
+# the digit stays. Nothing in the loss asks for dimensions that mean "slant" or "thickness", and none of these does.
 #
 # Half way between two pictures one sees both, each half transparent. What is half way between two latents?
 
@@ -630,9 +629,9 @@ if train.name == "mnist":
 #
 # The numerator is the variance of the data along $w$. A direction with less variance than $\gamma^2$ is left out
 # (exercise 2): its posterior collapses to the prior. We sum (8) over the 32 principal components of section 1, and
-# compare with convolutional VAEs that differ only in $\kappa$. A dimension is called *active* if its rate is above
-# 0.1 nats. *cFID* is chapter 1's distance from real digits. (The results are stored; `python -m
-# diffusion_book.evaluation.rate_distortion` makes them again.)
+# compare with VAEs as small as section 8's, trained for 400 steps, that differ only in $\kappa$. A dimension is called
+# *active* if its rate is above 0.1 nats. *cFID* is the distance from real digits (chapter 0), not divided by the floor.
+# (The results are stored; `python -m diffusion_book.evaluation.rate_distortion` makes them again.)
 
 # %%
 sweep = rate_distortion.stored()
@@ -720,12 +719,12 @@ show(
 #
 # ## 14. Why it cannot generate
 #
-# The shipped VAE has $\kappa = 10^{-6}$, the smallest weight of section 12, and 32 dimensions. Figure 3.16 shows three
-# ways to sample its latents: from the prior; from the prior, scaled to the mean and the standard deviation of each
-# channel (section 10); and from a Gaussian with the mean and the covariance of real latents. (`decode` first undoes the
-# scaling of section 10: it multiplies by the standard deviation and adds the mean. So plain normal numbers are the
-# *scaled* prior; for the plain prior the cell cancels this beforehand.) The last row decodes latents of training
-# pictures.
+# The shipped VAE has $\kappa = 10^{-6}$, the smallest weight of section 12, but is larger and was trained for longer.
+# Figure 3.16 shows three ways to sample its latents: from the prior; from the prior, scaled to the mean and the
+# standard deviation of each channel (section 10); and from a Gaussian with the mean and the covariance of real latents.
+# (`decode` first undoes the scaling of section 10: it multiplies by the standard deviation and adds the mean. So plain
+# normal numbers are the *scaled* prior; for the plain prior the cell cancels this beforehand.) The last row decodes
+# latents of training pictures.
 
 # %%
 count = min(1000, len(train))

@@ -238,8 +238,8 @@ show(
 )
 
 # %% [markdown]
-# By self-attention far corners of a picture agree on one slant; by cross-attention they learn what to draw. The shipped
-# network has both, one after the other.
+# By self-attention far corners of a picture agree on how the digit leans; by cross-attention they learn what to draw.
+# The shipped network has both, one after the other.
 #
 # Notice what (3) does not fix. $W_Q$, $W_K$ and $W_V$ are learned matrices, and the number of tokens appears in none of
 # them: $W_K$ and $W_V$ act on each token separately. The same layer reads one token, four, or the 77 that Stable
@@ -273,8 +273,8 @@ for number in (1, 4):
 
 # %% [markdown]
 # With one token, cross-attention is a complicated way of adding a vector to every position, and its map is constant: 1
-# everywhere. It has no meaning, although such maps are published. So each class of the shipped model has four tokens of
-# 128 numbers, learned with everything else, and so has `NO_CLASS`. What matters is that a position has a choice.
+# everywhere. Such a map has no meaning, however it looks. So each class of the shipped model has four tokens of 128
+# numbers, learned with everything else, and so has `NO_CLASS`. What matters is that a position has a choice.
 #
 # ## 6. Several heads
 #
@@ -331,8 +331,9 @@ assert decided[0].argmax() != decided[1].argmax()
 
 # %% [markdown]
 # In figure 6.6 each head is decided, that is, it reads mostly one token. Both see the same positions and the same
-# request, and yet they read different tokens. So one layer looks up several things at once. (The later figures show
-# averages over heads, in which decided heads can look undecided.)
+# request, and yet they read different tokens. (Here a head's positions agree; in the layers at 4 × 4 they do not.) So
+# one layer looks up several things at once. (The later figures show averages over heads, in which decided heads can
+# look undecided.)
 #
 # ## 7. A list without an order
 #
@@ -381,8 +382,8 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 # several. `up.1.0`, shown in figure 6.1, is the first block at 4 × 4 on the way up.
 #
 # From here it is a short way to the *DiT* of Peebles & Xie (2022): drop the convolutions, cut the picture into patches,
-# and stack blocks of self-attention, cross-attention and a small *feed-forward* network, two linear layers that act on
-# each position alone. Most recent text-to-image models are built like that.
+# and stack blocks of self-attention and a small *feed-forward* network, two linear layers that act on each position
+# alone. Later text-to-image models add cross-attention to such blocks.
 #
 # ## 9. Requests of two words
 #
@@ -490,9 +491,9 @@ if train.name == "mnist":
 # not to cross-attention. For two words at fixed positions in the request, maps do it too; in this short training they
 # even do it better.
 #
-# What tokens add is freedom. A map for each word needs its own channels in the first layer for every word of a request:
-# 77 words, 77 sets of channels, mostly empty. Tokens need none. By (3) the same weights read a list of any length, and
-# each position chooses which of the words concerns it.
+# What tokens add is freedom. With maps, each word of a request needs channels of its own in the first layer: 77 sets of
+# channels, mostly empty, since most sentences are shorter. Tokens need none. By (3) the same weights read a list of any
+# length, and each position chooses which of the words concerns it.
 #
 # ## 10. The shipped weights
 #
@@ -571,9 +572,9 @@ show(
 # ## 12. Same noise, another label
 #
 # Is it the label that moves the maps, or the noise? At $t = 1$ we can hold either fixed. Figure 6.12 shows one noise
-# and ten labels: the latent is the same in each column, so whatever differs comes from the tokens. The numbers of two
-# digits' tokens cannot be compared (section 7), so before we measure how far two maps differ, we match their tokens as
-# well as possible.
+# and ten labels: the latent is the same in each column, so whatever differs comes from the tokens. Token 1 of one digit
+# and token 1 of another cannot be compared (section 7), so before we measure how far two maps differ, we match their
+# tokens as well as possible.
 
 # %%
 one_noise = pipe.noise(1, seed=3).expand(10, -1, -1, -1)
@@ -599,8 +600,8 @@ show(
 
 # %% [markdown]
 # At $t = 1$ all predictions are mean digits, exaggerated by guidance. On the way up the label decides which token is
-# read where, and the noise has little influence. On the way down it has more: there the network is still looking at the
-# latent.
+# read where, and the noise has little influence. On the U-Net's way down the noise has more influence: there the
+# network is still looking at the latent.
 #
 # ## 13. Take a token away
 #
@@ -738,7 +739,8 @@ show(
 # %% [markdown]
 # Now one picture follows two lists. Some pictures take one digit's strokes here and the other's there, some take one
 # list nearly everywhere, and some are hybrids that are no digits. Text-to-image systems make the same mistake. Asked
-# for "a red cube beside a blue ball", they may draw a red ball: nothing in (1) ties a word to a position.
+# for "a red cube beside a blue ball", they may draw a red ball: nothing in (1) makes the positions that read "cube"
+# also read "red".
 #
 # ## 16. Stacked or read? A comparison
 #
@@ -995,3 +997,4 @@ check(flops_of_tokens)
 # - Hertz et al. (2022), *Prompt-to-Prompt Image Editing with Cross Attention Control*. arXiv:2208.01626. (Maps, and
 #   what to do with them.)
 # - Jain & Wallace (2019), *Attention is not Explanation*. NAACL. arXiv:1902.10186.
+# - Peebles & Xie (2022), *Scalable Diffusion Models with Transformers*. ICCV 2023. arXiv:2212.09748. (DiT.)

@@ -14,13 +14,13 @@
 # %% [markdown]
 # # Scoreboard: which model draws best, and how do we know?
 #
-# *Runs in one to two minutes on two CPU cores, without a network connection. Needs chapters 1, 2 and 4; the later ones
-# help.*
+# *Runs in one to two minutes on two CPU cores, without a network connection. Needs chapters 1, 2 and 4; section 6 also
+# needs the idea of chapter 7.*
 #
 # Chapters 1 and 4 to 7 each trained models, and ended with their measures. Here stand all that were measured with
-# 10,000 samples. Which model draws the best digits? By how much, and why? And could the answer be luck? A table of
-# numbers is easily read and easily misread, so this chapter looks at both: at the models, and at the measures by which
-# they are ranked.
+# 10,000 samples and, if they have classes, with random labels (section 1). Which model draws the best digits? By how
+# much, and why? And could the answer be luck? A table of numbers is easily read and easily misread, so this chapter
+# looks at both: at the models, and at the measures by which they are ranked.
 #
 # You will
 #
@@ -166,8 +166,8 @@ for row, other in itertools.product(scoring.scoreboard(2_000), board):
 # $$\text{KID} = \underset{a \ne a'}{\operatorname{mean}}\ k(a, a') + \underset{b \ne b'}{\operatorname{mean}}\ k(b, b')
 # - 2 \operatorname{mean} k(a, b), \qquad k(x, y) = \left(x^\top y / D + 1\right)^3. \tag{2}$$
 #
-# It leaves out the similarity of a point to itself, and so has the right mean for any number of points. Around it, it
-# scatters, and may come out negative. We print mean and standard deviation of ten draws.
+# It leaves out the similarity of a point to itself, and so has the right mean for any number of points. Single values
+# scatter around this mean, and may be negative. We print mean and standard deviation of ten draws.
 
 
 # %% tags=["nbval-check-output"]
@@ -244,10 +244,10 @@ assert all(row.measures["doubtful"] > 2 * row.measures["doubtful_real"] for row 
 # %% [markdown]
 # **A latent model wins**, clearly ahead of the best model of pixels. *Why?* Not by more training: with the
 # autoencoder's time included, the two were trained for about as long. But diffusion in 32 dimensions is cheap: in the
-# same time a larger network was trained. And half of the work was done beforehand. The decoder knows how a stroke
-# looks; only where strokes go is left to the diffusion. `latent-rf` shows it: it saw fewer pictures than `rf`, and is
-# ahead. The decoder itself adds little error: real digits that are encoded and decoded stay close to the floor, much
-# closer than any model.
+# same time a larger network was trained. And a part of the work was done beforehand. The decoder knows how a stroke
+# looks; only where strokes go is left to the diffusion. `latent-rf` fits this: it saw fewer pictures than `rf`, with a
+# larger network, and is ahead. The decoder itself adds little error: real digits that are encoded and decoded stay
+# close to the floor, much closer than any model.
 #
 # **A single step costs quality.** `rf-one-step` is behind both flows from which it learned. It draws a digit in a
 # single evaluation; chapter 7 explains what is lost.
@@ -273,11 +273,10 @@ show(
 )
 
 # %% [markdown]
-# Most are no digits but parts of them: a stroke that stops too early, a loop that does not close, two digits in one.
-# What fails is the composition, which is decided early in sampling, when there is much noise. Models of pixels also
-# break strokes off and leave loose dots. Latent models draw firm strokes, at times with a grey smudge between them,
-# where the decoder must make sense of a latent that it has never seen. (And some are digits after all, as people would
-# also write them.)
+# Many are between digits: a stroke that stops too early, a loop that does not close, two digits in one. What fails is
+# the composition, more than the strokes. Models of pixels also break strokes off and leave loose dots. Latent models
+# draw firm strokes, at times with a grey smudge between them, where the decoder must make sense of a latent that it has
+# never seen. (And some are digits after all, as people would also write them.)
 #
 # Can we measure separately whether samples are *good* and whether they are *varied*? Draw around each point a ball that
 # reaches to its third neighbour in its own set, with radius $\rho$. *Precision* is the fraction of generated points
@@ -362,7 +361,7 @@ assert ends[0].measures["ratio"] > 1.2 * ends[1].measures["ratio"]
 #
 # Evaluations compare samplers fairly, but not networks: a call of a large one takes longer, and a latent model must run
 # its decoder once. If you wait for pictures, the clock counts. These milliseconds were measured on the machine that ran
-# this page; on one machine they are the only numbers of the chapter that change from run to run.
+# this page; all other numbers of the chapter stay the same when it is run again on one machine.
 
 # %%
 speed = {row.model: scoring.milliseconds(pipes[row.model], row.setting, num_samples=16, repeats=1) for row in ranked}
@@ -382,10 +381,10 @@ for row in sorted(ranked, key=lambda row: speed[row.model]):
 # $$\delta(x) = 2\,(\mu_a - \mu_b)^\top \phi + \phi^\top (I - T)\, \phi, \qquad
 # T = C_b^{1/2} \left(C_b^{1/2} C_a\, C_b^{1/2}\right)^{-1/2} C_b^{1/2}. \tag{4}$$
 #
-# Here $\phi$ are the features of $x$ minus $\mu_a$. If the samples add very different amounts, much depends on which of
-# them one happened to draw. The standard error is the standard deviation of $\delta$ divided by $\sqrt N$; this is the
-# *infinitesimal jackknife* (Efron 1982). To test it, take the model that draws fastest, and draw 500 samples with eight
-# seeds.
+# Here $\phi$ are the features of $x$ minus $\mu_a$, and $T$ is the matrix that carries the Gaussian of $a$ onto that of
+# $b$. If the samples add very different amounts, much depends on which of them one happened to draw. The standard error
+# is the standard deviation of $\delta$ divided by $\sqrt N$; this is the *infinitesimal jackknife* (Efron 1982). To
+# test it, take the model that draws fastest, and draw 500 samples with eight seeds.
 
 # %%
 quick = min(ranked, key=lambda row: row.evaluations)
@@ -437,7 +436,7 @@ assert abs(cfid / quick.measures["cfid"] - 1) < 0.05
 # have the same flow up to a scaling (its equation (8)). That flow is given by the data, not by network, schedule or
 # target. Two *perfect* models without fresh noise would draw the same picture. Ours are not perfect.
 #
-# Models of pixels start from one noise, models of latents from another, because theirs has another shape. Models with
+# Models of pixels start from one noise, models of latents from another, since latents have another shape. Models with
 # classes draw with `NO_CLASS`, if they were trained with it; else they are left out.
 
 # %%
@@ -487,9 +486,9 @@ assert all(same < 0.97 for same, _ in agreement.values())
 # For comparisons this means: **use the same noise for all models**. Part of the random error of section 5 is then the
 # same for both models, and cancels in the difference.
 #
-# How many steps does it take until they agree? Move the slider to change the number of steps. The rows are, from top to
-# bottom, `ddpm`, `rf` and `rf-reflow`; each column has one noise. (On the book's site the button below the figure draws
-# with any seed and sampler.)
+# How many steps does it take until they agree? In the figure below, the slider changes the number of steps. The rows
+# are, from top to bottom, `ddpm`, `rf` and `rf-reflow`; each column has one noise. (On the book's site the button below
+# the figure draws with any seed and sampler.)
 
 # %%
 COMPARED, COUNTS = ("ddpm", "rf", "rf-reflow"), (1, 2, 5, 10, 20, 50)
@@ -522,9 +521,8 @@ show(
 
 # %% [markdown]
 # Each island of figure 8.7 is a digit. A model that has lost a way of writing a digit would leave part of an island
-# bare; samples between islands are neither one digit nor the other: they are the doubtful ones of figure 8.4. Conclude
-# no more from such a map: distances between islands and their sizes mean nothing, and it cannot tell you which model is
-# better.
+# bare; samples between islands look neither like one digit nor like the other. Conclude no more from such a map:
+# distances between islands and their sizes mean nothing, and it cannot tell you which model is better.
 #
 # How does a sample get to its island? In figure 8.8, chapter 1's model draws ten digits. At every second step we look
 # up on the map the picture that it predicts.
@@ -665,7 +663,7 @@ print(f"{'real digits':>24}: {weights.read_card('classifier-check')['test_accura
 #
 # `check` compares your function with the library, and tells the usual mistakes apart.
 #
-# **1. Infinitely many samples.** To first order the bias of cFID is a constant over $N$ (Chong & Forsyth 2020). Fit a
+# **1. Infinitely many samples.** To first order the bias of cFID is proportional to $1/N$ (Chong & Forsyth 2020). Fit a
 # straight line to the cFIDs of several sizes, and find its value for infinitely many samples. Estimate it for the
 # floor, from the floors at 500, 2,000 and 10,000. Why is it not exactly 0?
 
