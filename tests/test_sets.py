@@ -1,6 +1,7 @@
 """Two data sets in one book: where their files and weights lie, and what measures them."""
 
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -156,6 +157,10 @@ def test_the_weights_of_another_set_from_their_training_to_their_samples(tiny, t
     assert "it agrees within 5%" in said
     drawn = "generate ldm-concat --dataset fashion-mnist --num_samples 2 --sampling_steps 1 --grid_only --device cpu"
     main([*drawn.split(), "--output_dir", str(tmp_path / "drawn")])
+    looked = "diagnose ldm-concat --dataset fashion-mnist --num_samples 10 --num_pictures 128 --sampling_steps 1 --device cpu"
+    main([*looked.split(), "--output_dir", str(tmp_path / "looked")])
+    (report,) = (tmp_path / "looked").glob("*/report.json")
+    assert json.loads(report.read_text())["model"] == "ldm-concat"
     assert weights.set_of("ldm-concat", FASHION) == FASHION
     assert diffusion_book.list_models(FASHION) == ["ldm-concat", "vae"]
 

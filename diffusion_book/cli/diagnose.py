@@ -20,6 +20,7 @@ from diffusion_book.evaluation import diagnosis
 from diffusion_book.evaluation.diagnosis import Batch, Way
 from diffusion_book.evaluation.features import DIGITS
 from diffusion_book.evaluation.findings import ATTENTION, BRANCHES, DWARFED, Diagnosis, findings, report
+from diffusion_book.models import weights
 from diffusion_book.models.autoencoder import Autoencoder
 from diffusion_book.models.pipelines import Pipeline
 from diffusion_book.models.recipes import Recipe
@@ -71,9 +72,10 @@ def diagnose(model: str, options: Diagnose) -> Path:
 
 
 def load_chosen(model: str, options: Diagnose) -> Pipeline | Autoencoder:
-    """The model that the options name, where they want it."""
+    """The model that the options name, where they want it: of the book's weights, those of the data set, if there are any."""
+    learned = None if options.checkpoint else weights.set_of(model, options.dataset)
     run_on = {"vae": options.vae, "device": options.device, "precision": options.precision}
-    return load_model(model, ModelOptions(options.checkpoint, **run_on))
+    return load_model(model, ModelOptions(options.checkpoint, learned, **run_on))
 
 
 def load_data(options: Diagnose, recipe: Recipe) -> data.Dataset:

@@ -444,7 +444,8 @@ class Diagnose:
     """the class whose samples are shown, by its number or its name, for a model with classes; without it 7, or the last where
     there are fewer"""
     dataset: str | None = None
-    """auto, mnist, fashion-mnist, kmnist, digits, or a folder or .npz of your own; without it, what the model was trained on"""
+    """auto, mnist, fashion-mnist, kmnist, digits, or a folder or .npz of your own; without it, what the model was trained on.
+    Where the book has weights of this set, it is they that are diagnosed"""
     num_samples: int = 50
     """samples drawn in each way and judged, at least 10; and 10 more of the class shown"""
     sampling_steps: int = 50

@@ -47,7 +47,7 @@ def shipped(folder: Path | None = None) -> list[str]:
     )  # not those that are being written
 
 
-def set_of(name: str, dataset: str) -> str | None:
+def set_of(name: str, dataset: str | None) -> str | None:
     """This data set, where the book has weights of this name for it; else None: `load` then takes those of MNIST."""
     return dataset if dataset in SETS and name in shipped(folder_of(dataset)) else None
 
