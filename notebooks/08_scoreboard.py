@@ -184,9 +184,9 @@ def my_kernel_distance(a, b):
 assert_close(my_kernel_distance(some, others).item(), kernel_distance(some, others), rtol=1e-6, atol=1e-9)
 for size in (100, 500, 2_000):
     sets = [measures.real_features(size, draw) for draw in range(10)]
-    for name, distance in (("cFID", frechet_distance), ("KID", kernel_distance)):
+    for name, distance, digits in (("cFID", frechet_distance, 2), ("KID", kernel_distance, 3)):
         found = torch.tensor([distance(each, reference["test"][:2_000]) for each in sets])
-        print(f"{size:5,} real training digits: {name} {found.mean():6.3f} ± {found.std():.3f}")
+        print(f"{size:5,} real training digits: {name:>4} {found.mean():6.{digits}f} ± {found.std():.{digits}f}")
 
 # %% [markdown]
 # ## 2. The ranking
