@@ -461,11 +461,11 @@ for step in (1, 500, 900, 990, 1000):
 # sampling. For $v$ we have $d = \alpha_t^2 +
 # \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
-# There is a second reason to like $v$ (and a third: EDM, Karras et al. 2022, finds it by asking for input and target of
-# variance 1, and for errors that are enlarged as little as possible). Write $\alpha = \cos\varphi$ and $\sigma =
-# \sin\varphi$: as $\varphi$ grows, $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its
-# *velocity*. Chapter 7 replaces the arc by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a
-# flow.
+# There is a second reason to like $v$ (and a third: Karras et al. 2022 find it, in their EDM, by asking for input and
+# target of variance 1, and for errors that are enlarged as little as possible). Write $\alpha = \cos\varphi$ and
+# $\sigma = \sin\varphi$: as $\varphi$ grows, $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is
+# its *velocity*. Chapter 7 replaces the arc by a straight line, whose velocity is $\epsilon - x_0$, and calls the
+# result a flow.
 #
 # ## 8. The same thing once more: the score
 #

@@ -486,7 +486,7 @@ assert results["latents_shipped_cfid"] < results["pixels_shipped_cfid"]
 
 # %% [markdown]
 # The latent model is ahead at every stop. A good part of that is a head start. The decoder makes strokes of anything:
-# decoded noise alone has a cFID near 60 (chapter 3, figure 3.16), less than the pixel model's at the end of the race.
+# decoded noise alone has a cFID near 60 (chapter 3, section 14), less than the pixel model's at the end of the race.
 # From there the latent model goes on down. But is the race fair? The latent model stands on an autoencoder that was
 # trained before. Its network also has more than twice as many parameters (on 16 positions, so that a step takes about
 # the same time), and each curve is a single training. The race compares two whole systems, not latents alone. With that
