@@ -461,11 +461,11 @@ for step in (1, 500, 900, 990, 1000):
 # sampling. For $v$ we have $d = \alpha_t^2 +
 # \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
-# There is a second reason to like $v$ (and a third: Karras et al. 2022 find it, in their EDM, by asking for input and
-# target of variance 1, and for errors that are enlarged as little as possible). Write $\alpha = \cos\varphi$ and
-# $\sigma = \sin\varphi$: as $\varphi$ grows, $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is
-# its *velocity*. Chapter 7 replaces the arc by a straight line, whose velocity is $\epsilon - x_0$, and calls the
-# result a flow.
+# There is a second reason to like $v$ (and a third: for data of variance 1, Karras et al. 2022 find it, up to the sign,
+# by asking for input and target of variance 1, and for errors that are enlarged as little as possible). Write $\alpha =
+# \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows, $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v =
+# dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc by a straight line, whose velocity is $\epsilon - x_0$,
+# and calls the result a flow.
 #
 # ## 8. The same thing once more: the score
 #
@@ -768,7 +768,7 @@ def decoder(x0, generator, std):
     upper = torch.where(x0 > 1 - 1 / 255, torch.inf, (away + 1 / 255) / std)
     lower = torch.where(x0 < -1 + 1 / 255, -torch.inf, (away - 1 / 255) / std)
     probability = torch.special.ndtr(upper) - torch.special.ndtr(lower)  # ndtr: the normal distribution function
-    return -probability.clamp(min=1e-12).log().sum(dim=(1, 2, 3))
+    return -probability.clamp(min=1e-12).log().sum(dim=(1, 2, 3))  # 40 bits at most a pixel, which hardly one reaches
 
 
 sigma = (1 - alpha_bar).sqrt()
@@ -828,7 +828,7 @@ show(
 #
 # Start from noise. At each step evaluate the network, put its $\hat x_0$ into (3), and sample. The paper writes the
 # same with $\hat\epsilon$. Replace $x_0$ in (3) by $(x_k - \sqrt{1-\bar\alpha_k}\,\hat\epsilon)/\sqrt{\bar\alpha_k}$,
-# collect terms, and there is its algorithm 2:
+# collect terms, and there is its algorithm 2, with one of its two variances:
 #
 # $$x_{k-1} = \frac{1}{\sqrt{1-\beta_k}}\left(x_k - \frac{\beta_k}{\sqrt{1-\bar\alpha_k}}\,\hat\epsilon\right)
 # + \sqrt{\tilde\beta_k}\; z, \qquad z \sim \mathcal N(0, I). \tag{8}$$

@@ -422,8 +422,8 @@ for name, eta in (("ddim", 0.0), ("ddpm", 1.0)):
 show(
     plots.plot_quality(quality, ylabel="Wasserstein-1 distance"),
     "2.7",
-    "With the ideal denoiser, DDIM is closer to the data at every number of steps. (DDPM's curve levels off at the "
-    "scatter of 4,000 random samples.)",
+    "With the ideal denoiser, DDIM is closer to the data at every number of steps. (DDPM's points are random, "
+    "and their scatter alone is about 0.01.)",
 )
 
 # %% tags=["remove-cell"]
@@ -490,8 +490,8 @@ print("each doubling divides it by", " ".join(f"{errors[n] / errors[2 * n]:.1f}"
 # \sigma_t\right) \nabla \log p_t(x).$$
 #
 # They found it from the other side. In the limit of small steps DDPM is a stochastic differential equation, and this
-# ODE has the same $p_t$, without any noise. DDIM is Euler's method for it. Chapter 7 chooses another path from noise to
-# data, and trains $u$ directly.
+# ODE has the same $p_t$, without any noise. DDIM is Euler's method for (7). Chapter 7 chooses another path from noise
+# to data, and trains $u$ directly.
 #
 # We check (9) on the toy, where all is known, by finite differences.
 
@@ -714,9 +714,9 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
 # %% [markdown]
 # The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with
 # fresh noise as well. By cFID, the two samplers differ at equal numbers of steps by no more than about two standard
-# errors. With this network the two effects are nearly in balance, and what was a clear win on the toy has disappeared
-# in the errors of the network. On other pictures it is there: the paper reports, on CIFAR-10 and with 10 steps, an FID
-# of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly equal ones with 1,000 steps (table 1 there).
+# errors. Perhaps the two effects are nearly in balance here; the clear win on the toy is gone. On other pictures it is
+# there: the paper reports, on CIFAR-10 and with 10 steps, an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and
+# nearly equal ones with 1,000 steps (table 1 there).
 #
 # So on our digits DDIM does not buy better pictures. It buys three other things. Its equation can be solved by better
 # methods than Euler's, such as DPM-Solver++ (chapter 7). Many methods that shorten the way by training start from it.

@@ -181,12 +181,12 @@ show(
 assert off["diffused pixels"] > 20 * off["diffused z"]
 
 # %% [markdown]
-# The pixel model has to learn two things, what a spot looks like and where spots are. In the same training it does not
-# finish: its spots are smeared, doubled or grainy (figure 4.3). The other model learns only where. Whatever it gets
-# wrong, the decoder draws a perfect spot. This is the division of labour in latent diffusion: **the decoder knows what
-# pictures look like up close; the diffusion model decides what is in them.** (Rombach et al. call the two parts
-# *perceptual* and *semantic compression*. For the error of position, the sorted positions are compared with those of
-# other data.)
+# The pixel model has to learn two things, what a spot looks like and where spots are. With the same network and
+# training it does not get there: its spots are smeared, doubled or grainy (figure 4.3). The other model learns only
+# where. Whatever it gets wrong, the decoder draws a perfect spot. This is the division of labour in latent diffusion:
+# **the decoder knows what pictures look like up close; the diffusion model decides what is in them.** (Rombach et al.
+# call the two parts *perceptual* and *semantic compression*. For the error of position, the sorted positions are
+# compared with those of other data.)
 #
 # ## 3. The data set, encoded
 #
@@ -299,8 +299,8 @@ if train.name == "mnist":
 # The same $\alpha$ and $\sigma$ leave less of a latent than of a picture. A picture is redundant: a stroke covers a
 # hundred pixels with a hundred independent noises, and a denoiser averages them. A latent says everything once. (Part
 # of the gap comes from the reading: a mean of pictures is a blur that a classifier can still read, a decoded mean of
-# latents often is not.) So the schedule alone does not say how noisy a state is. It depends on the data, and first of
-# all on their size.
+# latents often is not.) So the schedule alone does not say how noisy a state is. It depends on the data: on their
+# redundancy, and on their size.
 #
 # ## 6. Why latents are scaled
 #

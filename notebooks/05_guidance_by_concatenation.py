@@ -816,16 +816,16 @@ if as_shipped:
 #
 # Why does guidance make digits *better*, and not only more typical? The unconditional prediction differs from the
 # conditional one in two ways. It does not know the class. And it is the worse model: it has the harder task, and here a
-# tenth of the pictures (section 10). The first difference pushes towards the class, at the cost of variety. The second
-# pushes away from errors. Classifier-free guidance cannot have one without the other. Karras et al. (2024) can: they
-# replace the unconditional prediction by that of a **worse model for the same class**:
+# tenth of the pictures (section 10). The first difference pushes towards the class, at the cost of variety. The second,
+# they argue, pushes away from errors. Classifier-free guidance cannot have one without the other. Karras et al. (2024)
+# can: they replace the unconditional prediction by that of a **worse model for the same class**:
 #
 # $$\hat\epsilon_w = \hat\epsilon_{\text{bad}}(x_t, t, c)
 # + w \left[\hat\epsilon(x_t, t, c) - \hat\epsilon_{\text{bad}}(x_t, t, c)\right].$$
 #
-# Both know the label, so the difference no longer points away from other classes. It points away from the errors that
-# the bad model makes more of. This is *autoguidance*. The bad model should fail where the good one does, only more:
-# same data and task, a smaller network, a shorter training. We have one, the small network of section 9.
+# Both know the label, so the difference hardly points away from other classes. It points away from the errors that the
+# bad model makes more of. This is *autoguidance*. The bad model should fail where the good one does, only more: same
+# data and task, a smaller network, a shorter training. We have one, the small network of section 9.
 
 
 # %%

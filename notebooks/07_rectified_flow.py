@@ -680,8 +680,8 @@ assert all(errors["dpm++"][n][1] < errors["heun"][n - 1][1] for n in (1, 2))  # 
 # In figure 7.12 Euler has order 1. Midpoint and Heun, two different methods, have order 2: their lines are parallel,
 # and not the same. (Heun's last step stays Euler's, as in EDM, hence 19 evaluations for ten steps.) The order 2 of
 # DPM-Solver++ is for short steps in $\lambda$. With even steps in $t$, those at both ends of time do not get shorter in
-# $\lambda$, so its error falls less steeply than theirs. But with few evaluations it keeps up with Heun, and at every
-# budget it has less than half of Euler's error.
+# $\lambda$, so its error falls less steeply than theirs. But with few evaluations it keeps up with Heun (midpoint is
+# ahead of both), and at every budget it has less than half of Euler's error.
 #
 # An order is a promise for short steps in a smooth field. What remains of it for digits, in few steps? Equation (13)
 # holds on every path, so figure 7.13 tries it on the `ddpm` of chapter 1.
@@ -853,7 +853,7 @@ assert 1.2 < card["steps"] / weights.read_card("ddpm")["steps"] < 1.35  # "a qua
 # In these two trainings the flow is ahead at equal cost. One training each does not say why. Straightness is hardly the
 # reason, for evenly spaced times meet similar noise levels on both paths. The trainings differ: other times, another
 # weighting, and a quarter more steps. From about nine evaluations on it pays to replace Euler by Heun or DPM-Solver++.
-# At one and two there is nothing to choose: DPM-Solver++ takes Euler's steps there (section 8), and Heun needs three.
+# Below three, neither helps: DPM-Solver++ takes Euler's steps there (section 8), and Heun needs three.
 #
 # <details><summary>Try another data set</summary>
 #
@@ -954,8 +954,8 @@ show(
 # a blur), but because the *coupling* has changed: each noise now belongs to one picture, and the mean of one picture is
 # that picture.
 #
-# Some digits are broken all the same, and more steps do not mend them, for at other times this network was never
-# trained. So what does the speed cost?
+# Some digits are broken all the same, and more steps do not mend them, for in the end this network was trained at $t =
+# 1$ alone. So what does the speed cost?
 #
 # ## 13. What reflow costs
 
@@ -989,7 +989,7 @@ assert grandchild[1] > 2 * best
 # the distilled network beats both; the parent needs more than five Euler steps to draw as well. From about ten
 # evaluations on the order is reversed. The parent, followed by a solver of order 2, overtakes the child, and neither
 # child nor grandchild ever reaches the best of the parent. They learn from what it draws, with its errors, and add
-# their own; and they had fewer pairs, and half the training.
+# their own; and they had fewer pairs, and half the training or less.
 #
 # So the price is paid three times: in the time to draw the coupling, in another training, and in quality that no number
 # of steps brings back. It is worth paying where a picture must appear at once. If ten or twenty evaluations can be
@@ -1240,7 +1240,7 @@ check(remembering)
 #   lines cross, the regression takes the mean. So the flow bends, and keeps the density at every time (6).
 # - Picture, noise, $v$, velocity and score are one (7), and all Gaussian paths carry one flow (8). A schedule is a
 #   clock; Euler on the straight path is DDIM (9).
-# - Midpoint and Heun have order 2 at two evaluations a step (12); DPM-Solver++ gets most of that for one (13).
+# - Midpoint and Heun have order 2 at two evaluations a step (12); DPM-Solver++ needs one (13).
 # - Reflow changes the coupling (11), and straightens the flow. Once each noise belongs to one picture, one evaluation
 #   can draw it. The price is quality.
 #
