@@ -247,7 +247,13 @@ def loss_by_time(patient: Patient, times: Sequence[float], seed: int = 0) -> Ten
 
 
 def train_on(
-    pipe: Pipeline, loss: Loss, dataset: Dataset | LatentDataset, steps: int, batch_size: int = 64, lr: float = 1e-3
+    pipe: Pipeline,
+    loss: Loss,
+    dataset: Dataset | LatentDataset,
+    steps: int,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    max_minutes: float | None = None,
 ) -> tuple[Pipeline, list[float]]:
     """Go on training a copy of a model, with a loss or with data that may be faulty.
 
@@ -257,6 +263,7 @@ def train_on(
         dataset: as the loss wants it.
         steps: of training, rounded to whole passes over the data.
         batch_size, lr: of the training.
+        max_minutes: after which it ends, even if steps are left.
 
     Returns:
         A pipeline with the averaged weights, and the loss of each step.
@@ -267,10 +274,10 @@ def train_on(
         lr=lr,
         warmup_steps=10,
         cooldown=0.5,
-        ema_decay=0.97,
+        ema_decay=0.97 if max_minutes is None else 0.999,
     )
     network = copy.deepcopy(pipe.network).float().requires_grad_(True)
-    trainer = Trainer(network, loss, dataset, config)
+    trainer = Trainer(network, loss, dataset, config, max_minutes=max_minutes)
     losses = [report.loss for report in trainer.steps()]
     return dataclasses.replace(pipe, network=trainer.ema.network.eval()), losses
 
