@@ -209,10 +209,10 @@ if train.name == "mnist":
 #
 # $$\ell(t) = \frac{\mathbb E\,\| f(x_t, t) - y_t \|^2}{\mathbb E\,\| y_t - \mathbb E[y_t] \|^2}. \tag{2}$$
 #
-# What is healthy still depends on the data. But now a healthy model of the *same* data is the yardstick: figure 9.2 shows
-# the band in which $\ell(t)$ of the shipped `ldm` lies on ten sets of pictures, and the three patients, all with
-# the right data and the right target. A fourth patient is there too: the same network with stale weights, of which case
-# 6 tells.
+# What is healthy still depends on the data. But now a healthy model of the *same* data is the yardstick: figure 9.2
+# shows the band in which $\ell(t)$ of the shipped `ldm` lies on ten sets of pictures, and the three patients, all
+# *tested* on the right data with the right target. A fourth patient is there too: the same network with stale weights,
+# of which case 6 tells.
 
 
 # %%
@@ -259,11 +259,12 @@ if train.name == "mnist":
     assert max(curves[name][-1] for name in ("noise twice", "stale")) < 1.2
 
 # %% [markdown]
-# Each patient leaves the band of figure 9.2 in its own way. `noise twice` stays near 1: the noise in its targets was never
-# in the state. What it lacks shows most at small $t$, where the target is nearly all noise. `no scale` and `in [0, 1]` are
-# *worse* than a constant, most of all near $t = 1$. There a network can only rely on what it remembers of its data, and
-# these two remember other data. `stale` has the right shape and is too weak, like any network that was trained too little.
-# (At $t = 1$ nothing is left to see in the state, so the healthy model is at 1 as well.)
+# Each patient leaves the band of figure 9.2 in its own way. `noise twice` stays near 1: the noise in its targets was
+# never in the state. What it lacks shows most at small $t$, where the target is nearly all noise. `no scale` and `in
+# [0, 1]` are *worse* than a constant, most of all near $t = 1$. There a network can only rely on what it remembers of
+# its data, and these two remember other data. The curve of `stale` has the healthy shape, but lies higher, like that of
+# any network that was trained too little. (At $t = 1$ nothing is left to see in the state, so the healthy model is at 1
+# as well.)
 #
 # ## 3. A network that knows the answer
 #
@@ -313,8 +314,8 @@ print("and it is the library's:", tuple(library.shape))
 # In the second row of figure 9.1 the network was told the time at which the step *ends*: an index too far by one. In the
 # third row the loop counted its own 20 steps, and handed that count to a network which knows 1,000 of them.
 #
-# **The test.** Let a denoiser that knows the picture measure how much noise it is shown, by (3), and compare it with the
-# $\sigma_t$ of the time that it is told. The ratio must always be 1.
+# **The test.** Let a denoiser that knows the picture measure how much noise it is shown, by (3), and compare it with
+# the $\sigma_t$ of the time that it is told. The ratio must be 1, up to chance.
 
 
 # %% tags=["nbval-check-output"]
@@ -335,7 +336,7 @@ ratios = {name: noise_shown(tell) for name, tell in {
     "healthy": lambda t, s: t,
     "next time": told_next,
     "one step back": lambda t, s: (2 * t - s).clamp(max=1),
-    "0.001 late": lambda t, s: t - 0.001,
+    "0.001 less": lambda t, s: t - 0.001,
 }.items()}  # fmt: skip
 for name, found in ratios.items():
     far = max(found, key=lambda ratio: abs(ratio - 1))
@@ -360,17 +361,18 @@ show(
 
 # %% [markdown]
 # Told a time that is too small, the network takes noise for detail and keeps it, and step by step it grows (figure 9.3,
-# left). Told a time that is too large, it takes detail for noise and smooths: digits become slim, with fewer loops. An
-# error of one thousandth cannot be seen at all, but the test prints a number that is not 1.
+# left). Told a time that is too large, it takes detail for noise and smooths. An error of one thousandth cannot be seen
+# at all, but the test shows it.
 #
-# **The cure:** keep the time in one variable. Hand `t` to the network *and* to the schedule, never an index to the one and
-# another to the other.
+# **The cure:** keep the time in one variable. Hand it to the network *and* to what turns the output into $\hat x_0$ and
+# $\hat\epsilon$, never an index to the one and another to the other.
 #
 # ## Case 2: noise drawn twice
 #
 # `noise_twice` calls `randn` twice: once for the state, once for the target. It happens when a function `add_noise`
-# draws its own noise and does not return it. The noise in the target is then nowhere in $x_t$. Its posterior mean is 0, so
-# the network learns $-\sigma_t\, \mathbb E[x_0 \mid x_t]$, and gives the sampler no noise to remove.
+# draws its own noise and does not return it. The noise in the target is then nowhere in $x_t$. Its posterior mean is 0,
+# so the network learns $-\sigma_t\, \mathbb E[x_0 \mid x_t]$, and the sampler finds too little noise to remove,
+# $\sigma_t^2$ of it.
 #
 # **The test** was in section 3: a loss that does not vanish for a network that knows. If you have only the weights, look
 # at the loss by time (figure 9.4).
@@ -484,7 +486,8 @@ for name, guide in (("guided", guided), ("flipped", flipped)):
 # ## Case 5: a clamped state
 #
 # "Pixels lie in $[-1, 1]$, so let us keep the state there." But $x_t$ contains noise, and a third of its entries lie
-# outside. With 20 steps of DDIM it does little harm (figure 9.1). With fresh noise in each step it does.
+# outside. In pixels, with 20 steps of DDIM, it does little harm (figure 9.1). With fresh noise in each step it does
+# more.
 #
 # **The test:** what fraction of the state has exactly its largest value? In a healthy state, one entry has.
 
@@ -588,8 +591,9 @@ show(
 # ## Case 7: the sign of the velocity
 #
 # Some texts let time run from data to noise, others from noise to data. The velocity is $\epsilon - x_0$ in the ones
-# and $x_0 - \epsilon$ in the others. Take the loss from one and the sampler from the other, and each step goes the wrong
-# way. The loss is the healthy one's; a square does not mind a sign on which both of its sides agree.
+# and $x_0 - \epsilon$ in the others. Take the loss from one and the sampler from the other, and each step goes the
+# wrong way. The loss is the healthy one's: network and target have the same sign, so their squared difference is the
+# same.
 #
 # **The test:** take a real latent half way to noise, make one Euler step towards the data, and see whether it got
 # nearer to where it should be (figure 9.10).
@@ -722,11 +726,13 @@ show(
 )
 
 # %% [markdown]
-# In figure 9.12 the healthy model prefers no supposition, and each of the others its own most of all. `clinic.examine`
-# puts all looks in the order in which they must be made, since each presupposes those before it. Are the weights numbers?
-# Are the pictures in range, have the latents their scale, is the prediction from noise the mean of these data? Does a
-# supposition explain the network better, has it learned anything, does its average lag? It stops at the first fault. Here
-# are all models of the book, and then the ward:
+# In figure 9.12 the healthy model prefers no supposition, and each of the others its own most of all. (A wrong time is
+# named by its correction: a network that was told $t + 0.05$ answers better if it is asked 0.05 earlier. *Unrelated
+# noise* supposes that what the network predicts has nothing to do with the noise in the state, as after case 2.)
+# `clinic.examine` puts all looks in the order in which they must be made, since each presupposes those before it. Are
+# the weights numbers? Are the pictures in range, have the latents their scale, is the prediction from noise the mean of
+# these data? Does a supposition explain the network better, has it learned anything, does its average lag? It stops at
+# the first fault. Here are all models of the book, and then the ward:
 
 # %%
 for name in diffusion_book.list_models():
@@ -784,11 +790,11 @@ for name, sampler in broken.items():
 print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 
 # %% [markdown]
-# The last line is worth a thought. A latent model can be told a time that is wrong by 0.1, and its error hardly changes:
-# the network sees from the state how noisy it is. What cannot be found in this way does little harm in the network. But
-# the sampler's own arithmetic uses the time as well, and there it does: hence two examinations. And a test sees only what
-# it asks for. A sampler that clips $\hat x_0$ and keeps the old $\hat\epsilon$ passes all of them, since the denoiser that
-# knows the picture never leaves $[-1, 1]$.
+# The last line is worth a thought. A latent model can be told a time that is wrong by 0.1, and its error hardly
+# changes: the network sees from the state how noisy it is. What cannot be found in this way does little harm in the
+# network. But the sampler's own arithmetic uses the time as well, and there a wrong time does harm: hence two
+# examinations. And a test sees only what it asks for. A sampler that clips $\hat x_0$ and keeps the old $\hat\epsilon$
+# passes all of them, since the denoiser that knows the picture never leaves $[-1, 1]$.
 #
 # ## From symptom to suspect
 #
@@ -796,7 +802,7 @@ print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 # |---|---|---|
 # | noise, from a good loss | told a time that is too small (1); velocity's sign (7) | `examine_sampler`; one Euler step |
 # | black, or all the same | index of another grid (1); sampling does not start at $t = 1$ | `examine_sampler` |
-# | slim and smooth | told a time that is too large (1) | noise shown over noise told |
+# | smooth, without detail | told a time that is too large (1) | noise shown over noise told |
 # | scrawls that never were digits | stale average (6); untrained; noise twice (2); sign (7) | loss by time; `examine_loss` |
 # | bold or faint strokes | latent scale (3); clamped state (5) | print mean and std; fraction at the largest value |
 # | grey ground, blotches | data in $[0, 1]$ (8) | print min and max; prediction from noise |
