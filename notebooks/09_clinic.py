@@ -122,8 +122,8 @@ show(
 # occurs in (1). No fault in a sampler has ever changed a loss.
 #
 # So we need patients whose fault is in their training. To make them as good as a sick model can be, the shipped `ldm`
-# was trained further for twelve minutes, each time with one thing wrong, until it was used to it. Two faults are in the
-# data: latents that were never divided by their standard deviation, and latents of pictures in $[0, 1]$ instead of
+# was trained further for thousands of steps, each time with one thing wrong, until it was used to it. Two faults are in
+# the data: latents that were never divided by their standard deviation, and latents of pictures in $[0, 1]$ instead of
 # $[-1, 1]$. One is in the loss, and here it is. (The weights come with the book; `benchmarks/patients.py` makes them.)
 
 
