@@ -122,9 +122,10 @@ show(
 # occurs in (1). No fault in a sampler has ever changed a loss.
 #
 # So we need patients whose fault is in their training. To make them as good as a sick model can be, the shipped `ldm`
-# was trained further for thousands of steps, each time with one thing wrong, until it was used to it. Two faults are in
-# the data: latents that were never divided by their standard deviation, and latents of pictures in $[0, 1]$ instead of
-# $[-1, 1]$. One is in the loss, and here it is. (The weights come with the book; `benchmarks/patients.py` makes them.)
+# was trained further for several hundred steps, each time with one thing wrong, until it was used to it. Two faults are
+# in the data: latents that were never divided by their standard deviation, and latents of pictures in $[0, 1]$ instead
+# of $[-1, 1]$. One is in the loss, and here it is. (The weights come with the book; `benchmarks/patients.py` makes
+# them.)
 
 
 # %%
@@ -195,12 +196,12 @@ for letter, value in zip("ABCD", relative.values(), strict=True):
 # Cells like this one hold the text to what was measured, with MNIST.
 if train.name == "mnist":
     assert abs(relative["no scale"] - relative["healthy"]) < 0.05
-    assert relative["healthy"] + 0.1 < relative["noise twice"] < 0.97
+    assert all(relative["healthy"] + 0.05 < relative[name] < 0.97 for name in ("noise twice", "in [0, 1]"))
 
 # %% [markdown]
 # The healthy model is B. But A, whose latents have no scale, has the same loss: within what it was trained on, it is as
-# good. C is `noise twice`; 0.87 could as well be a healthy model of harder data. Only D, which after few steps on pictures
-# in $[0, 1]$ is no better than a constant, gives itself away. Keep that in mind whenever somebody shows you a loss.
+# good. C is `noise twice`, and D was trained on pictures in $[0, 1]$; their losses could as well be those of healthy
+# models of harder data. Keep that in mind whenever somebody shows you a loss.
 #
 # ## 2. The loss by time
 #
@@ -767,12 +768,11 @@ print("\nOne of them in full:\n" + clinic.verdict(clinic.examine(wrong_sign, ima
 if test.name == "mnist":
     assert [name for name, said in verdicts.items() if said == "nothing found"] == ["stale average"]
     assert verdicts["the same, with the last weights"] == "stale average"
-    assert verdicts["trained on [0, 1]"] not in ("data range", "nothing found")
+    assert verdicts["trained on [0, 1]"] == "data range"
 
 # %% [markdown]
-# Seven are named, and two show the limits. The stale average passes by itself, and is found beside its last weights. The
-# patient of case 8 was trained for few steps, and is only half way from the one kind of data to the other: it is found to
-# be ill, and called by a wrong name. Its range, printed at the right place, would have told.
+# All are named but one, which shows the limits: a stale average passes by itself, and is found only beside its last
+# weights.
 #
 # What a pipeline does not contain cannot be seen in it. Clamping and guidance live in the sampler, so it is the
 # sampler that has to be examined:
