@@ -6,6 +6,7 @@ The pages load nothing from outside, so that they can be read from a folder with
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the library, and the extensions that lie beside the pages
@@ -73,6 +74,16 @@ if html_baseurl and os.environ.get("BOOK_REPOSITORY"):
             "binderhub_url": "https://mybinder.org",
             "notebook_interface": "jupyterlab",
         },
+    }
+# Where several versions stand side by side, each page offers the others: docs/publish.py.
+if html_baseurl and os.environ.get("BOOK_VERSION"):
+    html_theme_options |= {
+        "switcher": {
+            "json_url": urljoin(html_baseurl, "../versions.json"),
+            "version_match": os.environ["BOOK_VERSION"],
+        },
+        "check_switcher": False,  # the list is not there before it is published
+        "article_header_start": ["toggle-primary-sidebar.html", "version-switcher.html"],
     }
 exclude_patterns = ["_static", "_templates"]
 

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -38,10 +39,11 @@ def test_the_workflow_publishes_what_it_builds():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8"))
     build, deploy = workflow["jobs"]["build"], workflow["jobs"]["deploy"]
     assert deploy["needs"] == "build"
-    variables = [step["env"] for step in build["steps"] if step.get("run", "").startswith("make site")]
-    assert set(variables[0]) == {"BOOK_URL", "BOOK_REPOSITORY"}
+    (step,) = (step for step in build["steps"] if "docs/publish.py" in step.get("run", ""))
+    assert set(step["env"]) == {"BASE", "BOOK_REPOSITORY"}
+    assert step["run"].split("#")[0].split()[-2:] == ['"$BASE"', "published"]
     upload = next(step for step in build["steps"] if "upload-pages-artifact" in step.get("uses", ""))
-    assert upload["with"]["path"] == "_build/html"
+    assert upload["with"]["path"] == "published"
     assert workflow["permissions"]["pages"] == "write"
 
 
@@ -63,3 +65,46 @@ def test_buttons_that_open_a_chapter_elsewhere_need_an_address(monkeypatch, url,
     options = runpy.run_path(str(ROOT / "conf.py"))["html_theme_options"]
     assert ("launch_buttons" in options) == shown
     assert ("repository_url" in options) == shown
+
+
+def test_a_page_offers_other_versions_where_there_are_some(monkeypatch):
+    monkeypatch.setenv("BOOK_URL", "https://book.example/v1.0/")
+    monkeypatch.delenv("BOOK_VERSION", raising=False)
+    assert "switcher" not in runpy.run_path(str(ROOT / "conf.py"))["html_theme_options"]
+    monkeypatch.setenv("BOOK_VERSION", "v1.0")
+    options = runpy.run_path(str(ROOT / "conf.py"))["html_theme_options"]
+    assert options["switcher"] == {"json_url": "https://book.example/versions.json", "version_match": "v1.0"}
+
+
+def test_every_version_with_a_tag_is_built_from_its_own_sources(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import publish
+
+    root = tmp_path / "sources"
+    root.mkdir()
+
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=reader", "-c", "user.email=reader@book.example")
+        subprocess.run(["git", *identity, *words], cwd=root, check=True, capture_output=True)
+
+    git("init")
+    for version in ("v1.9", "v1.10", "newest"):
+        (root / "text").write_text(version)
+        git("add", "text")
+        git("commit", "-m", version)
+        if version.startswith("v"):
+            git("tag", version)
+
+    def build(sources, target, base, name):
+        target.mkdir()
+        (target / "index.html").write_text(f"{base} {name} {(sources / 'text').read_text()}")
+
+    names = publish.publish("https://book.example/", tmp_path / "out", root, build)
+    assert names == ["latest", "v1.10", "v1.9"]
+    said = {name: (tmp_path / "out" / name / "index.html").read_text().split()[1:] for name in names}
+    assert said == {"latest": ["latest", "newest"], "v1.10": ["v1.10", "v1.10"], "v1.9": ["v1.9", "v1.9"]}
+    listed = json.loads((tmp_path / "out" / "versions.json").read_text())
+    assert [each["url"] for each in listed] == [f"https://book.example/{name}/" for name in names]
+    assert "url=latest/index.html" in (tmp_path / "out" / "index.html").read_text()
+    worktrees = subprocess.run(["git", "worktree", "list"], cwd=root, capture_output=True, text=True, check=True)
+    assert len(worktrees.stdout.splitlines()) == 1, "nothing is left behind"
