@@ -83,8 +83,9 @@ if html_baseurl and os.environ.get("BOOK_VERSION"):
             "version_match": os.environ["BOOK_VERSION"],
         },
         "check_switcher": False,  # the list is not there before it is published
-        "article_header_start": ["toggle-primary-sidebar.html", "version-switcher.html"],
     }
+    parts = ("navbar-logo", "version-switcher", "icon-links", "search-button-field", "sbt-sidebar-nav")
+    html_sidebars = {"**": [f"{part}.html" for part in parts]}
 exclude_patterns = ["_static", "_templates"]
 
 # The API pages, from the docstrings.
