@@ -9,6 +9,7 @@ and a start page that leads to the latest.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,25 +31,23 @@ def tags(root: Path = ROOT) -> list[str]:
     return listed.stdout.split()
 
 
+def address(base: str, name: str) -> str:
+    """Where a version stands."""
+    return f"{base.rstrip('/')}/{name}/"
+
+
 def listing(base: str, names: list[str]) -> list[dict[str, str]]:
     """What the theme's version switcher reads."""
-    return [{"name": name, "version": name, "url": f"{base.rstrip('/')}/{name}/"} for name in names]
+    return [{"name": name, "version": name, "url": address(base, name)} for name in names]
 
 
 def build(sources: Path, target: Path, base: str, name: str) -> None:
     """The site of these sources, for its place below the base address."""
-    variables = {"BOOK_URL": f"{base.rstrip('/')}/{name}/", "BOOK_VERSION": name}
-    command = [
-        sys.executable,
-        "-m",
-        "diffusion_book.book",
-        "site",
-        "--as-is",
-        "--build",
-        str(target.parent / f".{name}"),
-    ]
-    subprocess.run(command, cwd=sources, env={**os.environ, **variables}, check=True)
-    (target.parent / f".{name}" / "html").rename(target)
+    variables = {"BOOK_URL": address(base, name), "BOOK_VERSION": name}
+    command = (sys.executable, "-m", "diffusion_book.book", "site", "--as-is", "--build")
+    with tempfile.TemporaryDirectory() as scratch:  # much lies in it that is not for readers
+        subprocess.run([*command, scratch], cwd=sources, env={**os.environ, **variables}, check=True)
+        shutil.move(Path(scratch) / "html", target)
 
 
 def publish(base: str, folder: Path, root: Path = ROOT, build: Callable[..., None] = build) -> list[str]:
