@@ -12,7 +12,7 @@ import time
 
 from diffusion_book import data
 from diffusion_book.evaluation.clinic import train_on
-from diffusion_book.evaluation.patients import FAULTS, FILES, PARENT, folder
+from diffusion_book.evaluation.patients import FAULTS, PARENT, folder
 from diffusion_book.models import weights
 from diffusion_book.models.pipelines import load
 from diffusion_book.system.machine import cpu_name
@@ -29,7 +29,13 @@ def main() -> None:
         dataset = fault.data(parent.autoencoder, pictures)
         began = time.perf_counter()
         patient, losses = train_on(
-            parent, fault.loss_of(parent), dataset, steps=10**6, batch_size=128, max_minutes=options.minutes
+            parent,
+            fault.loss_of(parent),
+            dataset,
+            steps=10**6,
+            batch_size=128,
+            ema_decay=0.999,
+            max_minutes=options.minutes,
         )
         card = {
             "model": PARENT,
@@ -44,7 +50,7 @@ def main() -> None:
             "command": f"python benchmarks/patients.py '{name}' --minutes {options.minutes:g}",
         }
         print(
-            weights.write_weights(FILES[name], patient.network.state_dict(), card, folder()), card["loss"], len(losses)
+            weights.write_weights(fault.file, patient.network.state_dict(), card, folder()), card["loss"], len(losses)
         )
 
 

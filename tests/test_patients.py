@@ -40,7 +40,7 @@ def test_a_patient_is_used_to_its_fault(parent, name):
 
 @every_patient
 def test_a_card_tells_how_the_patient_was_made(name):
-    card = weights.read_card(patients.FILES[name], patients.folder())
+    card = weights.read_card(patients.FAULTS[name].file, patients.folder())
     assert (card["fault"], card["data_set"]) == (name, "mnist")
     assert card["steps"] > 500
     assert card["command"].startswith(f"python benchmarks/patients.py '{name}' --minutes")

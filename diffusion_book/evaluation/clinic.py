@@ -253,6 +253,7 @@ def train_on(
     steps: int,
     batch_size: int = 64,
     lr: float = 1e-3,
+    ema_decay: float = 0.97,
     max_minutes: float | None = None,
 ) -> tuple[Pipeline, list[float]]:
     """Go on training a copy of a model, with a loss or with data that may be faulty.
@@ -262,7 +263,7 @@ def train_on(
         loss: as the trainer wants it.
         dataset: as the loss wants it.
         steps: of training, rounded to whole passes over the data.
-        batch_size, lr: of the training.
+        batch_size, lr, ema_decay: of the training.
         max_minutes: after which it ends, even if steps are left.
 
     Returns:
@@ -274,7 +275,7 @@ def train_on(
         lr=lr,
         warmup_steps=10,
         cooldown=0.5,
-        ema_decay=0.97 if max_minutes is None else 0.999,
+        ema_decay=ema_decay,
     )
     network = copy.deepcopy(pipe.network).float().requires_grad_(True)
     trainer = Trainer(network, loss, dataset, config, max_minutes=max_minutes)

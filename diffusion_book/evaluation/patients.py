@@ -56,10 +56,12 @@ class Fault:
     """What is wrong in a training.
 
     Attributes:
+        file: name of the weights that came of it.
         loss: as the trainer wants it; None is the usual one.
         data: (VAE, pictures) -> what the loss is given.
     """
 
+    file: str = ""
     loss: Callable[..., Tensor] | None = None
     data: Callable[[Autoencoder, Dataset], LatentDataset] = encode_dataset
 
@@ -69,14 +71,11 @@ class Fault:
 
 
 FAULTS = {
-    "noise twice": Fault(loss=noise_twice),
-    "no scale": Fault(data=without_scale),
-    "in [0, 1]": Fault(data=of_grey),
+    "noise twice": Fault("noise-twice", loss=noise_twice),
+    "no scale": Fault("no-scale", data=without_scale),
+    "in [0, 1]": Fault("zero-to-one", data=of_grey),
 }
 """name of the patient -> what was wrong when it was trained"""
-
-FILES = {"noise twice": "noise-twice", "no scale": "no-scale", "in [0, 1]": "zero-to-one"}
-"""name of the patient -> that of its weights"""
 
 
 def folder() -> Path:
@@ -94,13 +93,13 @@ def load_patient(name: str, parent: Pipeline | None = None) -> Pipeline:
     Raises:
         BookError: there is none of that name, or its weights belong to another model than the shipped one.
     """
-    choose("patient", name, FAULTS)
+    file = choose("patient", name, FAULTS).file
     parent = parent or load(PARENT)
-    card = weights.read_card(FILES[name], folder())
+    card = weights.read_card(file, folder())
     if card["parent_sha256"] != weights.read_card(PARENT)["sha256"]:
         raise BookError(
             f"the patient '{name}' was trained from other weights of '{PARENT}' than those that are here: "
             "python benchmarks/patients.py makes it again"
         )
-    state = weights.read_weights(FILES[name], folder())
+    state = weights.read_weights(file, folder())
     return build(parent.recipe, state, card=card, autoencoder=parent.autoencoder, device=parent.device)
