@@ -58,7 +58,7 @@ def read_card(name: str, folder: Path | None = None) -> dict:
     Raises:
         BookError: there is none, or it is damaged.
     """
-    path = (folder or FOLDER) / f"{name}.json"
+    path = _file(name, "json", folder)
     if not path.is_file():
         raise BookError(f"no weights are shipped for '{name}': choose one of {', '.join(shipped(folder)) or 'none'}")
     try:
@@ -80,7 +80,7 @@ def read_weights(name: str, folder: Path | None = None) -> dict[str, Tensor]:
         BookError: there are none, or the file is not the one that the card describes.
     """
     card = read_card(name, folder)
-    path = (folder or FOLDER) / f"{name}.safetensors"
+    path = _file(name, "safetensors", folder)
     digest = hash_of(path) if path.is_file() else "no file"
     if digest != card["sha256"]:
         raise BookError(
@@ -111,14 +111,18 @@ def strangers(folder: Path) -> list[str]:
 def write_weights(name: str, tensors: dict[str, Tensor], card: dict, folder: Path | None = None) -> Path:
     """Store tensors, floats as float16, and the card with their hash. Both files are written whole."""
     half = {key: _half(value) for key, value in tensors.items()}
-    path = write_tensors((folder or FOLDER) / f"{name}.safetensors", half)
+    path = write_tensors(_file(name, "safetensors", folder), half)
     write_card(name, {**card, "sha256": hash_of(path)}, folder)
     return path
 
 
 def write_card(name: str, card: dict, folder: Path | None = None) -> Path:
     """Store a card."""
-    return write_text((folder or FOLDER) / f"{name}.json", json.dumps(card, indent=2) + "\n")
+    return write_text(_file(name, "json", folder), json.dumps(card, indent=2) + "\n")
+
+
+def _file(name: str, kind: str, folder: Path | None) -> Path:
+    return (folder or FOLDER) / f"{name}.{kind}"
 
 
 def _half(value: Tensor) -> Tensor:
