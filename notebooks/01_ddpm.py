@@ -383,12 +383,10 @@ for i in (1000, 500, 1):
 # %% [markdown]
 # At the last step back, from $k = 1$, the variance is 0 and $x_k$ no longer counts: the answer is $x_0$ itself.
 #
-# Nothing in the derivation needs the two times to be neighbours. For any $s < t$, $q(x_t \mid x_s)$ is the Gaussian of
-# mean $(\alpha_t / \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$, which takes the place of $\beta_k$.
-# `schedules.transition` returns this factor and this variance, and `schedules.posterior` the two factors and the
-# variance of (3); that is how we could sample with 100 steps above. We check a long step, from $t = 0.6$ to $s = 0.3$,
-# by experiment: go forward many times, then fit $x_s$ by a straight line in $x_t$ (for two Gaussian variables the mean
-# of one is linear in the other).
+# The two times need not be neighbours. For any $s < t$, $q(x_t \mid x_s)$ is the Gaussian of mean $(\alpha_t /
+# \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$, which takes the place of $\beta_k$; that is how we could
+# sample with 100 steps above. We check a long step, from $t = 0.6$ to $s = 0.3$, by experiment: go forward many times,
+# then fit $x_s$ by a straight line in $x_t$ (for two Gaussian variables the mean of one is linear in the other).
 
 # %% tags=["nbval-check-output"]
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
@@ -461,11 +459,9 @@ for step in (1, 500, 900, 990, 1000):
 # sampling. For $v$ we have $d = \alpha_t^2 +
 # \sigma_t^2 = 1$, so no error is ever enlarged. Our network predicts $v$.
 #
-# There is a second reason to like $v$ (and a third: for data of variance 1, Karras et al. 2022 find it, up to the sign,
-# by asking for input and target of variance 1, and for errors that are enlarged as little as possible). Write $\alpha =
-# \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows, $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v =
-# dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc by a straight line, whose velocity is $\epsilon - x_0$,
-# and calls the result a flow.
+# There is a second reason to like $v$. Write $\alpha = \cos\varphi$ and $\sigma = \sin\varphi$: as $\varphi$ grows,
+# $x_t$ moves on an arc from $x_0$ to $\epsilon$, and $v = dx_t/d\varphi$ is its *velocity*. Chapter 7 replaces the arc
+# by a straight line, whose velocity is $\epsilon - x_0$, and calls the result a flow.
 #
 # ## 8. The same thing once more: the score
 #
@@ -483,12 +479,8 @@ for step in (1, 500, 900, 990, 1000):
 # \qquad \hat\epsilon = -\sigma_t\, \nabla_{x_t} \log p_t(x_t). \tag{5}$$
 #
 # This is *Tweedie's formula*. A denoiser gives the score, and the score gives a denoiser; learning the score by
-# denoising is *denoising score matching* (Vincent 2011). In the limit of ever smaller steps, DDPM's chain becomes a
-# *stochastic differential equation*: the score pushes a point, while a little noise is added at every instant (Song,
-# Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The score alone can sample too. *Langevin dynamics* repeats $x
-# \leftarrow x + \delta\,\nabla \log p_t(x) + \sqrt{2\delta}\,z$, with a small step $\delta$ and fresh standard normal
-# noise $z$, and ends in samples of $p_t$. Song & Ermon (2019) drew pictures so, lowering the noise level by level. On
-# the toy, $p_t$ is a mixture of two Gaussians, and autograd finds its score (figure 1.11) without any denoiser.
+# denoising is *denoising score matching* (Vincent 2011). On the toy, $p_t$ is a mixture of two Gaussians, and autograd
+# finds its score (figure 1.11) without any denoiser.
 
 
 # %%
@@ -514,6 +506,16 @@ show(
 )
 
 # %% [markdown]
+# <details><summary>What else the score is good for</summary>
+#
+# In the limit of ever smaller steps, DDPM's chain becomes a *stochastic differential equation*: the score pushes a
+# point, while a little noise is added at every instant (Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021). The
+# score alone can sample too. *Langevin dynamics* repeats $x \leftarrow x + \delta\,\nabla \log p_t(x) +
+# \sqrt{2\delta}\,z$, with a small step $\delta$ and fresh standard normal noise $z$, and ends in samples of $p_t$. Song &
+# Ermon (2019) drew pictures so, lowering the noise level by level.
+#
+# </details>
+#
 # ## 9. The network, opened
 #
 # The network maps a noisy picture and a time to $v$, which has the shape of the picture. Every pixel of the answer
@@ -668,14 +670,18 @@ print("forty lines equal the library's network")
 # The expectations are over the forward process. A divergence is 0 if both distributions agree, and positive otherwise.
 #
 # The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
-# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$.
+# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. In a small step
+# this is nearly exact, and that is why DDPM takes many.
 #
-# Why is this allowed? The true step back, $q(x_{k-1}|x_k)$, is a mixture of the Gaussians above, one for each $x_0$
-# that $x_k$ may have come from. Since $\tilde\mu_k$ is linear in $x_0$, the mean of the true step is exactly
-# $\tilde\mu_k(x_k, \hat x_0)$, with the posterior mean $\hat x_0$. Its variance is $\tilde\beta_k$ plus the variance of
-# $x_0$ given $x_k$, times the squared factor of $x_0$ in (3). That second part is of order $\beta_k^2$, so for small
-# steps it is negligible, and the true step becomes the Gaussian that we take. This is why DDPM takes many small steps:
-# in a small step, the mean of all possible pictures is all that one needs to know.
+# <details><summary>Why may the step back be a Gaussian?</summary>
+#
+# The true step back, $q(x_{k-1}|x_k)$, is a mixture of the Gaussians above, one for each $x_0$ that $x_k$ may have come
+# from. Since $\tilde\mu_k$ is linear in $x_0$, the mean of the true step is exactly $\tilde\mu_k(x_k, \hat x_0)$, with
+# the posterior mean $\hat x_0$. Its variance is $\tilde\beta_k$ plus the variance of $x_0$ given $x_k$, times the squared
+# factor of $x_0$ in (3). That second part is of order $\beta_k^2$, so for small steps it is negligible, and the true step
+# becomes the Gaussian that we take: in a small step, the mean of all possible pictures is all that one needs to know.
+#
+# </details>
 #
 # The divergence of two Gaussians of equal variance is the squared distance of their means over twice that variance
 # (write out the two exponents):
@@ -683,9 +689,13 @@ print("forty lines equal the library's network")
 # $$D_k = \frac{\|\tilde\mu_k(x_k, x_0) - \tilde\mu_k(x_k, \hat x_0)\|^2}{2\tilde\beta_k}
 # = \tfrac12\left(\mathrm{SNR}_{k-1} - \mathrm{SNR}_k\right) \|x_0 - \hat x_0\|^2. \tag{7}$$
 #
-# (The coefficient of $x_0$ in (3), squared and divided by $2\tilde\beta_k$, is $\tfrac12\,\bar\alpha_{k-1}\beta_k /
+# <details><summary>The weight, line by line</summary>
+#
+# The coefficient of $x_0$ in (3), squared and divided by $2\tilde\beta_k$, is $\tfrac12\,\bar\alpha_{k-1}\beta_k /
 # [(1-\bar\alpha_{k-1})(1-\bar\alpha_k)]$. Since $\bar\alpha_{k-1}\beta_k = \bar\alpha_{k-1} - \bar\alpha_k$, this is
-# half the difference of the SNRs.)
+# half the difference of the SNRs.
+#
+# </details>
 #
 # The bound on the likelihood has become a squared error, with a weight for each step. The other targets are weighted
 # errors too: by (4), and since $1/\sigma_t^2 = \mathrm{SNR} + 1$,
@@ -820,8 +830,7 @@ show(
 # %% [markdown]
 # (We count the bits of all 1,024 pixels, the border included, and divide by 784 only. So this is still an upper bound
 # for the picture itself.) Most bits pay for shades of grey that hardly an eye can tell apart (figure 1.16), as Ho et
-# al. found for photographs. (Learning the variances of the steps shortens the code; that is how Nichol & Dhariwal
-# improved the likelihood.) A high likelihood and good samples are different goals. The loss without weights serves the
+# al. found for photographs. A high likelihood and good samples are different goals. The loss without weights serves the
 # second: it spends the network on the steps that decide what is drawn.
 #
 # ## 12. Sampling
@@ -1107,13 +1116,10 @@ assert other["ratio"] < same["ratio"]
 #
 # ## Pitfalls
 #
-# - **Clamping $x_t$** instead of $\hat x_0$, or leaving out $z$ (section 15).
 # - **Noise in the last step.** $\tilde\beta_1 = 0$. Code that adds $\sqrt{\beta_1}\,z$ there returns grain.
 # - **$\alpha$, $\bar\alpha$ and $\sqrt{\bar\alpha}$.** Three papers, three meanings of one letter. Code that confuses
 #   them raises no error, and its samples are blurred.
 # - **Off by one.** $k = 1000$ is $t = 1$, in training and in sampling.
-# - **Noise prediction at the end of the cosine schedule**, where errors of $x_0$ explode (section 7). Cap $\beta$, clip
-#   $\hat x_0$, or predict $v$.
 # - **Judging by the loss.** Much of it is the error that the best denoiser makes on *new* pictures, which remains
 # however long one trains. Two models with nearly the same loss can draw very different digits.
 #
@@ -1247,8 +1253,6 @@ check(ideal_x0)
 #   Differential Equations*. ICLR. arXiv:2011.13456.
 # - Song & Ermon (2019), *Generative Modeling by Estimating Gradients of the Data Distribution*. NeurIPS.
 #   arXiv:1907.05600.
-# - Karras, Aittala, Aila & Laine (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*. NeurIPS.
-#   arXiv:2206.00364.
 # - Hang et al. (2023), *Efficient Diffusion Training via Min-SNR Weighting Strategy*. ICCV. arXiv:2303.09556.
 # - Esser et al. (2024), *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*. ICML.
 #   arXiv:2403.03206.

@@ -705,10 +705,8 @@ show(
 assert off["dpm++, 10"] < off["ddim, 10"] < off["dpm++, 5"] < off["ddim, 5"]
 
 # %% [markdown]
-# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than on the line, in the same
-# numbers of steps. The field of digits turns more often than that of two modes, and our $\hat x_0$ is clipped, which
-# makes kinks in it; we have not tested which of the two counts more. Doubling the evaluations helps more than changing
-# the solver.
+# At equal cost DPM-Solver++ stays closer to the long walk, but the gain is far smaller than on the line. Doubling the
+# evaluations helps more than changing the solver.
 
 # %% [markdown]
 # ## 9. Which times to train on
@@ -753,9 +751,8 @@ show(
 # The prediction changes most while there is still more noise than picture (figure 7.14; at $t$ near 1, where training
 # seldom comes, it wavers). With more pixels this gets stronger, for many pixels together show through more noise; Esser
 # et al. therefore shift their times towards the noise for large pictures. Which density is best? The loss cannot tell,
-# for under each density it averages over other times. Nor can a short training: Esser et al. compared 61 variants of
-# path, target and density. (A logit-normal with $m = 0$ does not follow this curve; one with $m > 0$ would come closer.
-# They chose by the quality of the trained models, not by such a curve.)
+# for under each density it averages over other times. Esser et al. compared 61 variants of path, target and density by
+# the quality of the trained models.
 #
 # ## 10. A flow of digits
 #
@@ -812,11 +809,11 @@ if MODEL == "rf":
     assert shares["rf"] < 0.5 * shares["ddpm"]
 
 # %% [markdown]
-# The flow stays much closer to its chords (figure 7.17). But beware: most of the bend of `ddpm` is its arc. A quarter
-# circle alone has $S = \pi^2/8 - 1 \approx 0.23$ of its squared chord, and DDIM does not pay for it: where the
-# prediction is constant, its step is exact. By (8), DDIM takes the same walk on every Gaussian path if its steps fall
-# on the same noise levels (exercise 2). So $S$ compares Euler's error within one clock, and not across clocks. Figure
-# 7.18 compares samples, measured as in chapter 1: cFID, divided by that of as many real digits.
+# The flow stays much closer to its chords (figure 7.17). But most of the bend of `ddpm` is its arc. A quarter circle
+# alone has $S = \pi^2/8 - 1 \approx 0.23$ of its squared chord, and DDIM does not pay for it: where the prediction is
+# constant, its step is exact. By (8), DDIM takes the same walk on every Gaussian path if its steps fall on the same
+# noise levels (exercise 2). So $S$ compares Euler's error within one clock, and not across clocks. Figure 7.18 compares
+# samples, measured as in chapter 1: cFID, divided by that of as many real digits.
 
 
 # %%
@@ -850,10 +847,10 @@ assert quality["rf", "euler"][1] > 50
 assert 1.2 < card["steps"] / weights.read_card("ddpm")["steps"] < 1.35  # "a quarter more steps"
 
 # %% [markdown]
-# In these two trainings the flow is ahead at equal cost. One training each does not say why. Straightness is hardly the
-# reason, for evenly spaced times meet similar noise levels on both paths. The trainings differ: other times, another
-# weighting, and a quarter more steps. From about nine evaluations on it pays to replace Euler by Heun or DPM-Solver++.
-# Below three, neither helps: DPM-Solver++ takes Euler's steps there (section 8), and Heun needs three.
+# In these two trainings the flow is ahead at equal cost. One training each does not say why, for they differ in more
+# than the path: other times, another weighting, and a quarter more steps. From about nine evaluations on it pays to
+# replace Euler by Heun or DPM-Solver++. Below three, neither helps: DPM-Solver++ takes Euler's steps there (section 8),
+# and Heun needs three.
 #
 # <details><summary>Try another data set</summary>
 #
@@ -1017,8 +1014,7 @@ if MODEL == "rf":
 
 # %% [markdown]
 # The decoder paints firm strokes even from the mean of all latents (figure 7.23, first row). And these paths bend more
-# than those of `rf`. One reason may be this. In pixels, most of the way is the removal of noise from a thousand
-# dimensions, which goes straight. Each of 32 latents takes part in deciding what to draw, and there paths bend.
+# than those of `rf`.
 #
 # With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
 # distilled model can take the guidance into its pairs: one evaluation then stands for the forty (ten steps of midpoint,
@@ -1084,7 +1080,7 @@ for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf", "latent-rf-class", "
 #   code of the other convention, samples run away from the data, and no error is raised.
 # - **Noise prediction.** On the straight path $x_1 = \epsilon$ exactly, so that $\hat\epsilon$ says nothing of $x_0$
 #   there, and $\hat x_0 = (x_t - t\,\hat\epsilon) / (1 - t)$ divides by zero. Predict the velocity.
-# - **Steps mistaken for evaluations.** Ten steps of Heun are nineteen evaluations. Compare at equal evaluations.
+# - **Steps mistaken for evaluations.** Ten steps of Heun are nineteen evaluations.
 # - **Reflow on wrong pairs.** Shift the noises by one against the samples, and it is the first training again, on the
 #   parent's samples.
 #

@@ -109,6 +109,16 @@ def test_figures_are_numbered_in_order_and_the_text_refers_to_each(chapter):
 
 
 @every_chapter
+def test_is_short_enough_for_one_sitting(chapter):
+    """At most 3,500 words without exercises, references and what is folded away; a formula in a line is one word."""
+    cells = jupytext.read(NOTEBOOKS / f"{chapter}.py").cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = re.sub(r"<details>.*?</details>|\$\$.*?\$\$|```.*?```", "", text, flags=re.S)
+    text = re.sub(r"\$[^$]+\$", "x", re.split(r"^## Exercises", text, flags=re.M)[0])
+    assert 1000 < len(re.findall(r"\S*\w\S*", text)) <= 3500
+
+
+@every_chapter
 def test_begins_with_its_title(chapter):
     first = executed(chapter).cells[0]
     assert first.cell_type == "markdown"
