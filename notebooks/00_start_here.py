@@ -160,7 +160,7 @@ show(
 #
 # The minutes are those of one or two cores of an ordinary processor, and everything that the weights were made from is
 # counted: those of a latent model include its autoencoder, those of `rf-one-step` the two flows before it. `ddim` is
-# not trained at all, and so has the minutes of `ddpm`. The last column of the table is the training of this model
+# not trained at all, and so has the minutes of `ddpm`. The last column of the table below is the training of each model
 # alone.
 #
 # How long does sampling take? The table measures it on the machine that runs this page.
@@ -199,10 +199,10 @@ assert max(minutes.values()) < 120  # "two hours"
 #    % or more.
 #
 # All these measurements are stored on a model's **card**, the JSON file next to its weights. A mean and a covariance of
-# few samples are inexact, which adds about the same amount to every cFID. The floor is small, so this multiplies it;
-# the cFID of a model is larger, and hardly changes. So with fewer samples, the same model has a smaller $R$. Compare
-# $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model and of
-# the first latent model say?
+# few samples are inexact, which adds about the same amount to every cFID. The floor is small, and becomes several times
+# as large; the cFID of a model is large already, and hardly changes. So with fewer samples, the same model has a
+# smaller $R$. Compare $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the
+# first model and of the first latent model say?
 
 # %%
 on_card = {}

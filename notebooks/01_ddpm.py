@@ -280,10 +280,10 @@ for step in (1, 500, 1000):
 # %% [markdown]
 # ## 5. All steps at once
 #
-# To train on step 700 we do not want to take 700 steps. We need not: if the mean of a Gaussian is itself Gaussian, the
-# result is Gaussian too. Hold $x_0$ fixed. Each step multiplies the mean by $\sqrt{1-\beta_k}$. Let $V$ be the variance
-# of the noise alone, so that $V = 0$ before the first step. A step turns $V$ into $(1-\beta_k)V + \beta_k$, which
-# multiplies $1 - V$ by $1-\beta_k$. Hence
+# To train on step 700 we do not want to take 700 steps. We need not: a Gaussian variable, scaled, plus independent
+# Gaussian noise, is Gaussian again. Hold $x_0$ fixed. Each step multiplies the mean by $\sqrt{1-\beta_k}$. Let $V$ be
+# the variance of the noise alone, so that $V = 0$ before the first step. A step turns $V$ into $(1-\beta_k)V +
+# \beta_k$, which multiplies $1 - V$ by $1-\beta_k$. Hence
 #
 # $$q(x_k \mid x_0) = \mathcal N\!\left(\sqrt{\bar\alpha_k}\; x_0,\ (1 - \bar\alpha_k) I\right). \tag{2}$$
 #
@@ -383,10 +383,11 @@ for i in (1000, 500, 1):
 # %% [markdown]
 # At the last step back, from $k = 1$, the variance is 0 and $x_k$ no longer counts: the answer is $x_0$ itself.
 #
-# The two times need not be neighbours. For any $s < t$, $q(x_t \mid x_s)$ is the Gaussian of mean $(\alpha_t /
-# \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$, which takes the place of $\beta_k$; that is how we could
-# sample with 100 steps above. We check a long step, from $t = 0.6$ to $s = 0.3$, by experiment: go forward many times,
-# then fit $x_s$ by a straight line in $x_t$ (for two Gaussian variables the mean of one is linear in the other).
+# The two times need not be neighbours. As in section 5, but from $x_s$ instead of $x_0$, $q(x_t \mid x_s)$ is for any
+# $s < t$ the Gaussian of mean $(\alpha_t / \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$. This variance
+# takes the place of $\beta_k$ in (3); that is how we could sample with 100 steps above. We check a long step, from $t =
+# 0.6$ to $s = 0.3$, by experiment: go forward from $x_0 = 0.5$ many times, then fit $x_s$ by a straight line in $x_t$
+# (for two Gaussian variables the mean of one is linear in the other).
 
 # %% tags=["nbval-check-output"]
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
@@ -670,8 +671,8 @@ print("forty lines equal the library's network")
 # The expectations are over the forward process. A divergence is 0 if both distributions agree, and positive otherwise.
 #
 # The prior term compares $x_T$ with pure noise and has nothing to learn. In step $k$, the target is the Gaussian of
-# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. In a small step
-# this is nearly exact, and that is why DDPM takes many.
+# (3). So we let the model be that same Gaussian, with a prediction $\hat x_0$ in the place of $x_0$. The true step
+# back, $q(x_{k-1}|x_k)$, is nearly such a Gaussian if the step is small, and that is why DDPM takes many.
 #
 # <details><summary>Why may the step back be a Gaussian?</summary>
 #
@@ -1157,9 +1158,9 @@ check(noisy)
 # </details>
 #
 # **2. One step back, clipped.** Section 12 wrote the step with $\hat\epsilon$. Write it with $\hat x_0$, by (3), and
-# clip what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$ in all steps, and run the
-# toy with 1,000 steps and with 20 (their betas are `schedules.betas(cosine, 20)`). How far from $\pm 1$ do the points
-# end, and which step is to blame?
+# clip what may be clipped. When it is right, put $\beta_k$ in the place of $\tilde\beta_k$, and walk the toy back as in
+# section 12, but with fresh noise in the last step too. Do it with 1,000 steps, and with 20 (`T = 20`, `beta =
+# F.pad(schedules.betas(cosine, T), (1, 0))`). How far from $\pm 1$ do the points end, and which step is to blame?
 
 
 # %% tags=["nbval-check-output"]

@@ -197,8 +197,8 @@ for name, eta in (("DDPM", 1.0), ("DDIM", 0.0)):
 # other choice that has the distributions (2) at each single time has the same loss, and hence the same network.
 #
 # Such choices are easy to construct. From $x_t$ and $x_0$ follows the noise, $\epsilon = (x_t - \alpha_t x_0) /
-# \sigma_t$. Keep one part of it, and replace the rest by fresh noise $z$ of standard deviation $\sigma_\eta$ (section 3
-# explains the index):
+# \sigma_t$. Keep one part of it, and replace the rest by fresh noise $\sigma_\eta z$ with $z \sim \mathcal N(0, I)$
+# (section 3 explains the index):
 #
 # $$x_s = \alpha_s x_0 + \sqrt{\sigma_s^2 - \sigma_\eta^2}\; \frac{x_t - \alpha_t x_0}{\sigma_t}
 # + \sigma_\eta z, \qquad 0 \le \sigma_\eta \le \sigma_s. \tag{3}$$
@@ -328,7 +328,8 @@ print(f"{len(full) - 1:,} steps: DDIM with eta = 1 is DDPM, to 1e-10: {largest <
 
 # %% [markdown]
 # The identity holds for long steps too, and shows what they cost DDPM. Square (5) with $\eta = 1$, divide by
-# $\sigma_s^2$, and write $1 = \alpha^2 + \sigma^2$ for each time. The fraction of the noise in $x_s$ that is fresh is
+# $\sigma_s^2$, and in the numerator multiply $\alpha_s^2$ by $\alpha_t^2 + \sigma_t^2 = 1$, and $\alpha_t^2$ by
+# $\alpha_s^2 + \sigma_s^2 = 1$. The fraction of the noise in $x_s$ that is fresh is
 #
 # $$\frac{\sigma_\eta^2}{\sigma_s^2} = \frac{\alpha_s^2 - \alpha_t^2}{\alpha_s^2\, \sigma_t^2} =
 # \frac{\alpha_s^2 \sigma_t^2 - \alpha_t^2 \sigma_s^2}{\alpha_s^2\, \sigma_t^2}
@@ -514,11 +515,11 @@ def density(x, t):
     return components @ WEIGHTS[:, None]
 
 
-x, h = torch.linspace(-2.5, 2.5, 501, dtype=torch.float64)[:, None], 1e-5
+x, tiny = torch.linspace(-2.5, 2.5, 501, dtype=torch.float64)[:, None], 1e-5
 for t in torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64):
-    change = (density(x, t + h) - density(x, t - h)) / (2 * h)
-    outwards = [density(x + d, t) * velocity(toy, x + d, t) for d in (h, -h)]
-    divergence = (outwards[0] - outwards[1]) / (2 * h)
+    change = (density(x, t + tiny) - density(x, t - tiny)) / (2 * tiny)
+    outwards = [density(x + d, t) * velocity(toy, x + d, t) for d in (tiny, -tiny)]
+    divergence = (outwards[0] - outwards[1]) / (2 * tiny)
     error = (change + divergence).abs().max() / change.abs().max()
     print(f"t = {t:.1f}: the two sides of (9) agree to one in a million: {bool(error < 1e-6)}")
 
@@ -779,7 +780,7 @@ FIRST = torch.tensor(0.01, dtype=torch.float64)
 
 @torch.no_grad()
 def follow(x, times):
-    """Equation (6) along any times, upwards or downwards."""
+    """Equation (4) with eta = 0, which is (6), along any times, upwards or downwards."""
     for t, s in itertools.pairwise(times):
         x0, eps = raw(x, t)
         alpha, sigma = pipe.schedule(s)
@@ -801,6 +802,7 @@ code, back, error, kept = {}, {}, {}, {}
 for name, beginning in beginnings.items():
     for steps in (50, 10):
         code[name, steps] = follow(beginning.float(), upwards(steps))
+        # Down to t = 0.01, where the prediction is the picture.
         back[name, steps] = pipe.to_images(raw(follow(code[name, steps], upwards(steps).flip(0)), FIRST).x0.detach())
         error[name, steps] = (back[name, steps] - pipe.to_images(pictures)).abs().mean().item()
         agree = logits(back[name, steps]).argmax(dim=1) == logits(pipe.to_images(pictures)).argmax(dim=1)

@@ -78,8 +78,9 @@ show(
 )
 
 # %% [markdown]
-# The middle row of figure 3.1 is all that the decoder is given: two channels of 4 × 4 entries. Figure 3.2 shows the
-# parts of the model. How do two networks find such a code? What does it mean? And can we make up new ones?
+# The middle row of figure 3.1 is all that the decoder is given: two channels of 4 × 4 entries. (`vae.encode` returns
+# the mean of the distribution of which figure 3.2 speaks.) Figure 3.2 shows the parts of the model. How do two networks
+# find such a code? What does it mean? And can we make up new ones?
 
 # %%
 show(
@@ -267,7 +268,7 @@ show(
 # ## 4. The divergence in closed form
 #
 # The encoder returns a mean $\mu$ and a variance $\sigma^2$ for each dimension of the latent. The divergence from the
-# standard normal prior is a sum of one term for each dimension:
+# standard normal prior is a sum over the dimensions. Each contributes (the two $\tfrac12 \log 2\pi$ cancel)
 #
 # $$D_{\mathrm{KL}} = \mathbb E_q[\log q - \log p] = -\tfrac12(1 + \log \sigma^2) + \tfrac12(\mu^2 + \sigma^2). \tag{5}$$
 #
@@ -499,9 +500,9 @@ if train.name == "mnist":
 # %% [markdown]
 # After seconds of training the small VAE is still worse than the principal components, the *best* linear autoencoder. A
 # network's advantage has to be learned, and the shipped one has learned it. The rate is a cost under the prior, as
-# section 4 said, and not the information about the picture. Naming one of 60,000 pictures takes $\ln 60{,}000 = 11$
-# nats, so for a set of as many $I(x; z)$ cannot be more. The rest of the rate is the second part: $q(z)$ differs from
-# the prior.
+# section 4 said, and not the information about the picture. Let $x$ be one of the 60,000 training pictures. Naming it
+# takes $\ln 60{,}000 = 11$ nats, so $I(x; z)$ cannot be more. The rest of the rate is the second part: $q(z)$, the
+# mixture of their 60,000 posteriors, differs from the prior.
 #
 # ## 10. The latent space
 #
@@ -622,8 +623,9 @@ if train.name == "mnist":
 # ## 12. Rate against distortion
 #
 # The toy gives a forecast. With the ideal encoder (3), $\sigma^2 = \gamma^2 / (|w|^2 + \gamma^2)$, and the average of
-# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance
-# $|w|^2 (|w|^2 + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left:
+# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance $|w|^2 (|w|^2
+# + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left (here $q(z)$ is
+# the prior, so the whole rate is $I(x; z)$):
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}} = \tfrac12 \log \frac{|w|^2 + \gamma^2}{\gamma^2}. \tag{8}$$
 #
