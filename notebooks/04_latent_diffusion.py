@@ -86,10 +86,10 @@ show(
 #
 # Let $\mathcal E$ be the encoder and $\mathcal D$ the decoder of chapter 3, both trained. Then (figures 4.1 and 4.2)
 #
-# $$z_0 = \mathcal E(x_0), \qquad \text{diffuse } z_0 \text{ as if it were data}, \qquad x = \mathcal D(\hat z_0).
+# $$z_0 = \mathcal E(x_0), \qquad \text{diffuse } z_0 \text{ as if it were data}, \qquad x = \mathcal D(\hat z_0),
 # \tag{1}$$
 #
-# That is the whole method. Forward process, objective, denoiser and samplers of chapters 1 and 2 take arrays of any
+# where $\hat z_0$ is a latent that the diffusion model has sampled. That is the whole method. Forward process, objective, denoiser and samplers of chapters 1 and 2 take arrays of any
 # shape; nothing in them asks for pixels. So a latent model of the library has the same class of network, the same
 # objective and the same samplers. Only its `autoencoder` is not `None`.
 
@@ -190,8 +190,9 @@ assert off["diffused pixels"] > 20 * off["diffused z"]
 #
 # ## 3. The data set, encoded
 #
-# The encoder does not change any more, so each picture is encoded once, and not in every step. For this page 6,000
-# pictures are enough. (`diffusion-book train ldm` encodes all of them, and keeps the result on disk.)
+# The encoder does not change any more, so each picture is encoded once (to means and log-variances, the *moments* of
+# its latent), and not in every step. For this page 6,000 pictures are enough. (`diffusion-book train ldm` encodes all
+# of them, and keeps the result on disk.)
 
 # %%
 train, test = data.load("auto"), data.load("auto", "test")
@@ -217,7 +218,7 @@ rows = {"picture": data.crop(x0[:12]), "channel 0": tiles(z0[:12]), "channel 1":
 show(
     grids.show_rows(rows | {"decoded": pipe.to_images(z0[:12])}),
     "4.4",
-    "Test pictures, the two channels of their latents, and the decoded latents. A square stands for 8 × 8 pixels.",
+    "Test pictures, the two channels of their latents, and the decoded latents. Each square stands for 8 × 8 pixels of the padded picture.",
 )
 
 # %% [markdown]
@@ -239,13 +240,13 @@ moments, _ = latents.batch(torch.arange(300))
 q = DiagonalGaussian.from_moments(moments)
 first, second = (q.sample(torch.randn(q.mean.shape, generator=generator)) for _ in range(2))
 print(f"two samples of a latent differ by {(first - second).square().mean().sqrt():.4f} (root mean square)")
-print(f"expected from sigma alone:        {(2 * q.std.square().mean()).sqrt():.4f}")
+print(f"expected from sigma alone:        {(2 * q.std.square().mean()).sqrt():.4f}")  # variances of two samples add
 print(f"latents of two pictures:          {(first - first.roll(1, 0)).square().mean().sqrt():.2f}")
 
 # %% [markdown]
 # The samples are close together: with chapter 3's small weight on the divergence the encoder is nearly certain, and the
-# mean alone would nearly do. Sampling costs nothing, though, and the decoder was trained on samples. With a larger
-# weight it would matter (exercise 4).
+# mean alone would nearly be enough. Sampling costs nothing, though, and the decoder was trained on samples. With a
+# larger weight it would matter (exercise 4).
 #
 # ## 5. What noise does to a latent
 #
@@ -275,9 +276,9 @@ show(
 # the book's classifier read it (figure 4.6).
 
 # %%
-moments_of_time = torch.linspace(0.1, 1, 10)
+times_asked = torch.linspace(0.1, 1, 10)
 readable = {"ddpm": [], "ldm": []}
-for t in moments_of_time:
+for t in times_asked:
     for name, model, clean in (("ddpm", ddpm, x0[:150]), ("ldm", pipe, z0[:150])):
         eps = torch.randn(clean.shape, generator=generator)
         with torch.no_grad():
@@ -285,7 +286,7 @@ for t in moments_of_time:
         right = logits(model.to_images(prediction)).argmax(dim=1) == labels[:150]
         readable[name].append(right.double().mean().item())
 show(
-    plots.plot_curves(moments_of_time, readable, "time t", "fraction still read", ylim=(0, 1.02)),
+    plots.plot_curves(times_asked, readable, "time t", "fraction still read", ylim=(0, 1.02)),
     "4.6",
     "The fraction of test digits that a classifier still reads in the prediction of a denoiser, from noisy pixels (ddpm) "
     "and from noisy latents (ldm).",
@@ -296,16 +297,17 @@ if train.name == "mnist":
     assert sum(readable["ldm"]) < sum(readable["ddpm"]) - 0.5
 
 # %% [markdown]
-# The same $\alpha$ and $\sigma$ leave less of a latent than of a picture. A picture is redundant: a stroke covers a
-# hundred pixels with a hundred independent noises, and a denoiser averages them. A latent says everything once. (Part
-# of the gap comes from the reading: a mean of pictures is a blur that a classifier can still read, a decoded mean of
-# latents often is not.) So the schedule alone does not say how noisy a state is. It depends on the data: on their
-# redundancy, and on their size.
+# The same $\alpha$ and $\sigma$ leave less of a latent than of a picture. A picture is redundant: a stroke covers about
+# a hundred pixels, each with its own independent noise, and a denoiser can average over them. A latent says everything
+# once. (Part of the gap between the curves comes from the classifier. It can still read a blurred mean of pictures, but
+# often not a decoded mean of latents.) So the schedule alone does not say how noisy a state is. The data matter too:
+# their redundancy, and their size, that is, their standard deviation.
 #
 # ## 6. Why latents are scaled
 #
 # Pixels lie in $[-1, 1]$ by convention. The size of latents is whatever the encoder has learned. Suppose that we
-# diffuse $r z_0$, where $z_0$ has standard deviation 1. Then picture and noise have the ratio
+# diffuse $r z_0$, where $z_0$ has standard deviation 1. (From here on, $x_t$ is the noisy state of a latent too.) Then
+# the variances of latent and noise have the ratio
 #
 # $$\mathrm{SNR}_r(t) = \frac{\operatorname{Var}[\alpha_t\, r\, z_0]}{\operatorname{Var}[\sigma_t\, \epsilon]}
 # = r^2\,\frac{\alpha_t^2}{\sigma_t^2} = r^2\,\mathrm{SNR}(t). \tag{3}$$
@@ -318,8 +320,9 @@ if train.name == "mnist":
 # \frac{\sigma_{t'}}{\alpha_{t'}} = \frac{1}{r} \cdot \frac{\sigma_t}{\alpha_t}. \tag{4}$$
 #
 # We check (3) without using $\alpha$ or $\sigma$: a correlation $\varrho$ between $r z_0$ and $x_t$ means an SNR of
-# $\varrho^2 / (1 - \varrho^2)$. And we count the useful ones among 50 steps: those where neither picture nor noise has
-# more than 20 times the variance of the other.
+# $\varrho^2 / (1 - \varrho^2)$, since $\varrho^2$ is the part of the variance of $x_t$ that comes from $r z_0$. And we
+# count the useful ones among 50 steps: those where neither picture nor noise has more than 20 times the variance of the
+# other.
 
 # %% tags=["nbval-check-output"]
 half = torch.tensor(0.5, dtype=torch.float64)
@@ -340,9 +343,9 @@ for r in (1 / 30, 1.0, 30.0):
 # Large ones hardly get noisy: everything is decided in the first step or two. The cosine schedule spreads its
 # steps well for data of about unit size.
 #
-# What does that do to samples? Equation (4) lets us see it without any training. It turns the shipped denoiser into the
-# one that an equally good training on latents $r$ times as large would give: divide the state by $c$, ask at $t'$, and
-# multiply the answer by $r$. In figure 4.7 all rows use the same network. Only the steps fall on other times.
+# What does that do to samples? Equation (4) lets us see it without any training. It turns the shipped denoiser into one
+# for latents $r$ times as large, exactly as good as before: divide the state by $c$, ask at $t'$, and multiply the
+# answer by $r$. In figure 4.7 all rows use the same network. Only the steps fall on other times.
 
 
 # %%
@@ -360,7 +363,7 @@ def rescaled(r):
 
 
 def distance(pictures):
-    """cFID of a few pictures: rough, and only to be compared with one of as many."""
+    """cFID of a few pictures: rough, to be compared only with that of equally many pictures."""
     return frechet_distance(features(pictures), reference_features()["test"])
 
 
@@ -391,8 +394,8 @@ if train.name == "mnist":
 #
 # ## 7. Training and sampling
 #
-# The loss is that of chapter 1, with (2) in front of it. Sampling is the DDIM of chapter 2 in latent space, followed by
-# one call of the decoder.
+# The loss is that of chapter 1, for latents that are sampled by (2). Sampling is the DDIM of chapter 2 in latent space,
+# followed by one call of the decoder.
 
 
 # %% tags=["nbval-check-output"]
@@ -430,12 +433,12 @@ print("eight samples, and pipe.sample draws the same:", tuple(noise.shape), "->"
 # %% [markdown]
 # ## 8. A race, in latents and in pixels
 #
-# Which learns faster? Three networks were trained from scratch for a good hundred steps on the same 20,000 pictures, of
-# which so few steps see about 4,000, with batches of 32 and the same learning rate: one on latents, one on latents of a
-# thirtieth of the right size, and one on pixels. The clock counts the seconds of one processor core, and stops whenever
-# samples are measured. (The results are stored; `python -m diffusion_book.evaluation.race` makes them again.) Figure
-# 4.8 also shows the shipped models, as single points. Their training took much longer, on other processors and with
-# other batch sizes, so their place on the time axis is rough.
+# Which learns faster? Three networks were trained from scratch on the same 20,000 pictures, with batches of 32 and the
+# same learning rate: one on latents, one on latents of a thirtieth of the right size, and one on pixels. In little more
+# than a hundred steps, each saw about 4,000 of the pictures. The clock counts the seconds of one processor core, and
+# stops whenever samples are measured. (The results are stored; `python -m diffusion_book.evaluation.race` makes them
+# again.) Figure 4.8 also shows the shipped models, as single points. Their training took much longer, on other
+# processors and with other batch sizes, so their place on the time axis is rough.
 
 # %%
 results = race.stored()
@@ -463,8 +466,8 @@ shipped["latents"] = (shipped["latents"][0] + results["vae_seconds"].item(), shi
 show(
     plots.plot_race(curves, f"cFID of {count} samples", shipped),
     "4.8",
-    "Quality against training time: three networks in a race. Diamonds: the shipped models, that of latents with the "
-    "time of its autoencoder.",
+    "Quality against training time: three networks in a race. Diamonds: the shipped models. The time of the latent "
+    "one includes its autoencoder.",
 )
 
 # %%
@@ -488,12 +491,12 @@ assert results["latents_shipped_cfid"] < results["pixels_shipped_cfid"]
 # The latent model is ahead at every stop. A good part of that is a head start. The decoder makes strokes of anything:
 # decoded noise alone has a cFID near 60 (chapter 3, section 14), less than the pixel model's at the end of the race.
 # From there the latent model goes on down. But is the race fair? The latent model stands on an autoencoder that was
-# trained before. Its network also has more than twice as many parameters (on 16 positions, so that a step takes about
-# the same time), and each curve is a single training. The race compares two whole systems, not latents alone. With that
-# time counted, it starts only when the pixel model has been training for long. Two things speak for latents all the
-# same. With the autoencoder the shipped latent model took about as long as the shipped pixel model, as far as minutes
-# of different processors compare, and it ended up better. And the autoencoder is paid for once: all latent models of
-# the next chapters use the same one.
+# trained before. If the autoencoder's time is counted, the latent model starts only when the pixel model has trained
+# for as long. Its network also has more than twice as many parameters (it works on at most 16 positions, so a step
+# takes about the same time), and each curve is a single training. The race compares two whole systems, not latents
+# alone. Even so, two things speak for latents. With the autoencoder the shipped latent model took about as long as the
+# shipped pixel model, as far as minutes of different processors compare, and it ended up better. And the autoencoder is
+# paid for once: all latent models of the next chapters use the same one.
 #
 # The wrong scale is the same network on the same data. It stays behind at every stop, and leaves blots among its
 # samples (second row of figure 4.9). Its sampling wastes steps too, as in figure 4.7, so the curve shows both faults
@@ -586,7 +589,7 @@ of_ddpm = gigaflops(ddpm_net, torch.zeros(1, *ddpm.shape), t)
 of_decoder = gigaflops(decoder, torch.zeros(1, *pipe.shape))
 for name, network, flops in (("ddpm", ddpm_net, of_ddpm), ("ldm", ldm_net, of_ldm), ("decoder", decoder, of_decoder)):
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{name:>8}: {parameters:9,} parameters, {1000 * flops:6.1f} MFLOP a call and picture")
+    print(f"{name:>8}: {parameters:9,} parameters, {1000 * flops:6.1f} MFLOP per call and picture")
 for steps in (1, 10, 50, 1000):
     print(f"{steps:5} steps: pixels cost {steps * of_ddpm / (steps * of_ldm + of_decoder):4.1f} times the arithmetic")
 
@@ -605,8 +608,9 @@ for name, model in (("ddpm", ddpm), ("ldm", pipe)):
 #
 # Every sample has passed through the decoder. What the autoencoder cannot represent, no diffusion model can add: even a
 # perfect model of the latents would generate *reconstructions*, not pictures. So the cards hold the cFID of
-# reconstructions of real training pictures, measured as samples are. It splits the cFID of a latent model: the distance
-# of real pictures (the floor), what the autoencoder adds, and the rest, which is due to the diffusion (figure 4.13).
+# reconstructions of real training pictures, measured in the same way as for samples. With this number we can split the
+# cFID of a latent model: the distance of real pictures (the floor), what the autoencoder adds, and the rest, which is
+# due to the diffusion (figure 4.13).
 
 # %%
 lost = weights.read_card("vae")["reconstruction"]
@@ -633,12 +637,12 @@ show(
 assert abs(parts["vae"]) < min(0.25 * parts["ldm"], measures.floor(lost["num_samples"]).std)
 
 # %% [markdown]
-# The autoencoder adds little here, less than the floor itself scatters from set to set; most of the distance comes from
-# the diffusion, and only this part shrinks if it is trained longer. (A Fréchet distance is not exactly a sum of such
-# parts, so read the figure as an estimate.) To reduce the part of the autoencoder, one needs more channels or a better
-# decoder. But a larger latent is harder to diffuse. All design of latent models is a compromise between the two. cFID
-# depends on the number of samples: compare only values for equally many samples, here ten thousand, and not with those
-# of section 8.
+# The autoencoder adds little here, less than the standard deviation of the floor from set to set; most of the distance
+# comes from the diffusion, and only this part shrinks if it is trained longer. (A Fréchet distance is not exactly a sum
+# of such parts, so read the figure as an estimate.) To reduce the part of the autoencoder, one needs more channels or a
+# better decoder. But a larger latent is harder to diffuse. All design of latent models is a compromise between the two.
+# cFID depends on the number of samples: compare only values for equally many samples, here ten thousand, and not with
+# those of section 8.
 #
 # On the book's site you can test the autoencoder on a digit of your own: what a classifier takes your drawing for,
 # what is left of it after encoding and decoding, and what `ldm` makes of its latent, noised to time $t$.
@@ -705,9 +709,9 @@ for row in figures(card):
 #
 # ## Exercises
 #
-# **1. Mend the scale with the schedule.** All your latents have the standard deviation $r = 0.1$. By (4) a schedule can
-# put it right, so that its SNR for these latents is the cosine's for unit ones. Write it for any $r$, with
-# $\alpha^2 + \sigma^2 = 1$.
+# **1. Mend the scale with the schedule.** All your latents have the standard deviation $r = 0.1$. By (4) another
+# schedule can correct this: its SNR for these latents shall be that of the cosine schedule for latents of standard
+# deviation 1. Write it for any $r$, with $\alpha^2 + \sigma^2 = 1$.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -752,8 +756,9 @@ check(for_small)
 #
 # </details>
 #
-# **3. At how few steps does it stop to pay?** Use the FLOPs of section 11. How many steps of the pixel model cost as
-# much as 50 of the latent one, with the decoder? And as much as a single one?
+# **3. With how few steps are latents no longer cheaper?** Use the FLOPs of section 11. How many steps of the pixel
+# model cost as much as 50 of the latent one, with the decoder? And as much as one step of the latent model, with the
+# decoder?
 
 
 # %% tags=["nbval-check-output"]
@@ -785,7 +790,7 @@ check(same_cost)
 
 # %% tags=["nbval-check-output"]
 def latent_std(mean, log_variance):
-    """Posteriors of many pictures, (N, C, h, w) -> the standard deviation of sampled latents a channel, (C,)."""
+    """Posteriors of many pictures, (N, C, h, w) -> the standard deviation of sampled latents per channel, (C,)."""
     ...  # your code here
 
 

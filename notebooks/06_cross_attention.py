@@ -113,7 +113,7 @@ def look_up(query):
 
 
 for hour in (12, 15, 17):
-    read, weight = look_up(4 * hand([hour]))
+    read, weight = look_up(4 * hand([hour]))  # a query of length 4
     print(f"at {hour} h: {read.item():4.1f} degrees, weights", " ".join(f"{each:.2f}" for each in weight[0]))
 
 # %% [markdown]
@@ -241,8 +241,8 @@ show(
 # By self-attention far corners of a picture agree on how the digit leans; by cross-attention they learn what to draw.
 # The shipped network has both, one after the other.
 #
-# Notice what (3) does not fix. $W_Q$, $W_K$ and $W_V$ are learned matrices, and the number of tokens appears in none of
-# them: $W_K$ and $W_V$ act on each token separately. The same layer reads one token, four, or the 77 that Stable
+# Notice what (3) leaves open: the number of tokens. $W_Q$, $W_K$ and $W_V$ are learned matrices, and it appears in none
+# of them: $W_K$ and $W_V$ act on each token separately. The same layer reads one token, four, or the 77 that Stable
 # Diffusion uses for a sentence.
 #
 # ## 5. One token gives no choice
@@ -363,7 +363,7 @@ print("tokens of another class, same output:   ", bool((out - others).abs().max(
 #
 # ## 8. Where it sits
 #
-# At each level with attention, a block of our U-Net does three things: a residual block, which knows the time;
+# At each level with attention, three layers follow each other in our U-Net: a residual block, which knows the time;
 # self-attention among positions; cross-attention to tokens. Everything else is the network of chapter 4.
 
 # %% tags=["nbval-check-output"]
@@ -389,9 +389,12 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 #
 # What is the advantage of tokens? Ten labels cannot show it, so let requests have two words: a digit, and a stroke,
 # *thin* or *bold*. The stroke's width can be measured from the picture, as twice its area over the length of its
-# contour. We keep the thinnest and the boldest third of 12,000 pictures, and **hold out six combinations**: the network
-# never sees a bold two, though it sees thin twos and bold threes. Can it draw one? Three networks of nearly the same
-# size try, all with guidance scale 2, in ten steps:
+# contour. (A stroke of width $b$ and length $l$ has the area $bl$ and a contour of about $2l$. The code sums the length
+# of the gradient, which a sharp edge makes 1 for each of its pixels.) We keep the thinnest and the boldest third of
+# 12,000 pictures, and **hold out six combinations**: the network never sees a bold two, though it sees thin twos and
+# bold threes. Can it draw one? Three networks of nearly the same size try, all with guidance scale 2, in ten steps. A
+# drawing is right if the classifier reads the digit, and its width is on the right side of the middle between the two
+# thirds:
 #
 # - *a map for each combination*: chapter 5's way, with 20 labels;
 # - *a map for each word*: two maps are looked up and both are stacked on the latent;
@@ -518,10 +521,10 @@ show(
 #
 # ## 11. What the positions read
 #
-# `sampling.watch` samples, and keeps the map of each layer at each step. (A guided step runs the network on a batch of
-# two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure 6.9
-# shows the last step. Each token has a colour, and each position has the colour of the token that it reads most. The
-# colour is pale where the weights are nearly equal.
+# `sampling.watch` draws samples and keeps the map of each layer at each step. (A guided step runs the network on a
+# batch of two halves, without labels and with them. The maps are those of the second half, averaged over heads.) Figure
+# 6.9 shows the last step. Each token has a colour, and each position has the colour of the token that it reads most.
+# The colour is pale where the weights are nearly equal.
 
 # %%
 names = list(watched.maps)
@@ -554,10 +557,10 @@ show(
 # %% [markdown]
 # The weights are about as decided at $t = 1$, on pure noise, as at the end. (Figure 6.10 shows the guided *prediction*,
 # which is a clear 3 from the start; the latent itself is still noise.) A position knows where it is, because the zero
-# padding tells convolutions where the edge of the picture is, and the tokens say what belongs there. Move through it
-# yourself in figure 6.11, this time without guidance, so that the predictions take longer to decide. (On the book's
-# site the button below the figure loads the model into the page. Then click a place in a picture, or go there with the
-# arrow keys, to see what every layer reads there.)
+# padding tells convolutions where the edge of the picture is, and the tokens say what belongs there. Move from noise to
+# data yourself in figure 6.11, this time without guidance, so that the predictions take longer to decide. (On the
+# book's site the button below the figure loads the model into the page. Then click a place in a picture, or go there
+# with the arrow keys, to see what every layer reads there.)
 
 # %%
 plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
@@ -599,9 +602,9 @@ show(
 )
 
 # %% [markdown]
-# At $t = 1$ all predictions are mean digits, exaggerated by guidance. On the way up the label decides which token is
-# read where, and the noise has little influence. On the U-Net's way down the noise has more influence: there the
-# network is still looking at the latent.
+# At $t = 1$ all predictions are mean digits, exaggerated by guidance. In the layers on the U-Net's way up the label
+# decides which token is read where, and the noise has little influence. In those on the way down the noise has more
+# influence: there the network is still looking at the latent.
 #
 # ## 13. Take a token away
 #
@@ -660,10 +663,10 @@ assert 0.5 < sum(alone) / 4 < 0.9  # "most are still read as asked"
 assert sum(accuracy(rows[f"without {token + 1}"], labels) for token in range(4)) / 4 > sum(alone) / 4 + 0.1
 
 # %% [markdown]
-# The digit can nearly always do without one token (figure 6.13). The positions that read it now read the others, and
-# the digit survives with a changed stroke. With a single token, the classifier still recognises most digits, some of
-# them caricatures. Others are damaged, or become another digit: by (4) the token tells every position the same, so all
-# that was said *by position* is lost. The meaning of a class is spread over its tokens.
+# The digit can nearly always do without one token (figure 6.13). The positions that used to read this token read the
+# others instead, and the digit survives with a changed stroke. With a single token, the classifier still recognises
+# most digits, some of them caricatures. Others are damaged, or become another digit: by (4) the token tells every
+# position the same, so all that was said *by position* is lost. The meaning of a class is spread over its tokens.
 #
 # ## 14. Which digits are alike?
 #
@@ -849,7 +852,7 @@ for w, row in sorted(of_scale.items()):
 #
 # **1. A token that says nothing.** Add to each class a fifth token of zeros. What does the map do with it, and the
 # picture? Which score must a token have, so that no position reads it? Write (1) for lists of different lengths that
-# were padded to one length: `real` says which tokens count.
+# were padded to one length: `real` is true for the tokens of the list and false for the padding.
 
 # %% tags=["nbval-check-output"]
 from diffusion_book.exercises import check
@@ -889,7 +892,7 @@ check(read_masked)
 
 # %% tags=["nbval-check-output"]
 def in_two_places(denoiser, x_t, t, upper, a, b):
-    """x_t (B, C, H, W), one time, a mask (H, W) of 1 and 0, labels (B,) for 1 and for 0 -> Prediction(x0, eps)."""
+    """x_t (B, C, H, W), one time, a mask (H, W), labels (B,): a where it is 1, b where it is 0 -> Prediction(x0, eps)."""
     ...  # your code here
 
 
@@ -921,8 +924,8 @@ check(in_two_places)
 #
 # </details>
 #
-# **3. How many tokens?** Train section 9's last network with 1 and with 4 tokens per word: change the shapes in
-# `Words`. What does the first lose?
+# **3. How many tokens?** Train section 9's last network with 1 and with 4 tokens per word: change the shape in `ways`.
+# What does the first lose?
 #
 # <details><summary>Solution</summary>
 #

@@ -17,9 +17,9 @@
 # *Runs in about a minute on two CPU cores, without a network connection. Needs
 # chapters 1, 2, 4 and 5; case 7 also needs the idea of chapter 7.*
 #
-# You have written your own diffusion model. It runs, the loss falls, and the samples are noise. Or scrawls, or digits
-# that are somehow too fat. What is wrong? Nothing raised an error, and nothing will: a sampler that tells its network the
-# wrong time is as good a program as one that tells it the right time.
+# You have written your own diffusion model. It runs, the loss falls, and the samples are noise. Or scribbles, or digits
+# that are somehow too fat. What is wrong? Nothing raised an error, and nothing will: a sampler that tells its network
+# the wrong time is as good a program as one that tells it the right time.
 #
 # This chapter breaks eight set-ups on purpose, all of them easy to break. Each case shows the sick samples, a test of a
 # few lines that finds the fault in *your* code, and the samples after the cure. You will
@@ -27,7 +27,8 @@
 # - see why the training loss cannot tell a healthy model from a sick one, and why the loss *by time* can;
 # - find half of all faults before any training, by calling your code with a network that knows the answer;
 # - find the others in a trained network, by asking it as if something were wrong and seeing whether it answers better;
-# - end with `clinic.examine`, which does both, and with a table from symptoms to suspects.
+# - end with `oracles.examine_sampler` for the first kind and `clinic.examine` for the second, and with a table from
+#   symptoms to suspects.
 #
 # *Note.* The pictures are MNIST's. If MNIST is not on your machine and cannot be downloaded, the chapter takes the
 # small digits that come with scikit-learn. All cells run, but the shipped weights have never seen such digits, and the
@@ -36,8 +37,8 @@
 # %% [markdown]
 # ## Set-up, and what we are after
 #
-# The sampler below is chapter 2's, with two holes in it for faults: one in what the network is told, one in what
-# becomes of the state.
+# The sampler below is chapter 2's, with two places for faults: `tell` changes the time that the network is told,
+# `after` changes the state after each step.
 
 # %%
 import copy
@@ -105,27 +106,27 @@ show(
 )
 
 # %% [markdown]
-# Noise, blackness, and a row that nearly passes (figure 9.1). Where it is black, the state has grown beyond all numbers;
-# the library's own samplers stop there with an error, which is the kindest of faults. The last row is the most
-# dangerous. Who would look for a fault there? By the end of the chapter, each of these is found by a test that prints one
-# number.
+# Noise, blackness, and a row that looks nearly healthy (figure 9.1). Where it is black, the state has grown beyond all
+# numbers; the library's own samplers stop there with an error, so nobody can overlook it. The last row is the most
+# dangerous. Who would look for a fault there? By the end of the chapter, each of these is found by a test that prints
+# one number.
 #
 # ## 1. Why the loss does not tell
 #
-# Does a good loss mean a good model? A diffusion loss compares the network's output with a mixture of picture and noise,
-# of which it sees another mixture:
+# Does a good loss mean a good model? The network sees one mixture of picture and noise, and the loss compares its
+# output with another:
 #
 # $$x_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad L = \mathbb E\,\| f(x_t, t) - (a_t x_0 + b_t \epsilon) \|^2. \tag{1}$$
 #
+# The factors $a_t$ and $b_t$ belong to the target (chapter 1, section 7); for $v$ they are $-\sigma_t$ and $\alpha_t$.
 # The best $f$ is a posterior mean, $\mathbb E[a_t x_0 + b_t \epsilon \mid x_t]$, and what remains of the loss is a
 # variance. Nobody knows how large it is. So a loss of 0.8 may be excellent or hopeless. And a second point: no sampler
 # occurs in (1). No fault in a sampler has ever changed a loss.
 #
 # So we need patients whose fault is in their training. To make them as good as a sick model can be, the shipped `ldm`
-# was trained further for several hundred steps, each time with one thing wrong, until it was used to it. Two faults are
-# in the data: latents that were never divided by their standard deviation, and latents of pictures in $[0, 1]$ instead
-# of $[-1, 1]$. One is in the loss, and here it is. (The weights come with the book; `benchmarks/patients.py` makes
-# them.)
+# was trained further for several hundred steps, each time with one fault, until it had adapted to it. Two faults are in
+# the data: latents that were never divided by their standard deviation, and latents of pictures in $[0, 1]$ instead of
+# $[-1, 1]$. One is in the loss, and here it is. (The weights come with the book; `benchmarks/patients.py` makes them.)
 
 
 # %%
@@ -212,8 +213,8 @@ if train.name == "mnist":
 #
 # What is healthy still depends on the data. But now a healthy model of the *same* data is the yardstick: figure 9.2
 # shows the band in which $\ell(t)$ of the shipped `ldm` lies on ten sets of pictures, and the three patients, all
-# *tested* on the right data with the right target. A fourth patient is there too: the same network with stale weights,
-# of which case 6 tells.
+# *tested* on the right data with the right target. A fourth patient is `stale`: half of each weight is still that of
+# the random start (case 6 explains how this happens).
 
 
 # %%
@@ -274,9 +275,9 @@ if train.name == "mnist":
 #
 # $$\epsilon = \frac{x_t - \alpha_t x_0}{\sigma_t}. \tag{3}$$
 #
-# For such data we can write down a network, and a denoiser, that make no errors at all. Hand the one to your loss and the
-# other to your sampler. Whatever is wrong then is wrong in *your* code: the loss must be exactly 0, and sampling must end
-# exactly in the picture.
+# For such data we can write down a network, and a denoiser, that make no errors at all. Hand the network to your loss
+# and the denoiser to your sampler. Whatever is wrong then is wrong in *your* code: the loss must be exactly 0, and
+# sampling must end exactly in the picture.
 
 
 # %% tags=["nbval-check-output"]
@@ -312,8 +313,9 @@ print("and it is the library's:", tuple(library.shape))
 #
 # ## Case 1: the wrong index
 #
-# In the second row of figure 9.1 the network was told the time at which the step *ends*: an index too far by one. In the
-# third row the loop counted its own 20 steps, and handed that count to a network which knows 1,000 of them.
+# In the second row of figure 9.1 the network was told the time at which the step *ends*: an index too far by one. In
+# the third row the loop counted its own 20 steps, and handed that count to a network which knows 1,000 of them (step
+# $20\,t$ of 1,000 is the time $20\,t / 1000 = t / 50$).
 #
 # **The test.** Let a denoiser that knows the picture measure how much noise it is shown, by (3), and compare it with
 # the $\sigma_t$ of the time that it is told. The ratio must be 1, up to chance.
@@ -356,8 +358,8 @@ show(
         xlim=(1, 0),
     ),
     "9.3",
-    "Case 1, a wrong time. Early in sampling nothing shows, for near $t = 1$ all is noise anyway. Late, a single step "
-    "makes a difference of factors.",
+    "Case 1, a wrong time. Early in sampling nothing shows, because near $t = 1$ all is noise anyway. Late in sampling, a "
+    "single step changes the noise by a large factor.",
 )
 
 # %% [markdown]
@@ -365,15 +367,16 @@ show(
 # left). Told a time that is too large, it takes detail for noise and smooths. An error of one thousandth cannot be seen
 # at all, but the test shows it.
 #
-# **The cure:** keep the time in one variable. Hand it to the network *and* to what turns the output into $\hat x_0$ and
-# $\hat\epsilon$, never an index to the one and another to the other.
+# **The cure:** keep the time in one variable. Hand it to the network *and* to the code that turns the output into $\hat
+# x_0$ and $\hat\epsilon$. Never use two different indices.
 #
 # ## Case 2: noise drawn twice
 #
 # `noise_twice` calls `randn` twice: once for the state, once for the target. It happens when a function `add_noise`
 # draws its own noise and does not return it. The noise in the target is then nowhere in $x_t$. Its posterior mean is 0,
-# so the network learns $-\sigma_t\, \mathbb E[x_0 \mid x_t]$, and the sampler finds too little noise to remove,
-# $\sigma_t^2$ of it.
+# so the network learns $v = -\sigma_t\, \mathbb E[x_0 \mid x_t]$. From this the sampler computes $\hat\epsilon =
+# \sigma_t x_t + \alpha_t v$. If the picture was predicted well, that is $\sigma_t^2\, \epsilon$: too little noise is
+# removed.
 #
 # **The test** was in section 3: a loss that does not vanish for a network that knows. If you have only the weights, look
 # at the loss by time (figure 9.4).
@@ -413,8 +416,8 @@ show(
 #
 # ## Case 3: the missing latent scale
 #
-# The diffusion model was trained on what the encoder gives; when its samples are decoded, a scale is undone that was never
-# applied.
+# The diffusion model was trained on raw latents, without the scale of chapter 4, section 6. But `decode` undoes that
+# scale, which was never applied.
 #
 # **The test** is a line: the schedule was made for data of mean 0 and standard deviation 1. Print both where the loss
 # takes its data (figure 9.5).
@@ -433,8 +436,8 @@ show(
 )
 
 # %% [markdown]
-# The other way about, trained with the scale and decoded without, strokes are faint. This encoder's standard deviation is
-# about 2. With one whose standard deviation is 10, nothing could be read.
+# In the opposite case, trained with the scale and decoded without it, strokes are faint. The standard deviations of
+# this encoder are below 2. With one whose standard deviation is 10, nothing could be read.
 #
 # **The cure:** let the autoencoder own its scale. Measure it once, store it with the weights, apply it in `encode` and
 # undo it in `decode`, so that no training and no sampler can forget it.
@@ -472,9 +475,9 @@ show(
 assert accuracy["flipped"] < 0.05 < 0.9 < accuracy["healthy"]
 
 # %% [markdown]
-# Mostly well-formed digits, and never the right one (figure 9.6). The loss is that of a healthy conditional model. Without
-# any samples: hand your function a denoiser that says 0 without a label and 1 with one. Guidance of $w$ must then say
-# $w$.
+# Mostly well-formed digits, and never the right one (figure 9.6). The loss is that of a healthy conditional model. A
+# test without samples: give your guidance function a denoiser that returns 0 without a label and 1 with one. With the
+# scale $w$ it must return $w$.
 
 # %% tags=["nbval-check-output"]
 for name, guide in (("guided", guided), ("flipped", flipped)):
@@ -539,10 +542,10 @@ assert ink["pixels", "clamped"] > 1.15 * ink["pixels", "healthy"]
 assert ink["latents", "clamped"] < 0.85 * ink["latents", "healthy"]
 
 # %% [markdown]
-# Bold in pixels (figure 9.7), but faint in latents. Why? In pixels the background is at $-1$, the lower limit. Clamping there is
-# lopsided, as chapter 1 found: noise below $-1$ is cut off, noise above stays. The mean of the state rises, and the
-# network sees ink where there is none. Latents are symmetric about 0 and reach to 3 on both sides. Clamping makes them
-# smaller, and by case 3 a latent that is too small is a digit with too little ink.
+# Bold in pixels (figure 9.7), but faint in latents. Why? In pixels the background is at $-1$, the lower limit. Clamping
+# there is one-sided, as chapter 1 found: noise below $-1$ is cut off, noise above stays. The mean of the state rises,
+# and the network sees ink where there is none. Latents are symmetric about 0 and reach to 3 on both sides. Clamping
+# makes them smaller, and by case 3 a latent that is too small is a digit with too little ink.
 #
 # **The cure:** clip $\hat x_0$, compute $\hat\epsilon$ again, leave $x_t$ alone (`denoiser.clipped`). In latents clip
 # nothing.
@@ -554,9 +557,9 @@ assert ink["latents", "clamped"] < 0.85 * ink["latents", "healthy"]
 #
 # $$d^{\,n}. \tag{4}$$
 #
-# With $d = 0.9999$ half of them is left after 7,000 updates. A short training never gets away from its start; nor does one
-# that forgets to call `update`, nor one that was resumed with the weights and without their average. Our patient is the
-# last kind: 7,000 updates with the finished weights of `ldm`.
+# With $d = 0.9999$ half of them is left after 7,000 updates. After a short training the average still contains its
+# start. The same happens if `update` is never called, or if a training is resumed with the weights but without their
+# average. Our patient is of the last kind: 7,000 updates with the finished weights of `ldm`.
 #
 # **The test:** the loss of the average, on the same pictures, times and noise, beside that of the weights that it
 # averages (figure 9.8).
@@ -591,8 +594,8 @@ show(
 #
 # ## Case 7: the sign of the velocity
 #
-# Some texts let time run from data to noise, others from noise to data. The velocity is $\epsilon - x_0$ in the ones
-# and $x_0 - \epsilon$ in the others. Take the loss from one and the sampler from the other, and each step goes the
+# Some texts let time run from data to noise, others from noise to data. The velocity is $\epsilon - x_0$ in the first
+# case and $x_0 - \epsilon$ in the second. Take the loss from one and the sampler from the other, and each step goes the
 # wrong way. The loss is the healthy one's: network and target have the same sign, so their squared difference is the
 # same.
 #
@@ -627,15 +630,15 @@ assert measured["right sign"] < measured["no step"] < measured["other sign"]
 #
 # ## Case 8: data in [0, 1]
 #
-# Many readers of pictures give $[0, 1]$, torchvision's `ToTensor` for one. Nothing objects, since that lies within $[-1,
-# 1]$. To the encoder, black is then a grey that it has never seen, and it does with it what it can.
+# Many functions that load pictures return $[0, 1]$, for example torchvision's `ToTensor`. Nothing objects, since that
+# lies within $[-1, 1]$. To the encoder, black is then a grey that it has never seen, and it does with it what it can.
 #
 # **The test:** print the range of a batch at the very place where the loss takes it. If you have only the weights, ask
 # for the prediction from pure noise. There, a network can do no better than the mean of the data that it was trained on,
 #
 # $$\hat x_0(x_1, 1) = \mathbb E[x_0], \tag{5}$$
 #
-# so it tells you what those were (figure 9.11).
+# so this prediction tells you which data they were (figure 9.11).
 
 # %%
 print(f"a healthy batch: {data.normalise(few.images).min():.0f} to {data.normalise(few.images).max():.0f}")
@@ -663,8 +666,9 @@ if train.name == "mnist":
 # Then let the network speak. Suppose that it was told the wrong time: ask it with another. Suppose that its sign is
 # flipped: read it with the other one. If a supposition is right, the network will find the picture *better* than before.
 #
-# Formally, a supposition $h$ is a clock $\tau_h$, the time that the network is told, and a way to read $\hat x_0^h$ from
-# its output. Take clean pictures $x_0$, add noise, and compare errors, as a geometric mean over four times:
+# Formally, a supposition $h$ is a clock $\tau_h$, the time that the network is told, and a way to read $\hat x_0^h$
+# from its output. Take clean pictures $x_0$, add noise, and compare errors, as a geometric mean over four values of
+# $t$:
 #
 # $$\rho_h = \exp\, \underset{t}{\operatorname{mean}}\; \log
 # \frac{\mathbb E\,\| \hat x_0^h(x_t, \tau_h(t)) - x_0 \|^2}{\mathbb E\,\| \hat x_0(x_t, t) - x_0 \|^2}. \tag{6}$$
@@ -723,17 +727,18 @@ show(
     charts.plot_suppositions({name: clinic.differential(each) for name, each in seen.items()}, clinic.BETTER),
     "9.12",
     "Four patients under all suppositions, equation (6). To the right of the line, the network would do worse. A diamond "
-    "marks what is believed. What lies beyond the axis stands at its edge.",
+    "marks the best supposition, where it improves the answer by more than chance. Values beyond the axis stand at its "
+    "edge.",
 )
 
 # %% [markdown]
-# In figure 9.12 the healthy model prefers no supposition, and each of the others its own most of all. (A wrong time is
-# named by its correction: a network that was told $t + 0.05$ answers better if it is asked 0.05 earlier. *Unrelated
-# noise* supposes that what the network predicts has nothing to do with the noise in the state, as after case 2.)
-# `clinic.examine` puts all looks in the order in which they must be made, since each presupposes those before it. Are
-# the weights numbers? Are the pictures in range, have the latents their scale, is the prediction from noise the mean of
-# these data? Does a supposition explain the network better, has it learned anything, does its average lag? It stops at
-# the first fault. Here are all models of the book, and then the ward:
+# In figure 9.12 the healthy model prefers no supposition, and each sick model prefers the one that fits its fault. (A
+# wrong time is named by its correction: a network that was told $t + 0.05$ answers better if it is asked 0.05 earlier.
+# *Unrelated noise* supposes that what the network predicts has nothing to do with the noise in the state, as after case
+# 2.) `clinic.examine` runs all tests in a fixed order, since each needs the tests before it to pass. Are the weights
+# numbers? Are the pictures in range, do the latents have their scale, is the prediction from noise the mean of these
+# data? Does a supposition explain the network better, has it learned anything, is its average stale? It stops at the
+# first fault. Here are all models of the book, and then the ward:
 
 # %%
 for name in diffusion_book.list_models():
@@ -771,8 +776,8 @@ if test.name == "mnist":
     assert verdicts["trained on [0, 1]"] == "data range"
 
 # %% [markdown]
-# All are named but one, which shows the limits: a stale average passes by itself, and is found only beside its last
-# weights.
+# All faults are named except one, which shows the limits. Without a healthy model of the same data, as in figure 9.2, a
+# stale average is found only beside its last weights.
 #
 # What a pipeline does not contain cannot be seen in it. Clamping and guidance live in the sampler, so it is the
 # sampler that has to be examined:
@@ -803,7 +808,7 @@ print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 # | noise, from a good loss | told a time that is too small (1); velocity's sign (7) | `examine_sampler`; one Euler step |
 # | black, or all the same | index of another grid (1); sampling does not start at $t = 1$ | `examine_sampler` |
 # | smooth, without detail | told a time that is too large (1) | noise shown over noise told |
-# | scrawls that never were digits | stale average (6); untrained; noise twice (2); sign (7) | loss by time; `examine_loss` |
+# | scribbles that never were digits | stale average (6); untrained; noise twice (2); sign (7) | loss by time; `examine_loss` |
 # | bold or faint strokes | latent scale (3); clamped state (5) | print mean and std; fraction at the largest value |
 # | grey ground, blotches | data in $[0, 1]$ (8) | print min and max; prediction from noise |
 # | fine digits, the wrong ones | guidance's sign (4); labels shuffled | accuracy below chance; `examine_guidance` |
