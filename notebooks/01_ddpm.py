@@ -247,9 +247,9 @@ show(
 )
 
 # %% [markdown]
-# DDPM defines the forward process step by step (figure 1.8). There are $T = 1000$ steps, counted by $k$. We write $x_k$
-# for $x_t$ at $t = k/T$, and so for all letters with an index. Step $k$ shrinks the picture a little and adds noise of
-# variance $\beta_k$:
+# DDPM, like Sohl-Dickstein et al. (2015), defines the forward process step by step (figure 1.8). There are $T = 1000$
+# steps, counted by $k$. We write $x_k$ for $x_t$ at $t = k/T$, and so for all letters with an index. Step $k$ shrinks
+# the picture a little and adds noise of variance $\beta_k$:
 #
 # $$q(x_k \mid x_{k-1}) = \mathcal N\!\left(\sqrt{1 - \beta_k}\; x_{k-1},\ \beta_k I\right). \tag{1}$$
 #
@@ -387,7 +387,7 @@ for i in (1000, 500, 1):
 # $s < t$ the Gaussian of mean $(\alpha_t / \alpha_s)\, x_s$ and variance $1 - \alpha_t^2 / \alpha_s^2$. This variance
 # takes the place of $\beta_k$ in (3); that is how we could sample with 100 steps above. We check a long step, from $t =
 # 0.6$ to $s = 0.3$, by experiment: go forward from $x_0 = 0.5$ many times, then fit $x_s$ by a straight line in $x_t$
-# (for two Gaussian variables the mean of one is linear in the other).
+# (for two jointly Gaussian variables the mean of one is linear in the other).
 
 # %% tags=["nbval-check-output"]
 s, t = torch.tensor([0.3, 0.6], dtype=torch.float64)
@@ -685,7 +685,7 @@ print("forty lines equal the library's network")
 # </details>
 #
 # The divergence of two Gaussians of equal variance is the squared distance of their means over twice that variance
-# (write out the two exponents):
+# (write out the two exponents; Kingma et al. 2021 wrote it in SNRs):
 #
 # $$D_k = \frac{\|\tilde\mu_k(x_k, x_0) - \tilde\mu_k(x_k, \hat x_0)\|^2}{2\tilde\beta_k}
 # = \tfrac12\left(\mathrm{SNR}_{k-1} - \mathrm{SNR}_k\right) \|x_0 - \hat x_0\|^2. \tag{7}$$
@@ -720,10 +720,9 @@ show(
 )
 
 # %% [markdown]
-# (A third choice in figure 1.15, *min-SNR*, takes the weight of the noise, but at most 5; Hang et al. 2023.) Taken
-# literally, the bound spends nearly all its care on the last traces of noise, which no eye can see (figure 1.15).
-# DDPM's decisive finding is to **ignore its weights**: let the network predict the noise, and count $\|\epsilon -
-# \hat\epsilon\|^2$ the same at all steps.
+# (*Min-SNR* takes the weight of the noise, but at most 5; Hang et al. 2023.) Taken literally, the bound spends nearly
+# all its care on the last traces of noise, which no eye can see (figure 1.15). DDPM's decisive finding is to **ignore
+# its weights**: let the network predict the noise, and count $\|\epsilon - \hat\epsilon\|^2$ the same at all steps.
 #
 # Why is that allowed? Whatever its weight, each term is smallest when the prediction is the posterior mean. Weights
 # only say where a network of limited size should be most careful, so the best weights are a matter of experiment. Noise
@@ -1117,7 +1116,8 @@ assert other["ratio"] < same["ratio"]
 #
 # ## Pitfalls
 #
-# - **Noise in the last step.** $\tilde\beta_1 = 0$. Code that adds $\sqrt{\beta_1}\,z$ there returns grain.
+# - **Noise in the last step.** $\tilde\beta_1 = 0$. Code that adds $\sqrt{\beta_1}\,z$ there returns grain if the steps
+#   are few.
 # - **$\alpha$, $\bar\alpha$ and $\sqrt{\bar\alpha}$.** Three papers, three meanings of one letter. Code that confuses
 #   them raises no error, and its samples are blurred.
 # - **Off by one.** $k = 1000$ is $t = 1$, in training and in sampling.
@@ -1186,8 +1186,9 @@ check(step_back)
 # The points end at $\pm 1$ plus noise of standard deviation $\sqrt{\beta_1}$: less than 0.01 with 1,000 steps, nearly
 # 0.1 with 20, where the first $\beta$ is larger. Only the last step is to blame. Its mean is $\hat x_0$, which is
 # right, and no step follows that could take its noise away; leave $z$ out there, and all points arrive. In the other
-# steps the larger variance does no such harm. The exact variance of the reverse step lies between the two: $\beta_k$ is
-# right for data that are themselves standard normal, $\tilde\beta_k$ for data that are a single point.
+# steps the larger variance does no such harm. On average over $x_k$, and for data of variance at most 1, the exact
+# variance of the reverse step lies between the two: $\beta_k$ is right for standard normal data, $\tilde\beta_k$ for a
+# single point.
 #
 # </details>
 #

@@ -547,7 +547,7 @@ print("stacked", (11, 6, 4, 4), "-> first layer", tuple(stacked.shape), "= laten
 # ## 9. A live training that learns classes
 #
 # This is chapter 4's training, with labels, a tenth of them dropped. The network has a third of the shipped one's base
-# channels and sees 12,000 pictures. We call it the *small* network. It will serve us twice more.
+# channels and sees 6,000 pictures twice. We call it the *small* network. It will serve us twice more.
 
 # %%
 settings = TrainingConfig(
@@ -637,8 +637,8 @@ if as_shipped:
 # Probably both. `ldm`, whose whole training went into drawing without labels, makes far fewer doubtful digits than
 # `ldm-concat` at $w = 0$, and still more than `ldm-concat` with labels. (It was also trained for more steps, so the
 # first suspect's share is uncertain.) Guidance works all the same: as the starting point of (3), the unconditional
-# prediction need not draw well. It only has to say what *any* digit looks like at this $x_t$. But its weakness is not
-# neutral, as section 13 shows.
+# prediction need not draw well. It only has to say what *any* digit looks like at this $x_t$. But its weakness may not
+# be neutral (section 13).
 #
 # How early is a digit decided? Follow the prediction $\hat x_0$ from one noise, asked for a two.
 
@@ -806,18 +806,18 @@ if as_shipped:
 
 # %% [markdown]
 # (Of the ten steps three are early, five in the middle and two late.) Guided early only, the digits of figure 5.14 are
-# at least as uniform as if guided always: that is where variety is lost. Guided in the middle only, they keep more of
-# it, and no fewer are what was asked for than at $w = 1$. Guided late only, they stay closest to $w = 1$, but here late
-# guidance is not quite idle: some variety is lost even then. And none of the intervals has a better cFID than $w = 1$,
-# since this model hardly needs guidance (exercise 4 tries one that does). An interval is also cheaper: outside of it
-# the network is evaluated only once a step.
+# at least as uniform as if guided always: that is where most variety is lost. Guided in the middle only, they lose
+# less, though still much, and no fewer are what was asked for than at $w = 1$. Guided late only, they stay closest to
+# $w = 1$, but here late guidance is not quite idle: some variety is lost even then. And none of the intervals has a
+# better cFID than $w = 1$, since this model hardly needs guidance (exercise 4 tries one that does). An interval is also
+# cheaper: outside of it the network is evaluated only once a step.
 #
 # ## 13. Guided by a worse version of itself
 #
 # Why does guidance make digits *better*, and not only more typical? The unconditional prediction differs from the
 # conditional one in two ways. It does not know the class. And it is the worse model: it has the harder task, and here a
 # tenth of the pictures (section 10). The first difference pushes towards the class, at the cost of variety. The second,
-# they argue, pushes away from errors. Classifier-free guidance cannot have one without the other. Karras et al. (2024)
+# Karras et al. (2024) argue, pushes away from errors. Classifier-free guidance cannot have one without the other. They
 # can: they replace the unconditional prediction by that of a **worse model for the same class**:
 #
 # $$\hat\epsilon_w = \hat\epsilon_{\text{bad}}(x_t, t, c)
@@ -867,10 +867,10 @@ if as_shipped:
 # %% [markdown]
 # At the same scale autoguidance leaves recall and distances higher than classifier-free guidance, in each pair of lines
 # (see figure 5.15). In part its push is presumably weaker, if the small network is closer to the good one than the
-# unconditional prediction is: an equal $w$ is not an equal strength. It does not add quality here: no scale has a
-# clearly better cFID than $w = 1$. That depends on how well the bad model's errors resemble the good one's. Karras et
-# al. choose theirs with care; ours was at hand. Their lesson is that guidance needs no unconditional model, only a
-# second one that makes the same errors, and more of them. Our pair neither confirms nor refutes it.
+# unconditional prediction is. And a large distance can also be scatter (section 11). It does not add quality here: no
+# scale has a clearly better cFID than $w = 1$. That depends on how well the bad model's errors resemble the good one's.
+# Karras et al. choose theirs with care; ours was at hand. Their lesson is that guidance needs no unconditional model,
+# only a second one that makes the same errors, and more of them. Our pair neither confirms nor refutes it.
 #
 # ## 14. Your turn
 #
@@ -881,9 +881,10 @@ if as_shipped:
 guidance_explorer(pipe)
 
 # %% [markdown]
-# On the book's site you can also turn this 3 into an 8, or any drawing of yours into another digit. First the drawing is
-# noised to time $t$ and brought back as the digit that you choose. Below that the model inverts it (chapter 2, section
-# 10), told what you drew, and all ten classes begin from that one noise: what they share is the hand.
+# On the book's site you can also turn this 3 into an 8, or any drawing of yours into another digit. First the drawing
+# is noised to time $t$ and brought back as the digit that you choose (*SDEdit*, Meng, He et al. 2021). Below that the
+# model inverts it (chapter 2, section 10), told what you drew, and all ten classes begin from that one noise: what they
+# share is the hand.
 
 # %%
 in_page.drawing_board(("ldm-concat", "sdedit"), ("ldm-concat", "change"))
@@ -1101,3 +1102,5 @@ check(hidden)
 # - Kynkäänniemi, Karras, Laine, Lehtinen & Aila (2019), *Improved Precision and Recall Metric for Assessing Generative
 #   Models*. NeurIPS. arXiv:1904.06991.
 # - Karras et al. (2024), *Guiding a Diffusion Model with a Bad Version of Itself*. NeurIPS. arXiv:2406.02507.
+# - Meng, He, Song, Song, Wu, Zhu & Ermon (2021), *SDEdit: Guided Image Synthesis and Editing with Stochastic
+#   Differential Equations*. ICLR 2022. arXiv:2108.01073.

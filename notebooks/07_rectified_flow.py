@@ -376,9 +376,9 @@ show(
 #
 # What does $\hat\epsilon$ depend on? The state $x / \alpha = x_0 + (\sigma / \alpha)\, \epsilon$ is a picture with
 # noise of level $\sigma / \alpha$, whatever the path. So neither path nor time is left in (8). *All Gaussian paths of
-# the same data have one and the same flow. A schedule only says at which time it passes which noise level: it is a
-# clock.* Karras et al. (2022, EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads $dx /
-# d\sigma = (x - \hat x_0) / \sigma$.
+# the same data have one and the same flow. Up to scale, a schedule only says at which time it passes which noise level:
+# it is a clock.* Karras et al. (2022, EDM) let the noise level itself be the time, with $\alpha = 1$; then (8) reads
+# $dx / d\sigma = (x - \hat x_0) / \sigma$.
 #
 # We test it with an exact denoiser, which we shall need again: data around $-1$ and $1$ with standard deviation 0.4.
 
@@ -471,14 +471,14 @@ for name, states in (("its starts and ends, joined by straight lines", pairs), (
     print(f"{name:>45}: S = {straightness(states)[0]:.2f}")
 
 # %% [markdown]
-# Now the idea that gave the paper its name (figure 7.8). The flow has made new pairs of noise and data, and the lines
-# between those hardly cross. So draw many such pairs, *and train again on them*.
+# Now the paper's second idea (figure 7.8). The flow has made new pairs of noise and data, and the lines between those
+# hardly cross. So draw many such pairs, *and train again on them*.
 
 # %%
 show(
     diagrams.reflow(),
     "7.8",
-    "Rectifying a flow. Independent pairs cross; the flow between them bends, and pairs each noise with an end of its "
+    "Reflow. Independent pairs cross; the flow between them bends, and pairs each noise with an end of its "
     "own; a second flow, trained on these pairs, has little left to average and stays nearly straight.",
 )
 
@@ -534,7 +534,7 @@ show(
 # %% [markdown]
 # The few points between the modes in figure 7.10 show where it is hardest: close neighbours that go to different sides.
 # And note what reflow does *not* do: it learns from its parent and never sees the data. In few steps it beats the
-# parent (figures 7.9 and 7.10), but it inherits whatever the parent in many steps gets wrong.
+# parent (figure 7.10), but it inherits whatever the parent in many steps gets wrong.
 #
 # In figure 7.11 all of this section happens in your browser, on points that you choose or draw.
 
@@ -544,7 +544,7 @@ show(
     "7.11",
     "A flow that trains in the page. Press Play until the points on the right look like those on the left; their paths "
     "bend. Set the steps from noise to 1, and all points land in one spot. Press Reflow and let it train: $S$ (here "
-    "relative to the length of the chords) falls, the paths become straight, and one step is enough.",
+    "relative to the squared length of the chords) falls, the paths become straight, and one step is enough.",
 )
 
 # %% [markdown]
@@ -771,9 +771,9 @@ show(
 
 # %% [markdown]
 # One step gives the network's $\hat x_0$ at $t = 1$. The best answer would be the mean of all digits, whatever the
-# noise (the crossing in the middle of figure 7.3); the network was hardly trained at that end, and lets the noise show
-# through. From how many steps on does nothing change any more? Try the slider of figure 7.16. (On the book's site the
-# button below it loads the flow into the page: then you choose sampler and seed as well.)
+# noise, for from each noise lines lead to all digits; the network was hardly trained at that end, and lets the noise
+# show through. From how many steps on does nothing change any more? Try the slider of figure 7.16. (On the book's site
+# the button below it loads the flow into the page: then you choose sampler and seed as well.)
 
 # %%
 COUNTS = (1, 2, 3, 4, 5, 7, 10, 20, 50)
@@ -847,10 +847,10 @@ assert quality["rf", "euler"][1] > 50
 assert 1.2 < card["steps"] / weights.read_card("ddpm")["steps"] < 1.35  # "a quarter more steps"
 
 # %% [markdown]
-# In these two trainings the flow is ahead at equal cost. One training each does not say why, for they differ in more
-# than the path: other times, another weighting, and a quarter more steps. From about nine evaluations on it pays to
-# replace Euler by Heun or DPM-Solver++. Below three, neither helps: DPM-Solver++ takes Euler's steps there (section 8),
-# and Heun needs three.
+# In these two trainings the flow is ahead at equal cost. One training each does not say why; they differ in more than
+# the path: other times, another weighting, and a quarter more steps. DPM-Solver++ is a little better than Euler at five
+# evaluations; at nine or ten it and Heun are far better. Below three, neither helps: DPM-Solver++ takes Euler's steps
+# there (section 8), and Heun needs three.
 #
 # <details><summary>Try another data set</summary>
 #
@@ -924,7 +924,7 @@ if MODEL == "rf":
 
 # %% [markdown]
 # Most noises lead to the same digit as before, since such pairs are what the second flow was trained on. What has
-# changed is how early the digit shows: a single step of the straightened flow has strokes where its parent has a blur.
+# changed: a single step of the straightened flow has strokes where its parent has a blur.
 #
 # ## 12. One step
 #
@@ -1017,8 +1017,8 @@ if MODEL == "rf":
 # than those of `rf`.
 #
 # With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
-# distilled model can take the guidance into its pairs: one evaluation then stands for the forty (ten steps of midpoint,
-# two branches) that made each pair.
+# distilled model can take the guidance into its pairs (*guidance distillation*, Meng, Rombach et al. 2023): one
+# evaluation then stands for the forty (ten steps of midpoint, two branches) that made each pair.
 
 # %%
 of_class, in_one = diffusion_book.load("latent-rf-class"), diffusion_book.load("latent-rf-class-one-step")
@@ -1259,4 +1259,6 @@ check(remembering)
 #   arXiv:2304.14772.
 # - Tong et al. (2024), *Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport*.
 #   TMLR. arXiv:2302.00482.
+# - Meng, Rombach, Gao, Kingma, Ermon, Ho & Salimans (2023), *On Distillation of Guided Diffusion Models*. CVPR.
+#   arXiv:2210.03142.
 # - Lee, Lin & Fanti (2024), *Improving the Training of Rectified Flows*. NeurIPS. arXiv:2405.20320. (U-shaped times.)
