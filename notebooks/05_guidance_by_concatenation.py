@@ -51,6 +51,8 @@ import diffusion_book
 from diffusion_book import data, samplers
 from diffusion_book.evaluation.distances import frechet_distance, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
+from diffusion_book.evaluation.measures import sentence
+from diffusion_book.evaluation.scoreboard import figures
 from diffusion_book.guidance import drop_labels, guided
 from diffusion_book.models import pipelines, sampling, weights
 from diffusion_book.models.recipes import TrainingConfig
@@ -904,6 +906,8 @@ for w, row in sorted(of_scale.items()):
     print(
         f"w = {w:<3g} | class accuracy {row['class_accuracy']:.1%} | recall {row['recall']:.2f} | cFID {row['cfid']:.2f}"
     )
+best = min((row for row in figures(card) if row["num_samples"] == 10_000), key=lambda row: row["ratio"])
+print(f"w = {best['guidance_scale']:g}, {best['steps']} steps, 10,000 samples with random labels: {sentence(best)}")
 
 # %% tags=["remove-cell"]
 if as_shipped:

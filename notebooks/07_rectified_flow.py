@@ -51,7 +51,7 @@ import diffusion_book
 from diffusion_book import data, objective, samplers, targets
 from diffusion_book.evaluation.features import logits
 from diffusion_book.evaluation.measures import sentence
-from diffusion_book.evaluation.scoreboard import figures
+from diffusion_book.evaluation.scoreboard import branches, figures
 from diffusion_book.models import weights
 from diffusion_book.models.recipes import recipe_of
 from diffusion_book.schedules import add_noise, cosine, rectified
@@ -1054,8 +1054,9 @@ show(
 for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf", "latent-rf-class", "latent-rf-class-one-step"):
     for row in sorted(figures(weights.read_card(name)), key=lambda row: (row["sampler"], -row["steps"])):
         if row["num_samples"] == 10_000:
-            work = samplers.evaluations(row["sampler"], row["steps"])
-            print(f"{name:>11}, {row['sampler']:<8} | {work:4} evaluations | {sentence(row)}")
+            work = branches(row) * samplers.evaluations(row["sampler"], row["steps"])
+            scale = f", w = {row['guidance_scale']:g}" if "guidance_scale" in row else ""
+            print(f"{name:>24}, {row['sampler']:<8}{scale} | {work:3} evaluations | {sentence(row)}")
 
 # %% [markdown]
 # <details><summary>What differs from the papers</summary>
