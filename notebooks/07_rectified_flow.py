@@ -532,9 +532,9 @@ show(
 )
 
 # %% [markdown]
-# The few points between the modes in figure 7.10 show where it is hardest: close neighbours that go to different sides.
-# And note what reflow does *not* do: it learns from its parent and never sees the data. In few steps it beats the
-# parent (figure 7.10), but it inherits whatever the parent in many steps gets wrong.
+# The few points between the modes in figure 7.10 show what is hardest: neighbours that go to different sides. Reflow
+# learns from its parent and never sees the data. Its paths are nearly straight (figure 7.9), so in few steps it beats
+# the parent (figure 7.10), but it inherits whatever the parent in many steps gets wrong.
 #
 # In figure 7.11 all of this section happens in your browser, on points that you choose or draw.
 

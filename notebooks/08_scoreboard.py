@@ -264,9 +264,10 @@ assert all(found["doubtful"] > 1.3 * found["doubtful_real"] for found in by_name
 # `ldm`. The label settles in advance what is hardest: which digit it shall be. A model without labels has to decide that
 # itself, and where it fails to, it draws something between two digits (section 3).
 #
-# **A single step costs quality.** `rf-one-step` is behind both flows from which it learned, and
-# `latent-rf-class-one-step` is behind its parent. The latter draws fewer doubtful digits than people do! That is no
-# virtue: it learned from guided samples, which are more typical than real digits, and has the lowest recall of all.
+# **A single step costs quality.** `rf-one-step` is behind both flows from which it learned. `latent-rf-class-one-step`
+# stands behind its parent too, by less than can be told from chance (section 5). It draws fewer doubtful digits than
+# people do! That is no virtue: it learned from guided samples, which are more typical than real digits, and has the
+# lowest recall of all.
 #
 # **Nobody is perfect.** Even the winner's cFID is about twice the floor. Nor does the ranking judge the *methods*: the
 # models were trained for different times, and models that learn from another model profit from its training too. It
@@ -637,8 +638,8 @@ purposes = {
     "quality": first,
     "a single evaluation": scoring.ranking(board, most_evaluations=1)[0],
     "waiting time (section 4)": min(ranked, key=lambda row: speed[row.model]),
-    "variety (recall)": max(board, key=lambda row: row.measures["recall"]),
-    "clean strokes (precision)": max(board, key=lambda row: row.measures["precision"]),
+    "variety (recall)": max(ranked, key=lambda row: row.measures["recall"]),
+    "clean strokes (precision)": max(ranked, key=lambda row: row.measures["precision"]),
     "few parameters": min(ranked, key=lambda row: scoring.parameters_in_all(pipes[row.model])),
     "short training": min(ranked, key=lambda row: scoring.minutes_in_all(row.model)),
     "the digit asked for": max(with_classes, key=lambda row: row.measures["class_accuracy"], default=None),

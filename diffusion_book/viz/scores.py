@@ -203,7 +203,8 @@ def plot_bars(rows: list[Row]) -> Figure:
         axis.barh(places, values, 0.66, xerr=errors, color=[colour_of(row.model) or GREY for row in rows])
         axis.axvline(factor * rows[0].measures.get(f"{key}_real", 1.0), color=COLOURS["data"], linestyle=":")
         for place, (value, error) in enumerate(zip(values, errors, strict=True)):
-            axis.text(value + error, place, f"  {value:.1f}", va="center", fontsize=9)
+            ground = {"facecolor": axis.get_facecolor(), "edgecolor": "none", "pad": 1}  # the dotted line ends there
+            axis.text(value + error, place, f" {value:.1f}", va="center", fontsize=9, bbox=ground)
         axis.set(
             xlabel=f"{label} (dotted: real)", xlim=(0, 1.2 * max(v + e for v, e in zip(values, errors, strict=True)))
         )
