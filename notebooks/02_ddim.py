@@ -685,8 +685,8 @@ show(
 
 # %% [markdown]
 # Let us test $\eta = 0$ against $\eta = 1$ with very few steps, on so few samples that it can be done on this page.
-# Both get the same noises. These are plain cFIDs, not multiples of the floor. Two hundred samples are few for 64
-# features, which raises them: compare them only with each other.
+# Both get the same noises. These are plain cFIDs, not divided as above. Two hundred samples are few for 64 features,
+# which raises them: compare them only with each other.
 
 # %%
 reference, live = reference_features()["test"], {}
