@@ -715,9 +715,9 @@ for row in found:  # with and without fresh noise; a third of 2,000 samples' dis
 # %% [markdown]
 # The result is sobering. Most of the thousand steps can be saved, as figure 2.11 shows; but they can be saved with
 # fresh noise as well. By cFID, the two samplers differ at equal numbers of steps by no more than about two standard
-# errors. Perhaps the two effects are nearly in balance here; the clear win on the toy is gone. On other pictures it is
-# there: the paper reports, on CIFAR-10 and with 10 steps, an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and
-# nearly equal ones with 1,000 steps (table 1 there).
+# errors. With fresh noise fewer digits are doubtful; the clear win on the toy is gone. On other pictures it is there:
+# the paper reports, on CIFAR-10 and with 10 steps, an FID of 13.4 for $\eta = 0$ and of 41.1 for $\eta = 1$, and nearly
+# equal ones with 1,000 steps (table 1 there).
 #
 # So on our digits DDIM does not buy better pictures. It buys three other things. Its equation can be solved by better
 # methods than Euler's, such as DPM-Solver++ (chapter 7). Many methods that shorten the way by training start from it.
@@ -1087,7 +1087,7 @@ check(grid_of_times)
 #   as the noisy data at every time.
 # - Its paths are nearly straight in $(\sigma / \alpha,\, x / \alpha)$, so few steps are enough. How much this buys
 #   depends on the network, whose errors fresh noise would cover.
-# - Without fresh noise, a noise stands for a digit: the same at any number of steps, with a way back from picture to
+# - Without fresh noise, a noise stands for a digit: mostly the same in fewer steps, with a way back from picture to
 #   noise, and with pictures between two pictures.
 # - Sampling has to begin where the training ends, at pure noise: trailing spacing, and zero terminal SNR.
 #

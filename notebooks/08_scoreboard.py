@@ -336,7 +336,7 @@ assert max(row.measures["doubtful"] for row in of_latents) < min(row.measures["d
 # recall: they draw a greater variety, good and bad. (Real digits do not reach 1 either, since balls of three neighbours
 # leave gaps. A precision above theirs means less variety, not better digits.) Neither number alone says which is
 # better, and each can be bought at the price of the other. *Guidance* does just that. Chapter 5 turned its scale from 0
-# to 10: precision and the accuracy of the labels rise, while recall falls all the way, and cFID is lowest in between.
+# to 10: label accuracy rises, precision only at first; recall falls all the way, and cFID is lowest in between.
 #
 # ## 4. Quality against work
 #
@@ -374,7 +374,7 @@ assert ends[0].measures["ratio"] > 1.2 * ends[1].measures["ratio"]
 # %% [markdown]
 # Follow the grey line of figure 8.5 from left to right. At a single evaluation only a model that was distilled for it
 # can compete. With a few more evaluations, other models take over, and to the right a latent model leads. The curves
-# are steep at first and become flat: what is left there is the error of the network, which no sampler can remove.
+# are steep at first and become flat: what is left there is the network's error, which more steps do not remove.
 #
 # Evaluations compare samplers fairly, but not networks: a call of a large one takes longer, and a latent model must run
 # its decoder once. If you wait for pictures, the clock counts. These milliseconds were measured on the machine that ran
@@ -429,10 +429,10 @@ for ahead, after in itertools.pairwise(ranked):
     )
 
 # %% [markdown]
-# Two warnings. The *floor* is an estimate too. With other real digits, all $R$ would change by the same factor, and the
-# order would stay the same. And all this is the luck of *sampling*. Train a model again from another seed, and it is
-# another model. We have not measured how much $R$ changes then, since it costs a whole training each time. Most papers
-# do not measure it either.
+# Two warnings. The *floor* is an estimate too. With other draws, all $R$ would change by the same factor, and the order
+# would stay the same. And all this is the luck of *sampling*. Train a model again from another seed, and it is another
+# model. We have not measured how much $R$ changes then, since it costs a whole training each time. Most papers do not
+# measure it either.
 #
 # At least a card can be checked. Each row can be repeated by one command; here is one, live and in full.
 
@@ -495,11 +495,12 @@ assert all(distance < 0.85 for _, distance in agreement.values())
 assert all(same < 0.97 for same, _ in agreement.values())
 
 # %% [markdown]
-# By chance, two models would agree on one digit in ten, at a relative distance of 1. In each pair of figure 8.6 they agree
-# far more often than that, and the pictures resemble each other down to slant and stroke. So independent trainings have
-# found nearly the same map from noise to digits, since it is a property of the data. Where two rows disagree, at least
-# one of the two is wrong; often the noise lies near a border, where a small error decides between two digits. (Reflowed
-# and one-step models were trained on pairs of their parent, so their agreement with it is less of a surprise.)
+# By chance, two models would agree on one digit in ten, at a relative distance of 1. In each pair of figure 8.6 they
+# agree far more often than that, and the pictures resemble each other down to slant and stroke. So independent
+# trainings have found nearly the same map from noise to digits, since it is a property of the data. Where independent
+# rows disagree, at least one is wrong; often the noise lies near a border, where a small error decides between two
+# digits. (Reflowed and one-step models were trained on pairs of their parent, so their agreement with it is less of a
+# surprise.)
 #
 # For comparisons this means: **use the same noise for all models**. Part of the random error of section 5 is then the
 # same for both models, and cancels in the difference.
@@ -625,8 +626,8 @@ show(
 # %% [markdown]
 # They may be close, most of all the digits 1, which all look alike. But the strokes differ. Whoever looks for a copy
 # finds something that resembles one, which is the reason for counting. Networks of a million parameters have little
-# room to store 60,000 pictures. Networks of billions, which were shown the same picture hundreds of times, do reproduce
-# it (Carlini et al. 2023).
+# room to store 60,000 pictures. Larger networks do reproduce pictures, most of all those that occur often in the data
+# (Carlini et al. 2023).
 #
 # ## Which model for what?
 #
