@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image, ImageChops, ImageStat
 from tiny import SMALL_VAE, random_autoencoder, wake
 
 import diffusion_book
@@ -51,6 +52,7 @@ from diffusion_book.viz.scrubber import scrubber
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 import live
+import pictures
 
 MODELS = [name for name in diffusion_book.list_models() if RECIPES[name].diffusion]
 AGREE = 1e-4
@@ -619,6 +621,14 @@ def test_firefox_draws_the_same_from_the_folder_and_from_a_server(folder, served
                 assert (torch.tensor(found["grey"]).reshape(28, 280) - wanted).abs().max() <= 1, (address, model)
                 assert not any(name.endswith(f"/{model}.js") for name in found["before"]), "nothing before the press"
                 assert all(name.startswith(("file:", served, "blob:", "data:")) for name in found["loaded"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_picture_that_a_figure_begins_with_is_what_the_weights_draw(name):
+    """Else `make pictures`. WebP costs 2 grey levels on average; the weights of another training differ by 7."""
+    stored = Image.open(Path(pictures.__file__).parent / "live" / "stills" / f"{name}.webp").convert("L")
+    difference = ImageChops.difference(stored, pictures.still(name).convert("L"))
+    assert ImageStat.Stat(difference).mean[0] < 3.5
 
 
 def test_first_picture_is_what_the_figure_began_with(folder, open_page):
