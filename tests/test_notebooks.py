@@ -28,6 +28,10 @@ def code_cells(chapter: str) -> list:
     return [cell for cell in executed(chapter).cells if cell.cell_type == "code" and cell.source.strip()]
 
 
+def texts(chapter: str) -> list[str]:
+    return [cell.source for cell in jupytext.read(NOTEBOOKS / f"{chapter}.py").cells if cell.cell_type == "markdown"]
+
+
 def outputs(chapter: str, kind: str) -> list:
     return [output for cell in code_cells(chapter) for output in cell.outputs if kind in output.get("data", {})]
 
@@ -102,7 +106,7 @@ def test_figures_are_numbered_in_order_and_the_text_refers_to_each(chapter):
             values = [getattr(call.args[1], "value", None) for call in named]  # None: not written out
             numbers += [value for value in values if re.fullmatch(r"\d+\.\d+", str(value))]
     assert numbers == [f"{int(chapter[:2])}.{count}" for count in range(1, len(numbers) + 1)]
-    text = " ".join(" ".join(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    text = " ".join(" ".join(texts(chapter)).split())
     lists = re.findall(r"[Ff]igures? ((?:\d+\.\d+(?:, | and )?)+)", text)
     referred = {number for each in lists for number in re.findall(r"\d+\.\d+", each)}
     assert set(numbers) == referred
@@ -111,9 +115,7 @@ def test_figures_are_numbered_in_order_and_the_text_refers_to_each(chapter):
 @every_chapter
 def test_is_short_enough_for_one_sitting(chapter):
     """At most 3,500 words without exercises, references and what is folded away; a formula in a line is one word."""
-    cells = jupytext.read(NOTEBOOKS / f"{chapter}.py").cells
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    text = re.sub(r"<details>.*?</details>|\$\$.*?\$\$|```.*?```", "", text, flags=re.S)
+    text = re.sub(r"<details>.*?</details>|\$\$.*?\$\$|```.*?```", "", "\n".join(texts(chapter)), flags=re.S)
     text = re.sub(r"\$[^$]+\$", "x", re.split(r"^## Exercises", text, flags=re.M)[0])
     assert 1000 < len(re.findall(r"\S*\w\S*", text)) <= 3500
 
