@@ -233,7 +233,7 @@ show(
 #
 # $$z_0 = \mu(x_0) + \sigma(x_0) \odot \xi, \qquad \xi \sim \mathcal N(0, I). \tag{2}$$
 #
-# `LatentDataset` therefore holds moments: four channels, two of means and two of log-variances.
+# `latents` therefore holds moments: four channels, two of means and two of log-variances.
 
 # %%
 moments, _ = latents.batch(torch.arange(300))
@@ -688,8 +688,7 @@ for row in figures(card):
 #   models chose otherwise: Stable Diffusion 3 (Esser et al. 2024) has 16 channels, and the autoencoder of Chen et al.
 #   (2024) shrinks each side by 32 and more.
 # - **Scale.** They divide by one standard deviation, measured on the first batch. Stable Diffusion keeps its reciprocal
-#   as a constant: latents are multiplied by 0.18215, so that their standard deviation was about 5.5. We shift and scale
-#   each channel.
+#   as a constant: latents, of standard deviation about 5.5, are multiplied by 0.18215. We shift and scale each channel.
 # - **Diffusion.** They predict the noise, on a schedule that their code calls linear: $\sqrt\beta$, and not $\beta$,
 #   grows linearly. We predict $v$ on the cosine.
 # - **Two stages.** Rombach et al. train the autoencoder first, as we do: so it serves many models. Vahdat et al. (2021)

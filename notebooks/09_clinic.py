@@ -37,7 +37,7 @@
 # %% [markdown]
 # ## Set-up, and what we are after
 #
-# The sampler below is chapter 2's, with two places for faults: `tell` changes the time that the network is told,
+# The sampler below is chapter 2's, with two places for faults: `tell` changes the time that the denoiser is told,
 # `after` changes the state after each step.
 
 # %%
@@ -363,12 +363,12 @@ show(
 )
 
 # %% [markdown]
-# Told a time that is too small, the network takes noise for detail and keeps it, and step by step it grows (figure 9.3,
-# left). Told a time that is too large, it takes detail for noise and smooths. An error of one thousandth cannot be seen
-# at all, but the test shows it.
+# Told a time that is too small, the denoiser takes noise for detail and keeps it, and step by step it grows (figure
+# 9.3, left). Told a time that is too large, it takes detail for noise and smooths. An error of one thousandth cannot be
+# seen at all, but the test shows it.
 #
-# **The cure:** keep the time in one variable. Hand it to the network *and* to the code that turns the output into $\hat
-# x_0$ and $\hat\epsilon$. Never use two different indices.
+# **The cure:** keep the state's time in one variable. Hand it to the network *and* to the code that computes $\hat x_0$
+# and $\hat\epsilon$. Never use two different indices.
 #
 # ## Case 2: noise drawn twice
 #
