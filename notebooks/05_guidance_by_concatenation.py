@@ -52,7 +52,7 @@ from diffusion_book import data, samplers
 from diffusion_book.evaluation.distances import frechet_distance, precision_recall
 from diffusion_book.evaluation.features import classifier, features, logits, reference_features
 from diffusion_book.evaluation.measures import sentence
-from diffusion_book.evaluation.scoreboard import figures
+from diffusion_book.evaluation.scoreboard import best, scoreboard
 from diffusion_book.guidance import drop_labels, guided
 from diffusion_book.models import pipelines, sampling, weights
 from diffusion_book.models.recipes import TrainingConfig
@@ -67,6 +67,7 @@ from diffusion_book.viz import guidance as pictures_of
 from diffusion_book.viz import toy as toys
 from diffusion_book.viz.explorer import guidance_explorer
 from diffusion_book.viz.figures import show
+from diffusion_book.viz.scores import setting_name
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 7
 MODEL = "ldm-concat"  # the weights that come with the book; or the folder of a training of your own
@@ -906,8 +907,8 @@ for w, row in sorted(of_scale.items()):
     print(
         f"w = {w:<3g} | class accuracy {row['class_accuracy']:.1%} | recall {row['recall']:.2f} | cFID {row['cfid']:.2f}"
     )
-best = min((row for row in figures(card) if row["num_samples"] == 10_000), key=lambda row: row["ratio"])
-print(f"w = {best['guidance_scale']:g}, {best['steps']} steps, 10,000 samples with random labels: {sentence(best)}")
+row = best(scoreboard(10_000))["ldm-concat"]
+print(f"{setting_name(row)}, 10,000 samples with random labels: {sentence(row.measures)}")
 
 # %% tags=["remove-cell"]
 if as_shipped:

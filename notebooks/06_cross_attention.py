@@ -63,7 +63,7 @@ from diffusion_book import data, samplers
 from diffusion_book.denoiser import Denoiser
 from diffusion_book.evaluation.features import logits
 from diffusion_book.evaluation.measures import sentence
-from diffusion_book.evaluation.scoreboard import figures
+from diffusion_book.evaluation.scoreboard import best, scoreboard
 from diffusion_book.guidance import guided
 from diffusion_book.models import sampling, weights
 from diffusion_book.models.recipes import TrainingConfig
@@ -75,6 +75,7 @@ from diffusion_book.training.losses import loss_of_latent_diffusion
 from diffusion_book.training.trainer import Trainer
 from diffusion_book.viz import attention, diagrams, grids, in_page, plots, style, tables
 from diffusion_book.viz.figures import show
+from diffusion_book.viz.scores import setting_name
 
 style.use_style()
 pipe = diffusion_book.load("ldm-cross-attention")
@@ -391,8 +392,8 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 #
 # What is the advantage of tokens? Ten labels cannot show it, so let requests have two words: a digit, and a stroke,
 # *thin* or *bold*. The stroke's width can be measured from the picture, as twice its area over the length of its
-# contour. (A stroke of width $b$ and length $l$ has the area $bl$ and a contour of about $2l$. The code sums the length
-# of the gradient, which a sharp edge makes 1 for each of its pixels.) We keep the thinnest and the boldest third of
+# contour. (A stroke of width $b$ and length $l$ has the area $bl$ and a contour of about $2l$. For the contour, the
+# code sums the norm of the gradient: a sharp edge gives 1 per pixel.) We keep the thinnest and the boldest third of
 # 12,000 pictures, and **hold out six combinations**: the network never sees a bold two, though it sees thin twos and
 # bold threes. Can it draw one? Three networks of nearly the same size try, all with guidance scale 2, in ten steps. A
 # drawing is right if the classifier reads the digit, and its width is on the right side of the middle between the two
@@ -508,8 +509,8 @@ if train.name == "mnist":
 # %%
 card = weights.read_card("ldm-cross-attention")
 print(f"{card['parameters']:,} parameters, {card['minutes']:.0f} minutes on {card['data_set']}")
-best = min((row for row in figures(card) if row["num_samples"] == 10_000), key=lambda row: row["ratio"])
-print(f"w = {best['guidance_scale']:g}, {best['steps']} steps, 10,000 samples with random labels: {sentence(best)}")
+row = best(scoreboard(10_000))["ldm-cross-attention"]
+print(f"{setting_name(row)}, 10,000 samples with random labels: {sentence(row.measures)}")
 scales = (0.0, 1.0, 3.0, 6.0)
 noise = pipe.noise(10, seed=5).repeat(4, 1, 1, 1)
 dial = pipe.sample(40, torch.arange(40) % 10, torch.tensor(scales).repeat_interleave(10), steps=20, noise=noise)
@@ -988,7 +989,7 @@ check(flops_of_tokens)
 # - Maps move with the label, differ from layer to layer, and are decided early. They show where the network
 #   looks, not why. Take tokens away to learn what they do.
 # - Similarity shows in what the network does, not in the distance of tokens.
-# - Requests of separate words reach combinations that were never trained. Tokens and maps can both do it; tokens need
+# - Requests of separate words reach combinations that were never trained. Tokens and stacked maps both can; tokens need
 #   no fixed number of words. For ten classes a stacked map is as good or better.
 #
 # ## References

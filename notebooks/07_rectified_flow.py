@@ -51,7 +51,7 @@ import diffusion_book
 from diffusion_book import data, objective, samplers, targets
 from diffusion_book.evaluation.features import logits
 from diffusion_book.evaluation.measures import sentence
-from diffusion_book.evaluation.scoreboard import branches, figures
+from diffusion_book.evaluation.scoreboard import figures, scoreboard
 from diffusion_book.models import weights
 from diffusion_book.models.recipes import recipe_of
 from diffusion_book.schedules import add_noise, cosine, rectified
@@ -59,6 +59,7 @@ from diffusion_book.targets import Prediction
 from diffusion_book.training.losses import loss_of_reflow
 from diffusion_book.viz import diagrams, flows, grids, in_page, plots, scrubber, strips, style, toy
 from diffusion_book.viz.figures import show
+from diffusion_book.viz.scores import setting_name
 
 DATASET = "auto"  # MNIST; or "fashion-mnist", "kmnist", "digits": see section 10
 MODEL = "rf"  # the weights that come with the book; or the folder of a training of your own
@@ -1051,12 +1052,10 @@ show(
 # samples, and the faults of a model do not, so the ratio is larger here. Compare only within one number.
 
 # %%
-for name in ("rf", "rf-reflow", "rf-one-step", "latent-rf", "latent-rf-class", "latent-rf-class-one-step"):
-    for row in sorted(figures(weights.read_card(name)), key=lambda row: (row["sampler"], -row["steps"])):
-        if row["num_samples"] == 10_000:
-            work = branches(row) * samplers.evaluations(row["sampler"], row["steps"])
-            scale = f", w = {row['guidance_scale']:g}" if "guidance_scale" in row else ""
-            print(f"{name:>24}, {row['sampler']:<8}{scale} | {work:3} evaluations | {sentence(row)}")
+names = ("rf", "rf-reflow", "rf-one-step", "latent-rf", "latent-rf-class", "latent-rf-class-one-step")
+for name, row in itertools.product(names, scoreboard(10_000)):
+    if row.model == name:
+        print(f"{name:>24}, {setting_name(row):<17} | {row.evaluations:3} evaluations | {sentence(row.measures)}")
 
 # %% [markdown]
 # <details><summary>What differs from the papers</summary>
