@@ -623,9 +623,9 @@ if train.name == "mnist":
 # ## 12. Rate against distortion
 #
 # The toy gives a forecast. With the ideal encoder (3), $\sigma^2 = \gamma^2 / (|w|^2 + \gamma^2)$, and the average of
-# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance $|w|^2 (|w|^2
-# + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left (here $q(z)$ is
-# the prior, so the whole rate is $I(x; z)$):
+# $\mu^2$ over the data is $|w|^2 / (|w|^2 + \gamma^2)$, since under the model $w^\top x$ has the variance
+# $|w|^2 (|w|^2 + \gamma^2)$. Their sum is 1, which cancels the 1 in (5), and only $-\tfrac12 \log \sigma^2$ is left
+# (here $q(z)$ is the prior, so the whole rate is $I(x; z)$):
 #
 # $$\mathbb E_x\, D_{\mathrm{KL}} = \tfrac12 \log \frac{|w|^2 + \gamma^2}{\gamma^2}. \tag{8}$$
 #
