@@ -429,6 +429,15 @@ def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path, monkeypatch, capsys
     assert "warn the cache folder" in said
 
 
+def test_doctor_tells_of_a_package_once(monkeypatch):
+    """One that is missing is not also one that is too old."""
+    monkeypatch.setattr(doctor, "version", lambda name: None if name == "tqdm" else "1.0")
+    lines = ["tqdm is not installed, needed is >=4", "tyro 0.1 is installed, needed is >=0.9"]
+    monkeypatch.setattr(doctor, "too_old", lambda: lines)
+    found = [text for level, text in doctor.packages() if level == "fail"]
+    assert [sum(name in text for text in found) for name in ("tqdm", "tyro")] == [1, 1]
+
+
 def test_doctor_knows_every_package_that_the_library_needs():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert {requirement.split(">")[0] for requirement in needed} == set(doctor.LIBRARY)
