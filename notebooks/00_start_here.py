@@ -151,7 +151,7 @@ show(
 #   *rectified flows*: they make the path from noise to data straight, until a single step is enough.
 # - **The middle column works on latents.** An autoencoder (`vae`) compresses each picture to 32 numbers, its *latent*.
 #   (Its box shows five real digits, and below them what is left of them after compression.) The models below it remove
-#   noise from these 32 dimensions, which takes far less computation.
+#   noise from these 32 dimensions, which takes less than half of the computation in sampling.
 # - **The right column takes a class too.** You ask for a seven and get a seven.
 #
 # All boxes of a column start from the same noise, the `vae` excepted. The sampler of `ddpm` adds fresh noise on its
@@ -163,7 +163,8 @@ show(
 # not trained at all, and so has the minutes of `ddpm`. The last column of the table below is the training of each model
 # alone.
 #
-# How long does sampling take? The table measures it on the machine that runs this page.
+# How long does sampling take? The table measures it on the machine that runs this page. (The samplers are explained in
+# chapters 1, 2 and 7.)
 
 # %%
 print(f"{'':24}  {'sampler':<18}  32 samples   training in all   its own part")
@@ -186,23 +187,24 @@ assert max(minutes.values()) < 120  # "two hours"
 #
 # ## How good are the samples?
 #
-# You will meet the same few measures in every chapter. Here they are in short; chapter 8 defines them and asks how
-# far they can be trusted.
+# You will meet the same few measures in every chapter. Here they are in brief; chapter 8 defines them and asks how far
+# they can be trusted.
 #
 # 1. A classifier that was trained on MNIST describes each picture by 64 numbers, its *features*. The **cFID** compares
 #    their mean and covariance over generated pictures with those over real test pictures. (This is a *Fréchet
 #    distance*, and 0 if both agree. The FID of the papers is the same, with a network called Inception as the
 #    classifier.) Lower is better.
-# 2. Real training pictures do not reach 0 either. Their cFID is called the **floor**, and the book reports $R =
-#    \text{cFID} / \text{floor}$, so that 1 is as good as real.
+# 2. Real training pictures do not reach 0 either. The cFID of as many real training pictures is called the **floor**,
+#    and the book reports $R = \text{cFID} / \text{floor}$, so that 1 is as good as real. (The cells print $R$ as "times
+#    the distance of real digits".)
 # 3. A picture is **doubtful** if a second classifier, which has no part in the cFID, gives no digit a probability of 90
 #    % or more.
 #
 # All these measurements are stored on a model's **card**, the JSON file next to its weights. A mean and a covariance of
-# few samples are inexact, which adds about the same amount to every cFID. The floor is small, and becomes several times
-# as large; the cFID of a model is large already, and hardly changes. So with fewer samples, the same model has a
-# smaller $R$. Compare $R$ only for equal numbers of samples; if none is stated, it is 10,000. What do the cards of the
-# first model and of the first latent model say?
+# few samples are inexact, which adds about the same amount to every cFID. This multiplies the small floor, and hardly
+# changes the larger cFID of a model. So with fewer samples, the same model has a smaller $R$. Compare $R$ only for
+# equal numbers of samples; if none is stated, it is 10,000. What do the cards of the first model and of the first
+# latent model say?
 
 # %%
 on_card = {}
@@ -249,7 +251,7 @@ assert on_card["ldm"]["doubtful"] < on_card["ddpm"]["doubtful"]
 #
 # ## An hour, a weekend, two weeks
 #
-# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb), read sections 1 to 3, 5, 7 and 12 to 14, and skip the
+# **An hour.** Read this page. In [chapter 1](01_ddpm.ipynb), read sections 1 to 7 and 12 to 14, and skip the
 # derivations. Move the sliders in [chapter 2](02_ddim.ipynb) and [chapter 5](05_guidance_by_concatenation.ipynb). Then
 # look at the pictures of [chapter 7](07_rectified_flow.ipynb), where digits appear in one step.
 #

@@ -89,9 +89,10 @@ show(
 # $$z_0 = \mathcal E(x_0), \qquad \text{diffuse } z_0 \text{ as if it were data}, \qquad x = \mathcal D(\hat z_0),
 # \tag{1}$$
 #
-# where $\hat z_0$ is a latent that the diffusion model has sampled. That is the whole method. Forward process, objective, denoiser and samplers of chapters 1 and 2 take arrays of any
-# shape; nothing in them asks for pixels. So a latent model of the library has the same class of network, the same
-# objective and the same samplers. Only its `autoencoder` is not `None`.
+# where $\hat z_0$ is a latent that the diffusion model has sampled. That is the whole method. Forward process,
+# objective, denoiser and samplers of chapters 1 and 2 take arrays of any shape; nothing in them asks for pixels. So a
+# latent model of the library has the same class of network, the same objective and the same samplers. Only its
+# `autoencoder` is not `None`.
 
 # %% tags=["nbval-check-output"]
 print(f"a picture has {math.prod(ddpm.shape):,} dimensions, a latent {math.prod(pipe.shape)}: {pipe.shape}")
@@ -185,8 +186,8 @@ assert off["diffused pixels"] > 20 * off["diffused z"]
 # training it does not get there: its spots are smeared, doubled or grainy (figure 4.3). The other model learns only
 # where. Whatever it gets wrong, the decoder draws a perfect spot. This is the division of labour in latent diffusion:
 # **the decoder knows what pictures look like up close; the diffusion model decides what is in them.** (Rombach et al.
-# call the two parts *perceptual* and *semantic compression*. For the error of position, the sorted positions are
-# compared with those of other data.)
+# call the two parts *perceptual* and *semantic compression*. The distance from the curve compares each picture with a
+# spot at its own centre; the error of position compares the sorted positions with the sorted positions of other data.)
 #
 # ## 3. The data set, encoded
 #
@@ -222,9 +223,9 @@ show(
 )
 
 # %% [markdown]
-# The digit cannot be seen in the channels of figure 4.4: two entries together say which piece of a stroke passes
-# through an area. But each entry is still at the position of its area, as chapter 3 has shown by moving one of them.
-# That is why a convolutional network suits latents as it suits pictures.
+# The digit cannot be seen in the channels of figure 4.4: the two entries at a position, one in each channel, together
+# say which piece of a stroke passes through its area. But each entry is still at the position of its area, as chapter 3
+# has shown by moving one of them. That is why a convolutional network suits latents as it suits pictures.
 #
 # ## 4. A latent is sampled, not stored
 #
@@ -233,7 +234,7 @@ show(
 #
 # $$z_0 = \mu(x_0) + \sigma(x_0) \odot \xi, \qquad \xi \sim \mathcal N(0, I). \tag{2}$$
 #
-# `latents` therefore holds moments: four channels, two of means and two of log-variances.
+# ($\odot$ multiplies entry by entry.) `latents` therefore holds moments: four channels, two of means and two of log-variances.
 
 # %%
 moments, _ = latents.batch(torch.arange(300))
@@ -340,8 +341,8 @@ for r in (1 / 30, 1.0, 30.0):
 
 # %% [markdown]
 # Small latents drown at once: nearly all times show pure noise, and the digit has to be decided in the last few steps.
-# Large ones hardly get noisy: everything is decided in the first step or two. The cosine schedule spreads its
-# steps well for data of about unit size.
+# Large ones hardly get noisy: everything is decided in the first few steps. The cosine schedule spreads its steps well
+# for data of about unit size.
 #
 # What does that do to samples? Equation (4) lets us see it without any training. It turns the shipped denoiser into one
 # for latents $r$ times as large, exactly as good as before: divide the state by $c$, ask at $t'$, and multiply the
@@ -377,7 +378,7 @@ for r in (1.0, 1 / 30, 30.0):
 show(
     grids.show_rows(rows),
     "4.7",
-    "The same denoiser and the same 20 steps, for latents of three sizes. Too small or too large, and most steps are wasted.",
+    "The same denoiser and the same 20 steps, for latents of three sizes. If they are too small or too large, most steps are wasted.",
 )
 
 # %% tags=["remove-cell"]
@@ -435,9 +436,9 @@ print("eight samples, and pipe.sample draws the same:", tuple(noise.shape), "->"
 #
 # Which learns faster? Three networks were trained from scratch on the same 20,000 pictures, with batches of 32 and the
 # same learning rate: one on latents, one on latents of a thirtieth of the right size, and one on pixels. In little more
-# than a hundred steps, each saw about 4,000 of the pictures. The clock counts the seconds of one processor core, and
-# stops whenever samples are measured. (The results are stored; `python -m diffusion_book.evaluation.race` makes them
-# again.) Figure 4.8 also shows the shipped models, as single points. Their training took much longer, on other
+# than a hundred steps, each saw about 4,000 of the pictures. The clock counts the seconds of one processor core. It
+# stands still while samples are measured. (The results are stored; `python -m diffusion_book.evaluation.race` makes
+# them again.) Figure 4.8 also shows the shipped models, as single points. Their training took much longer, on other
 # processors and with other batch sizes, so their place on the time axis is rough.
 
 # %%
@@ -488,20 +489,20 @@ assert 0.9 < both / results["pixels_shipped_seconds"] < 1.1
 assert results["latents_shipped_cfid"] < results["pixels_shipped_cfid"]
 
 # %% [markdown]
-# The latent model is ahead at every stop. A good part of that is a head start. The decoder makes strokes of anything:
-# decoded noise alone has a cFID near 60 (chapter 3, section 14), less than the pixel model's at the end of the race.
-# From there the latent model goes on down. But is the race fair? The latent model stands on an autoencoder that was
-# trained before. If the autoencoder's time is counted, the latent model starts only when the pixel model has trained
-# for as long. Its network also has more than twice as many parameters (it works on at most 16 positions, so a step
-# takes about the same time), and each curve is a single training. The race compares two whole systems, not latents
-# alone. Even so, two things speak for latents. With the autoencoder the shipped latent model took about as long as the
-# shipped pixel model, as far as minutes of different processors compare, and it ended up better. And the autoencoder is
-# paid for once: all latent models of the next chapters use the same one.
+# The latent model is ahead at every measurement. A good part of that is a head start. The decoder makes strokes of
+# anything: decoded noise alone has a cFID near 60 (chapter 3, section 14), less than the pixel model's at the end of
+# the race. From there the latent model goes on down. But is the race fair? The latent model stands on an autoencoder
+# that was trained before. If the time of the autoencoder is counted, the pixel model has already trained for that time
+# when the latent model begins. The latent network also has more than twice as many parameters (it works on at most 16
+# positions, so a step takes about the same time), and each curve is a single training. The race compares two whole
+# systems, not latents alone. Even so, two things speak for latents. With the autoencoder the shipped latent model took
+# about as long as the shipped pixel model, as far as minutes of different processors compare, and it ended up better.
+# And the autoencoder is paid for once: all latent models of the next chapters use the same one.
 #
-# The wrong scale is the same network on the same data. It stays behind at every stop, and leaves blots among its
-# samples (second row of figure 4.9). Its sampling wastes steps too, as in figure 4.7, so the curve shows both faults
-# together. Nothing warned us: the code ran without an error. A wrong scale is among the most common faults of latent
-# models, and the easiest to find: print the standard deviation of what the network is fed.
+# The third run has the same network and the same latents, divided by 30. It is behind at every measurement, and some of
+# its samples are blots (second row of figure 4.9). Its sampling wastes steps too, as in figure 4.7, so the curve shows
+# both faults together. Nothing warned us: the code ran without an error. A wrong scale is among the most common faults
+# of latent models, and the easiest to find: print the standard deviation of what the network is fed.
 #
 # ## 9. The shipped weights
 #
@@ -520,13 +521,13 @@ show(
     strips.show_strip(times, torch.stack([ways, seen, predicted], dim=1).flatten(0, 1)),
     "4.10",
     "Three samples. In each group of rows: the first channel of the state, the state decoded, and the prediction of "
-    "$z_0$, decoded. Each prediction led to the state above it, and was made one step before: the first at $t = 1$.",
+    "$z_0$, decoded. The times are those of the states. Each prediction was made one step earlier, on the way to the state above it: the first at $t = 1$.",
 )
 
 # %% [markdown]
-# In pixels a digit comes out of grain. Here fragments join to strokes, and strokes to a digit. While the state still
-# decodes to a tangle, the prediction is a digit already. The very first prediction is nearly the mean of all latents,
-# which decodes to the same odd figure for all three.
+# In pixels a digit comes out of grain. Here fragments join into strokes, and strokes into a digit. While the state
+# still decodes to a tangle, the prediction is a digit already. The very first prediction is nearly the mean of all
+# latents, which decodes to the same odd shape for all three.
 
 # %%
 states = list(pipe.states(range(8), steps=50, seed=4))
@@ -591,7 +592,9 @@ for name, network, flops in (("ddpm", ddpm_net, of_ddpm), ("ldm", ldm_net, of_ld
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{name:>8}: {parameters:9,} parameters, {1000 * flops:6.1f} MFLOP per call and picture")
 for steps in (1, 10, 50, 1000):
-    print(f"{steps:5} steps: pixels cost {steps * of_ddpm / (steps * of_ldm + of_decoder):4.1f} times the arithmetic")
+    print(
+        f"steps: {steps:4}; pixels cost {steps * of_ddpm / (steps * of_ldm + of_decoder):4.1f} times the arithmetic of latents"
+    )
 
 # %%
 for name, model in (("ddpm", ddpm), ("ldm", pipe)):
@@ -600,9 +603,9 @@ for name, model in (("ddpm", ddpm), ("ldm", pipe)):
     print(f"{name:>5}: 64 digits in {time.perf_counter() - begun:.2f} s")
 
 # %% [markdown]
-# The decoder is called once, so its part of the cost shrinks with the number of steps. The latent network has more
-# parameters and is cheaper all the same, since its layers work on at most 16 positions. FLOPs are not seconds: small
-# layers keep a processor waiting. So the clock is printed as well.
+# The decoder is called once, so the more steps there are, the smaller is its part of the cost. The latent network has
+# more parameters and is cheaper all the same, since its layers work on at most 16 positions. FLOPs are not seconds:
+# small layers keep a processor waiting. So the clock is printed as well.
 #
 # ## 12. The error of the autoencoder
 #
@@ -625,7 +628,8 @@ for name in ("ddpm", "ldm"):
             bars[f"{name}, {row['sampler']}, {row['steps']} steps"] = parts
             print(f"{name}, {row['sampler']}, {row['steps']} steps: cFID {row['cfid']:.3f}")
 print(f"reconstructions: cFID {lost['cfid']:.3f}")
-print(f"real digits:     cFID {lost['floor']:.3f} (the floor of {lost['num_samples']:,} pictures)")
+floor = measures.floor(lost["num_samples"])
+print(f"real digits:     cFID {floor.mean:.3f} ± {floor.std:.3f} (the floor of {lost['num_samples']:,} pictures)")
 show(
     costs.plot_costs(bars, f"cFID of {lost['num_samples']:,} samples"),
     "4.13",
@@ -634,15 +638,15 @@ show(
 )
 
 # %% tags=["remove-cell"]
-assert abs(parts["vae"]) < min(0.25 * parts["ldm"], measures.floor(lost["num_samples"]).std)
+assert abs(parts["vae"]) < min(0.25 * parts["ldm"], floor.std)
 
 # %% [markdown]
 # The autoencoder adds little here, less than the standard deviation of the floor from set to set; most of the distance
-# comes from the diffusion, and only this part shrinks if it is trained longer. (A Fréchet distance is not exactly a sum
-# of such parts, so read the figure as an estimate.) To reduce the part of the autoencoder, one needs more channels or a
-# better decoder. But a larger latent is harder to diffuse. All design of latent models is a compromise between the two.
-# cFID depends on the number of samples: compare only values for equally many samples, here ten thousand, and not with
-# those of section 8.
+# comes from the diffusion, and only this part shrinks if the diffusion is trained longer. (A Fréchet distance is not
+# exactly a sum of such parts, so read the figure as an estimate.) To reduce the part of the autoencoder, one needs more
+# channels or a better decoder. But a larger latent is harder to diffuse. All design of latent models is a compromise
+# between the two. cFID depends on the number of samples: compare only values for equally many samples, here ten
+# thousand, and not with those of section 8.
 #
 # On the book's site you can test the autoencoder on a digit of your own: what a classifier takes your drawing for,
 # what is left of it after encoding and decoding, and what `ldm` makes of its latent, noised to time $t$.
@@ -692,7 +696,7 @@ for row in figures(card):
 # - **Diffusion.** They predict the noise, on a schedule that their code calls linear: $\sqrt\beta$, and not $\beta$,
 #   grows linearly. We predict $v$ on the cosine.
 # - **Two stages.** Rombach et al. train the autoencoder first, as we do: so it serves many models. Vahdat et al. (2021)
-#   train it together with the diffusion in its latents, which then shapes them.
+#   train it together with the diffusion, so that the diffusion also shapes the latents.
 #
 # </details>
 #
@@ -709,7 +713,7 @@ for row in figures(card):
 # ## Exercises
 #
 # **1. Mend the scale with the schedule.** All your latents have the standard deviation $r = 0.1$. By (4) another
-# schedule can correct this: its SNR for these latents shall be that of the cosine schedule for latents of standard
+# schedule can correct this: its SNR for these latents should be that of the cosine schedule for latents of standard
 # deviation 1. Write it for any $r$, with $\alpha^2 + \sigma^2 = 1$.
 
 # %% tags=["nbval-check-output"]
@@ -750,8 +754,8 @@ check(for_small)
 # ```
 #
 # At $t = 1$ optimal denoisers return $\mathbb E[\text{data}]$. In pixels that is the mean of all pictures. In latents
-# it is the mean of all latents, and the decoder makes one figure of strokes of it: a picture of the mean is not the
-# mean of pictures. It is the first prediction in each group of figure 4.10.
+# it is the mean of all latents, and the decoder makes one shape of strokes of it: a picture of the mean is not the mean
+# of pictures. It is the first prediction in each group of figure 4.10.
 #
 # </details>
 #

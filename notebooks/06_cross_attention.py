@@ -244,9 +244,9 @@ show(
 # By self-attention far corners of a picture agree on how the digit leans; by cross-attention they learn what to draw.
 # The shipped network has both, one after the other.
 #
-# Notice what (3) leaves open: the number of tokens. $W_Q$, $W_K$ and $W_V$ are learned matrices, and it appears in none
-# of them: $W_K$ and $W_V$ act on each token separately. The same layer reads one token, four, or the 77 that Stable
-# Diffusion uses for a sentence.
+# Notice what (3) leaves open: the number of tokens. $W_Q$, $W_K$ and $W_V$ are learned matrices, and this number
+# appears in none of them: $W_K$ and $W_V$ act on each token separately. The same layer reads one token, four, or the 77
+# that Stable Diffusion uses for a sentence.
 #
 # ## 5. One token gives no choice
 #
@@ -266,9 +266,9 @@ torch.nn.init.normal_(layer.out.weight, std=0.1)  # it starts at zero, and would
 x = torch.randn(1, 64, 4, 4, generator=generator)
 for number in (1, 4):
     tokens = torch.randn(1, number, 8, generator=generator)
-    read, weight = layer.read(x, tokens)
+    read, weight = layer.read(x, tokens)  # (1, heads, 16, channels of a head): heads are for section 6
     layer.zero_grad()
-    (layer(x, tokens) * x).sum().backward()
+    (layer(x, tokens) * x).sum().backward()  # any loss will do
     same = bool((read - read[:, :, :1]).abs().max() < 1e-5)
     print(f"{number} token{'s' * (number > 1)}: weights from {weight.min():.2f} to {weight.max():.2f}; ", end="")
     print(f"every position reads the same: {same}; queries learn: {bool(layer.query.weight.grad.abs().max() > 1e-6)}")
@@ -311,7 +311,8 @@ print(f"{layer.heads} heads of {64 // layer.heads} channels; my_cross_attention 
 
 # %% [markdown]
 # Do heads really look at different things? The middle of the shipped network has several. Figure 6.6 shows two of them,
-# in one step, for one digit.
+# in one step, for one digit. (`cross_attention_maps` notes the map of each layer at each call; we take that of the
+# layer with several heads.)
 
 # %%
 with torch.no_grad(), cross_attention_maps(pipe.network) as maps:
@@ -381,8 +382,8 @@ extra = sum(size(reader) for reader in readers.values())
 print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: {size(network):,} parameters")
 
 # %% [markdown]
-# Only about a twentieth of the network is new. The layers at 4 × 4 have one head each, the wider one in the middle
-# several. `up.1.0`, shown in figure 6.1, is the first block at 4 × 4 on the way up.
+# Only about 6 % of the network is new. The layers at 4 × 4 have one head each, the wider one in the middle several.
+# `up.1.0`, shown in figure 6.1, is the first block at 4 × 4 on the way up.
 #
 # From here it is a short way to the *DiT* of Peebles & Xie (2022): drop the convolutions, cut the picture into patches,
 # and stack blocks of self-attention and a small *feed-forward* network, two linear layers that act on each position
@@ -393,11 +394,11 @@ print(f"cross-attention: {extra:,}, the tokens: {size(network.classes):,}, all: 
 # What is the advantage of tokens? Ten labels cannot show it, so let requests have two words: a digit, and a stroke,
 # *thin* or *bold*. The stroke's width can be measured from the picture, as twice its area over the length of its
 # contour. (A stroke of width $b$ and length $l$ has the area $bl$ and a contour of about $2l$. For the contour, the
-# code sums the norm of the gradient: a sharp edge gives 1 per pixel.) We keep the thinnest and the boldest third of
-# 12,000 pictures, and **hold out six combinations**: the network never sees a bold two, though it sees thin twos and
-# bold threes. Can it draw one? Three networks of nearly the same size try, all with guidance scale 2, in ten steps. A
-# drawing is right if the classifier reads the digit, and its width is on the right side of the middle between the two
-# thirds:
+# code sums the norm of the gradient of the brightness: a sharp edge gives 1 per pixel.) We keep the thinnest and the
+# boldest third of 12,000 pictures, and **hold out six combinations**: the network never sees a bold two, though it sees
+# thin twos and bold threes. Can it draw one? Three networks of nearly the same size try, all with guidance scale 2, in
+# ten steps. A drawing is right if the classifier reads the digit, and its width is on the right side of the middle
+# between the two thirds:
 #
 # - *a map for each combination*: chapter 5's way, with 20 labels;
 # - *a map for each word*: two maps are looked up and both are stacked on the latent;
@@ -560,12 +561,12 @@ show(
 )
 
 # %% [markdown]
-# The weights are about as decided at $t = 1$, on pure noise, as at the end. (Figure 6.10 shows the guided *prediction*,
-# which is a clear 3 from the start; the latent itself is still noise.) A position knows where it is, because the zero
-# padding tells convolutions where the edge of the picture is, and the tokens say what belongs there. Move from noise to
-# data yourself in figure 6.11, this time without guidance, so that the predictions take longer to decide. (On the
-# book's site the button below the figure loads the model into the page. Then click a place in a picture, or go there
-# with the arrow keys, to see what every layer reads there.)
+# At $t = 1$, on pure noise, the weights are already about as decided as at the end. (Figure 6.10 shows the guided
+# *prediction*, which is a clear 3 from the start; the latent itself is still noise.) A position knows where it is,
+# because the zero padding tells convolutions where the edge of the picture is, and the tokens say what belongs there.
+# Move from noise to data yourself in figure 6.11, this time without guidance, so that the predictions take longer to
+# decide. (On the book's site the button below the figure loads the model into the page. Then click a place in a
+# picture, or go there with the arrow keys, to see what every layer reads there.)
 
 # %%
 plain = sampling.watch(pipe, range(10), guidance_scale=1.0, steps=20, seed=0)
@@ -607,9 +608,9 @@ show(
 )
 
 # %% [markdown]
-# At $t = 1$ all predictions are mean digits, exaggerated by guidance. In the layers on the U-Net's way up the label
-# decides which token is read where, and the noise has little influence. In those on the way down the noise has more
-# influence: there the network is still looking at the latent.
+# At $t = 1$ all predictions are mean digits, exaggerated by guidance. In the middle and on the U-Net's way up the label
+# decides which token is read where, and the noise has little influence. In the layer on the way down the noise has
+# more: there the network is still looking at the latent.
 #
 # ## 13. Take a token away
 #
@@ -702,9 +703,9 @@ show(
 # %% [markdown]
 # The left panel shows nearly nothing: all digits are about equally far apart, and the pairs that are a little nearer
 # are mostly not those that look alike. The tokens started as random vectors of 128 numbers, any two of which are nearly
-# orthogonal, and training seems to have moved them little. **A distance between embeddings means something only if
-# something made it meaningful.** In the right panel similarity is back: digits that look alike are near each other. It
-# lies in what the network does with tokens.
+# orthogonal, and training seems to have moved them little. **A distance between learned vectors (*embeddings*) means
+# something only if something made it meaningful.** In the right panel similarity is back: digits that look alike are
+# near each other. It lies in what the network does with tokens.
 #
 # ## 15. Between two requests
 #
@@ -816,9 +817,11 @@ assert curves["ldm-cross-attention"][-1] > 0.99 * curves["ldm-concat"][-1]
 #
 # ## The scoreboard
 #
-# Fifty steps, 2,000 samples. *Recall* measures variety (chapter 5); for cFID, lower is better.
+# `ldm-cross-attention` in fifty steps, 2,000 samples for each scale. *Recall* measures variety (chapter 5); for cFID,
+# lower is better.
 
 # %%
+card = weights.read_card("ldm-cross-attention")
 of_scale = {row["guidance_scale"]: row for row in card["metrics"] if (row["steps"], row["num_samples"]) == (50, 2000)}
 for w, row in sorted(of_scale.items()):
     print(
@@ -878,9 +881,9 @@ check(read_masked)
 # grids.show_grid(draw(blank, pipe.noise(10)), columns=10)
 # ```
 #
-# It is read. Its key is the bias of the layer, its score some number, and softmax gives every score a weight: the
-# digits change a little. To be ignored, a token needs the score $-\infty$. That is what a mask does, and why padding
-# with zeros is not masking.
+# It is read. By (3) its key would be 0, and so would its score; the library's layers also add a bias, which is then its
+# whole key. Either way softmax gives the score a weight, and the digits change a little. To be ignored, a token needs
+# the score $-\infty$. That is what a mask does, and why padding with zeros is not masking.
 #
 # ```python
 # def read_masked(q, k, v, real):
@@ -946,7 +949,7 @@ check(in_two_places)
 #
 # **4. Compute keys and values once.** The tokens do not change during sampling, so neither do $Y\,W_K$ and $Y\,W_V$.
 # How many FLOPs do these two products take in one layer, for one picture? (A FLOP is one addition or one
-# multiplication. Leave out the biases.) Which fraction of the FLOPs of a call is saved if both are computed once and
+# multiplication. Leave out the biases.) What fraction of the FLOPs of a call is saved if both are computed once and
 # stored?
 
 

@@ -75,7 +75,7 @@ show(
     grids.show_rows({"the flow,\n50 steps": by_steps[50], "distilled,\n1 step": at_once}),
     "7.1",
     "Where this chapter begins and where it ends. Each column starts from one noise. Above, fifty evaluations of the "
-    "network; below, a single evaluation of a network that was distilled from it.",
+    "network; below, a single evaluation of a network that was distilled from its straightened child.",
 )
 
 # %% [markdown]
@@ -116,7 +116,7 @@ show(
 
 # %% [markdown]
 # The two paths differ less than one would think (figure 7.2), and at the ends not at all. On the straight path the
-# contrast is lowest in the middle, where picture and noise are both at half their strength.
+# contrast is lower in between, since $(1 - t)^2 + t^2 < 1$.
 #
 # ## 2. Straight paths cross
 #
@@ -472,8 +472,8 @@ for name, states in (("its starts and ends, joined by straight lines", pairs), (
     print(f"{name:>45}: S = {straightness(states)[0]:.2f}")
 
 # %% [markdown]
-# Now the paper's second idea (figure 7.8). The flow has made new pairs of noise and data, and the lines between those
-# hardly cross. So draw many such pairs, *and train again on them*.
+# Now the paper's second idea (figure 7.8). The flow has made new pairs of noise and data, whose lines hardly cross. So
+# draw many such pairs, *and train again on them*.
 
 # %%
 show(
@@ -485,13 +485,15 @@ show(
 
 # %% [markdown]
 # The loss of this *reflow* is (3) with another coupling: $x_0$ is not drawn from the data, it belongs to its
-# $\epsilon$. Does the new flow still end in the data? The proof of section 4 never used that $x_0$ and $\epsilon$ are
-# independent. So the new flow, where its velocity is smooth enough, carries noise to the distribution of its own $x_0$,
-# which is what the first flow draws. Liu et al. also prove that no convex cost of transport, such as $\mathbb E\,
-# |\epsilon - x_0|^2$, ever grows by it, and that among $K$ exact repetitions the smallest $S$ is at most of the order $1 / K$.
+# $\epsilon$:
 #
 # $$L_{\text{reflow}} = \mathbb E\, \big| u(x_t, t) - (\epsilon - x_0) \big|^2, \qquad
 # x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad x_0 = \mathrm{flow}(\epsilon). \tag{11}$$
+#
+# Does the new flow still end in the data? The proof of section 4 never used that $x_0$ and $\epsilon$ are
+# independent. So the new flow, where its velocity is smooth enough, carries noise to the distribution of its own $x_0$,
+# which is what the first flow draws. Liu et al. also prove that no convex cost of transport, such as $\mathbb E\,
+# |\epsilon - x_0|^2$, ever grows by it, and that among $K$ exact repetitions the smallest $S$ is at most of the order $1 / K$.
 
 # %%
 given = torch.randn(8192, 2, generator=generator)
@@ -615,18 +617,19 @@ for name in SOLVERS:
 # %% [markdown]
 # ## 8. A solver with memory
 #
-# Can we have order 2 for *one* evaluation a step? DDIM freezes $\hat x_0$ during a step. But as noise goes, the picture
-# is known better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error.
-# *DPM-Solver++*, by Lu and others (2022), lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and the
-# steps that led to (8) give $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$,
-# half the logarithm of the signal-to-noise ratio, this integrates to
+# Midpoint and Heun have *order* 2: twice the steps leave a quarter of the error (Euler: half), at two evaluations a
+# step. Can we have that for *one*? DDIM freezes $\hat x_0$ during a step. But as noise goes, the picture is known
+# better, and $\hat x_0$ changes. A long step uses an outdated $\hat x_0$: this is Euler's error. *DPM-Solver++*, by Lu
+# and others (2022), lets $\hat x_0$ move on. Divide by $\sigma$ instead of $\alpha$, and the steps that led to (8) give
+# $d(x / \sigma) = \hat x_0\; d(\alpha / \sigma)$. With $\lambda = \log(\alpha / \sigma)$, half the logarithm of the
+# signal-to-noise ratio, this integrates to
 #
 # $$\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \int_{\lambda_t}^{\lambda_s} e^\lambda\, \hat x_0\, d\lambda.$$
 #
 # With a constant $\hat x_0$ the integral is $\hat x_0\, (\alpha_s / \sigma_s - \alpha_t / \sigma_t)$, and we have DDIM.
-# The method called 2M instead extends $\hat x_0$ in a straight line over $\lambda$, through this prediction and the one
-# before, $\hat x_0'$, up to the middle of the step. With $h$ for the length of this step in $\lambda$ and $h'$ for that
-# of the last,
+# The method called 2M instead takes, for the whole step, the value in its middle, on the straight line over $\lambda$
+# through this prediction and the one before, $\hat x_0'$. With $h$ for the length of this step in $\lambda$ and $h'$
+# for that of the last,
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}\, x_t + \Big( \alpha_s - \alpha_t \frac{\sigma_s}{\sigma_t} \Big)
 # \Big[ \hat x_0 + \frac{h}{2 h'} \big( \hat x_0 - \hat x_0' \big) \Big]. \tag{13}$$
@@ -749,11 +752,11 @@ show(
 )
 
 # %% [markdown]
-# The prediction changes most while there is still more noise than picture (figure 7.14; at $t$ near 1, where training
-# seldom comes, it wavers). With more pixels this gets stronger, for many pixels together show through more noise; Esser
-# et al. therefore shift their times towards the noise for large pictures. Which density is best? The loss cannot tell,
-# for under each density it averages over other times. Esser et al. compared 61 variants of path, target and density by
-# the quality of the trained models.
+# The prediction changes most while there is still more noise than picture, to the right of the density's peak (figure
+# 7.14; at $t$ near 1, where training seldom comes, it wavers). With more pixels this gets stronger, for many pixels
+# together show through more noise; Esser et al. therefore shift their times towards the noise for large pictures. Which
+# density is best? The loss cannot tell, for under each density it averages over other times. Esser et al. compared 61
+# variants of path, target and density by the quality of the trained models.
 #
 # ## 10. A flow of digits
 #
@@ -848,10 +851,10 @@ assert quality["rf", "euler"][1] > 50
 assert 1.2 < card["steps"] / weights.read_card("ddpm")["steps"] < 1.35  # "a quarter more steps"
 
 # %% [markdown]
-# In these two trainings the flow is ahead at equal cost. One training each does not say why; they differ in more than
-# the path: other times, another weighting, and a quarter more steps. DPM-Solver++ is a little better than Euler at five
-# evaluations; at nine or ten it and Heun are far better. Below three, neither helps: DPM-Solver++ takes Euler's steps
-# there (section 8), and Heun needs three.
+# In these two trainings, without fresh noise, the flow is ahead at equal cost. One training each does not say why; they
+# differ in more than the path: other times, another weighting, and a quarter more steps. DPM-Solver++ is a little
+# better than Euler at five evaluations; at nine or ten it and Heun are clearly better. Below three, neither helps:
+# DPM-Solver++ takes Euler's steps there (section 8), and Heun needs three.
 #
 # <details><summary>Try another data set</summary>
 #
@@ -1018,8 +1021,9 @@ if MODEL == "rf":
 # than those of `rf`.
 #
 # With classes, the velocity is guided as the noise was in chapter 5, $u_\varnothing + w\,(u_c - u_\varnothing)$. A
-# distilled model can take the guidance into its pairs (*guidance distillation*, Meng, Rombach et al. 2023): one
-# evaluation then stands for the forty (ten steps of midpoint, two branches) that made each pair.
+# distilled model can take the guidance into its pairs, as InstaFlow does (Liu, Zhang et al. 2024; Meng, Rombach et al.
+# 2023 distil guidance without pairs): one evaluation then stands for the forty (ten steps of midpoint, two branches)
+# that made each pair.
 
 # %%
 of_class, in_one = diffusion_book.load("latent-rf-class"), diffusion_book.load("latent-rf-class-one-step")
@@ -1028,7 +1032,7 @@ rows = {
     f"w = {w:g}, 10 steps": of_class.sample(10, labels=labels, guidance_scale=w, steps=10, seed=1)
     for w in (1.0, 1.5, 3.0)
 }
-rows["distilled, 1 step"] = in_one.sample(10, labels=labels, steps=1, seed=1)
+rows["distilled, 1 step"] = in_one.sample(10, labels=labels, guidance_scale=1.0, steps=1, seed=1)
 show(
     grids.show_rows(rows),
     "7.24",
@@ -1037,8 +1041,8 @@ show(
 )
 
 # %% [markdown]
-# The last row of figure 7.24 needs a single evaluation for each digit that was asked for. (Its pairs come from the
-# parent itself, without a reflow between.)
+# The last row of figure 7.24 needs a single evaluation for each digit, without a second branch: the guidance is in the
+# pairs.
 #
 # Reflow is one of several ways to few steps. Progressive distillation (Salimans & Ho 2022) halves the number of steps
 # again and again; consistency models (Song, Dhariwal, Chen & Sutskever 2023) learn to answer alike at all points of one
@@ -1048,8 +1052,7 @@ show(
 #
 # ## The scoreboard
 #
-# These rows are of 10,000 samples, the figures above of as many as they print. The floor falls with the number of
-# samples, and the faults of a model do not, so the ratio is larger here. Compare only within one number.
+# These rows are of 10,000 samples. $R$ grows with their number (chapter 8), so compare only within one number.
 
 # %%
 names = ("rf", "rf-reflow", "rf-one-step", "latent-rf", "latent-rf-class", "latent-rf-class-one-step")
@@ -1261,4 +1264,6 @@ check(remembering)
 #   TMLR. arXiv:2302.00482.
 # - Meng, Rombach, Gao, Kingma, Ermon, Ho & Salimans (2023), *On Distillation of Guided Diffusion Models*. CVPR.
 #   arXiv:2210.03142.
+# - Liu, Zhang, Ma, Peng & Liu (2024), *InstaFlow: One Step is Enough for High-Quality Diffusion-Based Text-to-Image
+#   Generation*. ICLR. arXiv:2309.06380.
 # - Lee, Lin & Fanti (2024), *Improving the Training of Rectified Flows*. NeurIPS. arXiv:2405.20320. (U-shaped times.)

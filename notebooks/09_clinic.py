@@ -200,8 +200,9 @@ if train.name == "mnist":
     assert all(relative["healthy"] + 0.05 < relative[name] < 0.97 for name in ("noise twice", "in [0, 1]"))
 
 # %% [markdown]
-# The healthy model is B. But A, whose latents have no scale, has the same loss: within what it was trained on, it is as
-# good. C is `noise twice`, and D was trained on pictures in $[0, 1]$; their losses could as well be those of healthy
+# The healthy model is B. But A, whose latents have no scale, has the same loss, so the number does not tell the two
+# apart. (Nor are they equally good: the same noise hides less of larger latents, and the relative loss falls by
+# itself.) C is `noise twice`, and D was trained on pictures in $[0, 1]$; their losses could as well be those of healthy
 # models of harder data. Keep that in mind whenever somebody shows you a loss.
 #
 # ## 2. The loss by time
@@ -212,9 +213,10 @@ if train.name == "mnist":
 # $$\ell(t) = \frac{\mathbb E\,\| f(x_t, t) - y_t \|^2}{\mathbb E\,\| y_t - \mathbb E[y_t] \|^2}. \tag{2}$$
 #
 # What is healthy still depends on the data. But now a healthy model of the *same* data is the yardstick: figure 9.2
-# shows the band in which $\ell(t)$ of the shipped `ldm` lies on ten sets of pictures, and the three patients, all
-# *tested* on the right data with the right target. A fourth patient is `stale`: half of each weight is still that of
-# the random start (case 6 explains how this happens).
+# shows the band in which $\ell(t)$ of the shipped `ldm` lies on ten sets of pictures (`clinic.admit` brings pictures
+# into the form in which a model takes them), and the three patients, all *tested* on the right data with the right
+# target. A fourth patient is `stale`: half of each weight is still that of the random start (case 6 explains how this
+# happens).
 
 
 # %%
@@ -262,11 +264,11 @@ if train.name == "mnist":
 
 # %% [markdown]
 # Each patient leaves the band of figure 9.2 in its own way. `noise twice` stays near 1: the noise in its targets was
-# never in the state. What it lacks shows most at small $t$, where the target is nearly all noise. `no scale` and `in
+# never in the state. What it lacks shows most below $t = 0.5$, where most of the target is noise. `no scale` and `in
 # [0, 1]` are *worse* than a constant, most of all near $t = 1$. There a network can only rely on what it remembers of
-# its data, and these two remember other data. The curve of `stale` has the healthy shape, but lies higher, like that of
-# any network that was trained too little. (At $t = 1$ nothing is left to see in the state, so the healthy model is at 1
-# as well.)
+# its data, and these two remember other data. The curve of `stale` has the healthy shape, but lies higher at small $t$,
+# like that of any network that was trained too little. (At $t = 1$ nothing is left to see in the state, so the healthy
+# model is at 1 as well.)
 #
 # ## 3. A network that knows the answer
 #
@@ -358,14 +360,21 @@ show(
         xlim=(1, 0),
     ),
     "9.3",
-    "Case 1, a wrong time. Early in sampling nothing shows, because near $t = 1$ all is noise anyway. Late in sampling, a "
-    "single step changes the noise by a large factor.",
+    "Case 1, a wrong time. Early in sampling nothing shows, because near $t = 1$ all is noise anyway. Later, the noise "
+    "in the state and the noise told differ more and more.",
 )
 
+# %% tags=["remove-cell"]
+passed = []
+walk(pixels.denoiser, start[:2], tell=told_next, after=lambda x: passed.append(x) or x)
+assert_close(passed[-2], start[:2], rtol=1e-3, atol=1e-3)
+
 # %% [markdown]
-# Told a time that is too small, the denoiser takes noise for detail and keeps it, and step by step it grows (figure
-# 9.3, left). Told a time that is too large, it takes detail for noise and smooths. An error of one thousandth cannot be
-# seen at all, but the test shows it.
+# Told the time $s$ at which the step ends, the sampler stands still, whatever the network says. The denoiser splits the
+# state with the factors of $s$, so that $\alpha_s \hat x_0 + \sigma_s \hat\epsilon = x_t$, and the step puts the two
+# together again with the same factors. The noise of the start is still there at the end (figure 9.3, left). Told a time
+# that is too large, the denoiser takes detail for noise and smooths. An error of one thousandth is too small for the
+# eye, but the test shows it.
 #
 # **The cure:** keep the state's time in one variable. Hand it to the network *and* to the code that computes $\hat x_0$
 # and $\hat\epsilon$. Never use two different indices.
@@ -378,8 +387,8 @@ show(
 # \sigma_t x_t + \alpha_t v$. If the picture was predicted well, that is $\sigma_t^2\, \epsilon$: too little noise is
 # removed.
 #
-# **The test** was in section 3: a loss that does not vanish for a network that knows. If you have only the weights, look
-# at the loss by time (figure 9.4).
+# **The test** was in section 3: a loss that does not vanish for a network that knows the answer. If you have only the
+# weights, look at the loss by time (figure 9.4).
 
 
 # %%
@@ -419,8 +428,8 @@ show(
 # The diffusion model was trained on raw latents, without the scale of chapter 4, section 6. But `decode` undoes that
 # scale, which was never applied.
 #
-# **The test** is a line: the schedule was made for data of mean 0 and standard deviation 1. Print both where the loss
-# takes its data (figure 9.5).
+# **The test** is one line of code. The schedule was made for data of mean 0 and standard deviation 1, so print both
+# where the loss takes its data (figure 9.5).
 
 # %%
 measured = {}
@@ -444,7 +453,8 @@ show(
 #
 # ## Case 4: the sign of guidance
 #
-# `u - w * (c - u)`, or `c + w * (u - c)`: guidance pushes away from the class.
+# `u - w * (c - u)`, or `c + w * (u - c)`: guidance pushes away from the class. (`u` is the prediction without the
+# label, `c` that with it, `w` the guidance scale.)
 #
 # **The test:** do samples show the digit that was asked for? Look not for a *low* accuracy, as of a poor model, but for
 # one *below chance*.
@@ -493,7 +503,7 @@ for name, guide in (("guided", guided), ("flipped", flipped)):
 # outside. In pixels, with 20 steps of DDIM, it does little harm (figure 9.1). With fresh noise in each step it does
 # more.
 #
-# **The test:** what fraction of the state has exactly its largest value? In a healthy state, one entry has.
+# **The test:** what fraction of the state has exactly its largest value? In a healthy state, only one entry has it.
 
 
 # %% tags=["nbval-check-output"]
@@ -561,8 +571,8 @@ assert ink["latents", "clamped"] < 0.85 * ink["latents", "healthy"]
 # start. The same happens if `update` is never called, or if a training is resumed with the weights but without their
 # average. Our patient is of the last kind: 7,000 updates with the finished weights of `ldm`.
 #
-# **The test:** the loss of the average, on the same pictures, times and noise, beside that of the weights that it
-# averages (figure 9.8).
+# **The test:** compare the loss of the average with that of the last weights, on the same pictures, times and noise
+# (figure 9.8).
 
 # %%
 measured = {}
@@ -596,8 +606,8 @@ show(
 #
 # Some texts let time run from data to noise, others from noise to data. The velocity is $\epsilon - x_0$ in the first
 # case and $x_0 - \epsilon$ in the second. Take the loss from one and the sampler from the other, and each step goes the
-# wrong way. The loss is the healthy one's: network and target have the same sign, so their squared difference is the
-# same.
+# wrong way. The loss is that of a healthy model: network and target have the same sign, so their squared difference is
+# the same.
 #
 # **The test:** take a real latent half way to noise, make one Euler step towards the data, and see whether it got
 # nearer to where it should be (figure 9.10).
@@ -631,7 +641,8 @@ assert measured["right sign"] < measured["no step"] < measured["other sign"]
 # ## Case 8: data in [0, 1]
 #
 # Many functions that load pictures return $[0, 1]$, for example torchvision's `ToTensor`. Nothing objects, since that
-# lies within $[-1, 1]$. To the encoder, black is then a grey that it has never seen, and it does with it what it can.
+# lies within $[-1, 1]$. Black then has the value 0, which the encoder takes for grey. It was never trained on such
+# pictures, and encodes them badly.
 #
 # **The test:** print the range of a batch at the very place where the loss takes it. If you have only the weights, ask
 # for the prediction from pure noise. There, a network can do no better than the mean of the data that it was trained on,
@@ -662,9 +673,10 @@ if train.name == "mnist":
 #
 # ## 4. The differential diagnosis
 #
-# Those were tests for somebody who already has a suspicion. What if all you have is a trained pipeline and some pictures?
-# Then let the network speak. Suppose that it was told the wrong time: ask it with another. Suppose that its sign is
-# flipped: read it with the other one. If a supposition is right, the network will find the picture *better* than before.
+# Those were tests for somebody who already has a suspicion. What if all you have is a trained pipeline and some
+# pictures? Then let the network speak. Was it told the wrong time? Call it with another time. Is its sign flipped? Read
+# its output with the opposite sign. If such a supposition is right, the network will find the picture *better* than
+# before.
 #
 # Formally, a supposition $h$ is a clock $\tau_h$, the time that the network is told, and a way to read $\hat x_0^h$
 # from its output. Take clean pictures $x_0$, add noise, and compare errors, as a geometric mean over four values of
@@ -673,9 +685,8 @@ if train.name == "mnist":
 # $$\rho_h = \exp\, \underset{t}{\operatorname{mean}}\; \log
 # \frac{\mathbb E\,\| \hat x_0^h(x_t, \tau_h(t)) - x_0 \|^2}{\mathbb E\,\| \hat x_0(x_t, t) - x_0 \|^2}. \tag{6}$$
 #
-# $\rho_h < 1$ means that the network knows more under $h$ than as it is. In the library, `clinic.admit` brings pictures
-# into the form in which a model takes them, `patient.answer` adds noise for time $t$ and asks with $\tau(t)$, and
-# `clinic.differential` computes $\rho_h$ for all suppositions.
+# $\rho_h < 1$ means that the network knows more under $h$ than as it is. In the library, `patient.answer` adds noise
+# for time $t$ and asks with $\tau(t)$, and `clinic.differential` computes $\rho_h$ for all suppositions.
 
 
 # %% tags=["nbval-check-output"]
@@ -734,11 +745,12 @@ show(
 # %% [markdown]
 # In figure 9.12 the healthy model prefers no supposition, and each sick model prefers the one that fits its fault. (A
 # wrong time is named by its correction: a network that was told $t + 0.05$ answers better if it is asked 0.05 earlier.
-# *Unrelated noise* supposes that what the network predicts has nothing to do with the noise in the state, as after case
-# 2.) `clinic.examine` runs all tests in a fixed order, since each needs the tests before it to pass. Are the weights
-# numbers? Are the pictures in range, do the latents have their scale, is the prediction from noise the mean of these
-# data? Does a supposition explain the network better, has it learned anything, is its average stale? It stops at the
-# first fault. Here are all models of the book, and then the ward:
+# *Unrelated noise* supposes that the noise in the target was not that of the state, as in case 2; then $v = -\sigma_t
+# \hat x_0$, and $\hat x_0$ is read as $-v / \sigma_t$.) `clinic.examine` runs all tests in a fixed order, since each
+# needs the tests before it to pass. Are the weights numbers? Are the pictures in range, do the latents have their
+# scale, is the prediction from noise the mean of these data? Does a supposition explain the network better, has it
+# learned anything, is its average stale? It stops at the first fault. Here are all models of the book, and then the
+# sick ones:
 
 # %%
 for name in diffusion_book.list_models():
@@ -776,11 +788,11 @@ if test.name == "mnist":
     assert verdicts["trained on [0, 1]"] == "data range"
 
 # %% [markdown]
-# All faults are named except one, which shows the limits. Without a healthy model of the same data, as in figure 9.2, a
-# stale average is found only beside its last weights.
+# All faults are named except one, which shows the limits. Without a healthy model of the same data, as in figure 9.2,
+# `examine` finds a stale average only if it is also given the last weights.
 #
-# What a pipeline does not contain cannot be seen in it. Clamping and guidance live in the sampler, so it is the
-# sampler that has to be examined:
+# What a pipeline does not contain cannot be seen in it. Clamping and guidance live in the sampler, so it is the sampler
+# that has to be examined. (*Start* in its verdict: the first time that the denoiser is told must be 1.)
 
 # %% tags=["nbval-check-output"]
 broken = {
@@ -805,7 +817,7 @@ print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 #
 # | Symptom | Suspects | Test |
 # |---|---|---|
-# | noise, from a good loss | told a time that is too small (1); velocity's sign (7) | `examine_sampler`; one Euler step |
+# | noise, although the loss is good | told the time of the next state (1); velocity's sign (7) | `examine_sampler`; one Euler step |
 # | black, or all the same | index of another grid (1); sampling does not start at $t = 1$ | `examine_sampler` |
 # | smooth, without detail | told a time that is too large (1) | noise shown over noise told |
 # | scribbles that never were digits | stale average (6); untrained; noise twice (2); sign (7) | loss by time; `examine_loss` |
@@ -815,13 +827,13 @@ print("\nexamine cannot see:", *clinic.UNSEEN, sep="\n- ")
 # | loss stays at 1 | noise twice, with the target noise (2) | `examine_loss` |
 # | grain on good digits | noise in the last step; sampling stops before $t = 0$ | `examine_sampler`: end |
 #
-# And in general: examine loss and sampler with what knows the answer; then overfit a single batch; then train for a
-# minute, draw the loss by time, and run `clinic.examine`; only then train for a night. For models that are already good,
-# `diffusion-book diagnose` measures whether they could be better.
+# And in general: examine loss and sampler with a network that knows the answer; then overfit a single batch; then train
+# for a minute, draw the loss by time, and run `clinic.examine`; only then train for a night. For models that are
+# already good, `diffusion-book diagnose` measures whether they could be better.
 #
 # ## Exercises
 #
-# `check` compares your function with the library, and tells the usual mistakes apart.
+# `check` compares your function with the library, and recognises the usual mistakes.
 #
 # **1. How stale is an average?** Equation (4) is for a fixed decay. Let it warm up: update $k = 0, 1, \dots$ has the decay
 # $\min(d, (1 + k) / (10 + k))$. What fraction of the first weights is left after $n$ updates? After how many is it less
@@ -946,9 +958,9 @@ check(in_full_range)
 #
 # <details><summary>Solution</summary>
 #
-# Nothing, and nothing. The time is a name, and a network can get used to any names, as long as training and sampling use
-# the same ones. A fault is always a disagreement. That is why a wrong time is so often found after a *sampler* was
-# exchanged and not before.
+# The samples are healthy, and `examine` finds nothing. The network uses the time only as a label. It can learn any
+# labels, as long as training and sampling use the same ones. A fault is always a disagreement. That is why a wrong time
+# is so often found after a *sampler* was exchanged and not before.
 #
 # </details>
 #

@@ -185,7 +185,7 @@ def test_shifted_time_is_named(pixels, shift):
 
 def test_table_of_another_schedule_is_named(pixels):
     pipe, images = pixels
-    assert fault(configured(pipe, schedule="linear"), images) == "wrong time, that of the schedule cosine"
+    assert fault(configured(pipe, schedule="linear"), images) == "wrong time, that of the cosine schedule"
 
 
 def test_flipped_sign_is_named(latent, flow, pixels):

@@ -42,7 +42,7 @@ NOTHING = "as it is"
 UNSEEN = (
     "a clamped state, a wrong time and a wrong start in the sampler: oracles.examine_sampler",
     "the sign of guidance: oracles.examine_guidance",
-    "an average that is only a little stale, unless the last weights are given",
+    "a stale average, unless the last weights are given",
     "a wrong time that hardly matters: off by less than about 0.02 for pictures, 0.1 for latents",
 )
 """what `examine` cannot see, and who can"""
@@ -136,7 +136,7 @@ def _other_schedules(own: str) -> dict[str, Callable[[Tensor], Tensor]]:
                 wanted = -log_ratio(SCHEDULES[own], t.cpu())
                 return fine[torch.searchsorted(rising, wanted).clamp(max=len(fine) - 1)].to(t)
 
-            clocks[f"that of the schedule {name}"] = told
+            clocks[f"that of the {name} schedule"] = told
     return clocks
 
 
