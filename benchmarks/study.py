@@ -127,8 +127,9 @@ VARIANTS: dict[str, Variant] = {
     "attention at 8 x 8 too": Variant(network={"base_channels": 24, "attention_levels": (1, 2)}),
     "wide below": Variant(network={"base_channels": 16, "channel_multipliers": (1, 3, 6)}),
     # optimisers
-    "adamw": Variant(network={"base_channels": 16}, training={"optimizer": "adamw", "lr": 2e-3}),
-    "muon, half the rate": Variant(network={"base_channels": 16}, training={"lr": 4e-3}),
+    "adamw": Variant(network={"base_channels": 16}, training={"optimizer": "adamw", "lr": 1e-3}),
+    "adamw, twice the rate": Variant(network={"base_channels": 16}, training={"optimizer": "adamw", "lr": 2e-3}),
+    "muon, twice the rate": Variant(network={"base_channels": 16}, training={"lr": 4e-3}),
     # batches
     "batch 128": Variant(network={"base_channels": 16}, training={"batch_size": 128}),
     "batch 64, then 256": Variant(network={"base_channels": 16}, later_batch=256),
