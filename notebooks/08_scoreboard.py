@@ -436,12 +436,10 @@ assert 0.4 < values.std() / claimed.mean() < 2.5
 # errors of the two. Where a card has no error, we can only say which model stands before which.
 
 # %%
+VERDICTS = {True: "is ahead of", False: "cannot be told apart from", None: "stands (no error on a card) before"}
 for ahead, after in itertools.pairwise(ranked):
-    verdict = {True: "ahead of", False: "too close to tell from", None: "before"}[scoring.apart(ahead, after)]
-    unknown = "" if scoring.apart(ahead, after) is not None else " (no error on these cards)"
-    print(
-        f"{ahead.model} ({ahead.measures['ratio']:.2f}) is {verdict} {after.model} ({after.measures['ratio']:.2f}){unknown}"
-    )
+    verdict, (one, other) = VERDICTS[scoring.apart(ahead, after)], (row.measures["ratio"] for row in (ahead, after))
+    print(f"{ahead.model} ({one:.2f}) {verdict} {after.model} ({other:.2f})")
 
 # %% [markdown]
 # Two warnings. The *floor* is an estimate too. With other draws, all $R$ would change by the same factor, and the order
