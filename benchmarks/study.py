@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -33,13 +34,15 @@ from diffusion_book.models.pipelines import Pipeline, build_network, load
 from diffusion_book.models.recipes import Recipe, recipe_of
 from diffusion_book.objective import diffusion_loss, logit_normal
 from diffusion_book.schedules import rectified
-from diffusion_book.system.files import write_text
+from diffusion_book.system.files import write_text, write_whole
 from diffusion_book.system.machine import cpu_name
 from diffusion_book.targets import velocity
 from diffusion_book.training.ema import ExponentialMovingAverage
 from diffusion_book.training.latents import encode_dataset
 from diffusion_book.training.losses import loss_of_diffusion, loss_of_latent_diffusion
 from diffusion_book.training.trainer import Trainer
+from diffusion_book.viz.plots import CYCLE
+from diffusion_book.viz.style import new_figure, styled
 
 DOCS = Path(__file__).parents[1] / "docs"
 COOLDOWN = 0.25
@@ -266,6 +269,30 @@ def rows() -> dict[str, dict[str, dict]]:
     return json.loads(ROWS.read_text()) if ROWS.is_file() else {}
 
 
+WIDTHS = ("width-16", "width-24", "width-32")
+
+
+@styled
+def chart(found: dict[str, dict[str, dict]]) -> Figure:
+    """R of each width against training minutes: where two lines cross, the wider network begins to pay."""
+    figure, axes = new_figure(6.5, 3.2)
+    for name, colour in zip(WIDTHS, CYCLE, strict=False):
+        some = sorted((float(minutes), row) for minutes, row in found.get(name, {}).items())
+        error = [row["cfid_error"] / row["cfid"] * row["ratio"] for _, row in some]
+        axes.errorbar(
+            *zip(*((m, row["ratio"]) for m, row in some), strict=True), error, marker="o", color=colour, label=name
+        )
+    axes.set(xlabel="minutes of one core", ylabel="R", xscale="log", yscale="log")
+    ticks = sorted({float(minutes) for name in WIDTHS for minutes in found.get(name, {})})
+    axes.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks], minor=False)
+    low, high = axes.get_ylim()
+    ratios = [ratio for ratio in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= ratio <= high]
+    axes.set_yticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    return figure
+
+
 def page(found: dict[str, dict[str, dict]]) -> str:
     """The page of the docs."""
     budgets = sorted({float(minutes) for row in found.values() for minutes in row})
@@ -277,6 +304,8 @@ def page(found: dict[str, dict[str, dict]]) -> str:
         f"stays flat and falls to 0 in the last {COOLDOWN:.0%} of each budget. Then {NUM_SAMPLES:,} digits were drawn in "
         f"{STEPS} deterministic DDIM steps. R is how many times the distance of real digits theirs is; doubtful, the "
         "digits in a hundred of which the second classifier is less than 90 % sure. Models are compared within a kind.",
+        "",
+        "![R of three widths of the U-Net against minutes of training, both on logarithmic axes](study.svg)",
         "",
         "| variant | parameters | " + " | ".join(f"R, {b:g} min | doubtful, % | test loss" for b in budgets) + " |",
         "|---|---:|" + "---:|---:|---:|" * len(budgets),
@@ -314,6 +343,7 @@ def main() -> None:
         study(name, options.budgets, options.folder)
     if options.write:
         print(write_text(DOCS / "study.md", page(rows())))
+        print(write_whole(DOCS / "study.svg", lambda path: chart(rows()).savefig(path, metadata={"Date": None})))
 
 
 if __name__ == "__main__":
