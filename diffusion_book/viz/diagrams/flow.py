@@ -51,11 +51,11 @@ def reflow(count: int = 12) -> Diagram:
     data = modes + SPREAD * torch.randn(count, generator=generator, dtype=torch.float64)
     flow = flow_paths(noise)  # (S + 1, N)
     panels = {
-        "pairs at random": (torch.stack([noise, data]), "straight lines,\nwhich cross"),
+        "random pairs": (torch.stack([noise, data]), "straight lines,\nwhich cross"),
         "the flow": (flow, "mean velocity: it\nbends, no crossing"),
         "reflow": (torch.stack([noise, flow[-1]]), "its own pairs:\nstraight paths"),
     }
-    colours = {"pairs at random": NOISE, "the flow": FLOW, "reflow": REFLOW}
+    colours = {"random pairs": NOISE, "the flow": FLOW, "reflow": REFLOW}
     canvas, wide, middle, unit = Canvas(270), 100.0, 118.0, 40.0
     for number, (title, (paths, words)) in enumerate(panels.items()):
         left = 8 + number * (wide + 22)
