@@ -216,7 +216,7 @@ def run(capsys, command: str) -> str:
 
 
 def test_a_model_of_classes_from_the_folder_to_its_pictures(shapes, tmp_path, capsys):
-    vae = run(capsys, f"train vae --dataset {shapes} --patch_size 4 {SMALL} {RUN} --output_dir {tmp_path / 'vae'}")
+    vae = run(capsys, f"train vae --dataset {shapes} --patch_size 8 {SMALL} {RUN} --output_dir {tmp_path / 'vae'}")
     train = (
         f"train ldm-concat --dataset {shapes} --vae {vae} {SMALL} --attention_levels 0 {RUN} --output_dir {tmp_path}"
     )

@@ -100,7 +100,7 @@ def test_a_latent_model_follows_its_vae(tmp_path, capsys):
     discs = write_discs(tmp_path / "discs", each=20)
     form = "--image_size 32 --channels 3"
     vae = run(
-        capsys, f"train vae --dataset {discs} {form} --patch_size 4 {SMALL} {RUN} --output_dir {tmp_path / 'vae'}"
+        capsys, f"train vae --dataset {discs} {form} --patch_size 8 {SMALL} {RUN} --output_dir {tmp_path / 'vae'}"
     )
     autoencoder = pipelines.load(vae, device="cpu")
     images, _ = data.load(discs, image_size=32, channels=3).batch(torch.arange(4))
@@ -111,7 +111,7 @@ def test_a_latent_model_follows_its_vae(tmp_path, capsys):
     folder = run(capsys, train)
     pipe = pipelines.load(folder, device="cpu")
     assert pipe.recipe.picture_shape == (3, 32, 32)
-    assert pipe.shape == autoencoder.latent_shape == (2, 8, 8)
+    assert pipe.shape == autoencoder.latent_shape == (2, 4, 4)
     assert pipe.sample(2, labels=1, steps=1).shape == (2, 3, 32, 32)
     where = f"--device cpu --output_dir {tmp_path / 'made'}"
     options = f"--concat_checkpoint {folder} {where} --sampling_steps 2 --samples_per_cell 2 --guidance_scales 0 3"
