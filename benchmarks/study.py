@@ -250,7 +250,10 @@ def study(name: str, budgets: list[float], folder: Path) -> None:
             "images": images,
             "parameters": sum(weight.numel() for weight in run.network.parameters()),
             "test_loss": {decay: round(loss, 6) for decay, loss in losses.items()},
-            **{key: found[key] for key in ("cfid", "cfid_error", "ratio", "doubtful", "precision", "recall")},
+            **{
+                key: found[key]
+                for key in ("cfid", "cfid_error", "ratio", "ratio_error", "doubtful", "precision", "recall")
+            },
             "machine": cpu_name(),
             "dtype": str(run.trainer.dtype).removeprefix("torch."),
         }
@@ -276,18 +279,17 @@ WIDTHS = ("width-16", "width-24", "width-32")
 def chart(found: dict[str, dict[str, dict]]) -> Figure:
     """R of each width against training minutes: where two lines cross, the wider network begins to pay."""
     figure, axes = new_figure(6.5, 3.2)
-    for name, colour in zip(WIDTHS, CYCLE, strict=False):
-        some = sorted((float(minutes), row) for minutes, row in found.get(name, {}).items())
-        error = [row["cfid_error"] / row["cfid"] * row["ratio"] for _, row in some]
-        axes.errorbar(
-            *zip(*((m, row["ratio"]) for m, row in some), strict=True), error, marker="o", color=colour, label=name
-        )
+    known = {name: found[name] for name in WIDTHS if name in found}
+    for (name, some), colour in zip(known.items(), CYCLE, strict=False):
+        minutes = sorted(some, key=float)
+        ratios, errors = ([some[each][key] for each in minutes] for key in ("ratio", "ratio_error"))
+        axes.errorbar([float(each) for each in minutes], ratios, errors, marker="o", color=colour, label=name)
     axes.set(xlabel="minutes of one core", ylabel="R", xscale="log", yscale="log")
-    ticks = sorted({float(minutes) for name in WIDTHS for minutes in found.get(name, {})})
-    axes.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks], minor=False)
+    ticks = sorted({each for some in known.values() for each in some}, key=float)
+    axes.set_xticks([float(each) for each in ticks], ticks)
     low, high = axes.get_ylim()
-    ratios = [ratio for ratio in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= ratio <= high]
-    axes.set_yticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
+    ticks = [ratio for ratio in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if low <= ratio <= high]
+    axes.set_yticks(ticks, [str(ratio) for ratio in ticks])
     axes.minorticks_off()
     axes.legend()
     return figure

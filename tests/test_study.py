@@ -57,7 +57,15 @@ def test_each_budget_is_a_branch_and_the_trunk_goes_on_without_it(tmp_path, monk
     monkeypatch.setattr(study, "ROWS", tmp_path / "study.json")
     monkeypatch.setitem(study.VARIANTS, "tiny", TINY)
     monkeypatch.setattr(study.Run, "draw", lambda run, network, number: torch.zeros(number, 1, 28, 28))
-    measured = {"cfid": 1.0, "cfid_error": 0.1, "ratio": 2.0, "doubtful": 0.25, "precision": 0.5, "recall": 0.5}
+    measured = {
+        "cfid": 1.0,
+        "cfid_error": 0.1,
+        "ratio": 2.0,
+        "ratio_error": 0.2,
+        "doubtful": 0.25,
+        "precision": 0.5,
+        "recall": 0.5,
+    }
     monkeypatch.setattr(study, "measure", lambda images: type("Found", (), {"to_dict": lambda self: measured})())
     ticks = itertools.count()
     monkeypatch.setattr(study.time, "process_time", lambda: float(next(ticks)))  # a second for each look at the clock
@@ -71,3 +79,5 @@ def test_each_budget_is_a_branch_and_the_trunk_goes_on_without_it(tmp_path, monk
     page = study.page(study.rows() | {"width-16": both})
     assert "| `rf`: tiny |" in page
     assert page.count("2.0 | 25 |") == 3
+    (lines,) = study.chart({"width-16": both, "tiny": both}).axes[0].get_legend_handles_labels()[1:]
+    assert lines == ["width-16"], "the widths that are known so far"

@@ -45,22 +45,19 @@ def python() -> Iterator[Finding]:
 
 def packages() -> Iterator[Finding]:
     """Are the packages installed, and new enough?"""
-    told: list[str] = []
     for level, names, what, remedy in (
         ("fail", LIBRARY, "library", "pip install -e ."),
         ("warn", BOOK, "chapters and site", "pip install -e '.[book]'"),
     ):
         versions = {name: version(name) for name in names}
         missing = [name for name in names if versions[name] is None]
-        told += missing
         if missing:
             yield level, f"packages of the {what} are missing: {', '.join(missing)}: {remedy}"
         else:
             yield "ok", f"packages of the {what}: {', '.join(f'{name} {versions[name]}' for name in names)}"
     for line in too_old():
-        if line.split()[0] in told:
-            continue
-        yield "fail", f"{line}: pip install --upgrade diffusion-book"
+        if version(line.split()[0]):  # what is missing was told above
+            yield "fail", f"{line}: pip install --upgrade diffusion-book"
 
 
 def version(package: str) -> str | None:

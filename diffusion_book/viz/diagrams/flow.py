@@ -51,15 +51,14 @@ def reflow(count: int = 12) -> Diagram:
     data = modes + SPREAD * torch.randn(count, generator=generator, dtype=torch.float64)
     flow = flow_paths(noise)  # (S + 1, N)
     panels = {
-        "random pairs": (torch.stack([noise, data]), "straight lines,\nwhich cross"),
-        "the flow": (flow, "mean velocity: it\nbends, no crossing"),
-        "reflow": (torch.stack([noise, flow[-1]]), "its own pairs:\nstraight paths"),
+        "random pairs": (NOISE, torch.stack([noise, data]), "straight lines,\nwhich cross"),
+        "the flow": (FLOW, flow, "mean velocity: it\nbends, no crossing"),
+        "reflow": (REFLOW, torch.stack([noise, flow[-1]]), "its own pairs:\nstraight paths"),
     }
-    colours = {"random pairs": NOISE, "the flow": FLOW, "reflow": REFLOW}
     canvas, wide, middle, unit = Canvas(270), 100.0, 118.0, 40.0
-    for number, (title, (paths, words)) in enumerate(panels.items()):
+    for number, (title, (colour, paths, words)) in enumerate(panels.items()):
         left = 8 + number * (wide + 22)
-        canvas.text(left + wide / 2, 14, title, colours[title], bold=True)
+        canvas.text(left + wide / 2, 14, title, colour, bold=True)
         canvas.line([(left, 32), (left, 204)], NOISE, 1)
         canvas.line([(left + wide, 32), (left + wide, 204)], NOISE, 1)
         along = torch.linspace(0, wide, len(paths)).tolist()
