@@ -75,7 +75,7 @@ show(
     grids.show_rows({"the flow,\n50 steps": by_steps[50], "distilled,\n1 step": at_once}),
     "7.1",
     "Where this chapter begins and where it ends. Each column starts from one noise. Above, fifty evaluations of the "
-    "network; below, a single evaluation of a network that was distilled from its straightened child.",
+    "network; below, a single evaluation of a network that was distilled from it after a reflow.",
 )
 
 # %% [markdown]
