@@ -48,7 +48,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 COOLDOWN = 0.25
 EMA_DECAYS = (0.99, 0.997, 0.999, 0.9997)
 SAVE_EVERY = 300.0  # seconds
-NUM_SAMPLES = 5000
+NUM_SAMPLES = 2000
 STEPS = 20
 
 
